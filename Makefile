@@ -1,0 +1,29 @@
+# Each target makes the virtual environment .venv by itself; `make help` lists them.
+PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: help install train test check
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(STAMP) ## make .venv and install pfseg with all that it needs
+
+train: $(STAMP) ## train; settings: make train ARGS="model=pfnet_r50 dataset=dubai dataset.root=..."
+	$(VENV)/bin/python train.py $(ARGS)
+
+test: $(STAMP) ## run the tests; ARGS="-k config" for some of them
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(STAMP) ## ruff and mypy
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"pfseg needs Python 3.11, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@

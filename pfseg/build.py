@@ -1,0 +1,332 @@
+"""Composition root: from a configuration to objects. The only module that sees them all.
+
+`train` and `evaluate` run in the driver: they choose where telemetry goes and start the job. `run_worker` runs in
+every rank and does the job. Nothing below this module receives a configuration: constructors take plain arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from pfseg import __version__
+from pfseg.config import compose
+from pfseg.data.base import SegmentationDataset
+from pfseg.errors import ConfigError
+from pfseg.launch import run_job
+from pfseg.tracking.console import RunConsole
+from pfseg.tracking.records import RecordWriter, Sink, write_atomic
+
+Config = dict[str, Any]
+
+
+# In the driver
+
+
+def train(config: Config) -> float:
+    """Train as configured; returns the best validation mIoU in percent.
+
+    Raises:
+        JobError: the job failed or was stopped.
+    """
+    return float(_drive(config)["best/mIoU"])
+
+
+def evaluate(config: Config) -> float:
+    """Score a checkpoint as configured; returns the mIoU in percent and leaves `results.json` in the run folder.
+
+    Raises:
+        JobError: the job failed or was stopped.
+        CheckpointError: no checkpoint, or one that doesn't fit.
+    """
+    return float(_drive(config)["mIoU"])
+
+
+def _drive(config: Config) -> Config:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    console = RunConsole(folder)
+    sinks: list[Sink] = [console]
+    console.show_config(config)
+    wandb = None
+    if config["logger"]["name"] == "wandb":
+        from pfseg.tracking.wandb import WandbLogger
+
+        wandb = WandbLogger(folder, config, console)
+        sinks.append(wandb)
+    code = 1
+    try:
+        result = run_job(folder, config, sinks=sinks)
+        code = 0
+        return result
+    finally:
+        if wandb:
+            wandb.finish(code)
+        console.close()
+
+
+# In every rank
+
+
+def run_worker(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
+    """Do the job that `config` describes in this rank; what it returns becomes `result.json`."""
+    return _evaluate(config, folder) if config["job"] == "evaluate" else _train(config, folder, stop)
+
+
+def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:  # noqa: ANN401
+    """Build a network of conf/model by its name.
+
+    Args:
+        name: `pfnet_r18`, `pfnet_r50`, `pfnet_r101`, `pfnet_r2n101` or another file of conf/model.
+        num_classes: K.
+        variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
+        pretrained: backbone weights (.pth, .pkl, .safetensors).
+
+    Returns:
+        A Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
+
+    Raises:
+        ConfigError: unknown name.
+        CheckpointError: unusable `pretrained`.
+    """
+    config = OmegaConf.to_container(compose("train", [f"model={name}", f"model.variant={variant}"]).model)
+    assert isinstance(config, dict)
+    model = build_model(config, num_classes)
+    if pretrained is not None:
+        load_pretrained(model, config, Path(pretrained))
+    return model
+
+
+def instantiate(config: Config, **given: Any) -> Any:  # noqa: ANN401 - whatever `_target_` names
+    """Call the class that `_target_` names with the other keys and `given`; nested `_target_`s first.
+
+    Raises:
+        ConfigError: the class does not exist, or its constructor refuses a value.
+    """
+    target = config["_target_"]
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_={target} can't be imported ({error}); give package.module.Class") from error
+    arguments = {
+        key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
+        for key, value in (config | given).items()
+        if key != "_target_"
+    }
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{target} can't be built: {error}") from error
+
+
+def build_dataset(config: Config, split: str) -> SegmentationDataset:
+    """Build a split of the data set that `config` (the group `dataset`) describes."""
+    module, _, name = config["_target_"].rpartition(".")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    arguments = {key: value for key, value in config.items() if key == "_target_" or key in parameters}
+    dataset: SegmentationDataset = instantiate(arguments, split=split)
+    return dataset
+
+
+def build_model(config: Config, num_classes: int) -> Any:  # noqa: ANN401 - a jittor Module
+    """Build the network that `config` (the group `model`) describes."""
+    arguments = {key: value for key, value in config.items() if key not in ("name", "pretrained", "num_classes")}
+    return instantiate(arguments, num_classes=num_classes)
+
+
+def load_pretrained(model: Any, config: Config, path: Path) -> str:  # noqa: ANN401 - a jittor Module
+    """Load backbone weights into `layer0` .. `layer4`; returns what was loaded, skipped and reshaped.
+
+    Raises:
+        CheckpointError: unreadable, or nothing in it matches.
+    """
+    from pfseg.engine.weights import match_weights, read_weights
+    from pfseg.errors import CheckpointError
+    from pfseg.runtime import jt
+
+    module, _, name = config["backbone"]["_target_"].rpartition(".")
+    rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
+    state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
+    match = match_weights({key: tuple(var.shape) for key, var in state.items()}, read_weights(path), rename)
+    if not match.loaded:
+        raise CheckpointError(
+            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}. {match.report()}"
+            " (config: model.pretrained)"
+        )
+    for key, value in match.loaded.items():
+        state[key].assign(jt.array(value))
+    return match.report()
+
+
+def _loader_workers(config: Config) -> int:
+    wanted = config.get("trainer", {}).get("workers", "auto")
+    return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
+
+
+def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) -> Any:  # noqa: ANN401
+    from pfseg.data.loader import EvalLoader
+    from pfseg.engine.evaluator import Evaluator
+    from pfseg.runtime import rank, world_size
+
+    data = config["dataset"]
+    return Evaluator(
+        EvalLoader(dataset=dataset, rank=rank(), world_size=world_size(), workers=1 if _loader_workers(config) else 0),
+        num_classes=dataset.num_classes,
+        mean=data["mean"],
+        std=data["std"],
+        window=tuple(data["eval_size"]) if data["eval_size"] else None,
+        stride=stride,
+        batch_size=config["batch_size"],
+        resolution=data["resolution"],
+        ignore_index=data["ignore_index"],
+        num_panels=config["trainer"]["num_samples"],
+    )
+
+
+def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
+    from pfseg.data.loader import TrainLoader
+    from pfseg.engine import state
+    from pfseg.engine.checkpoint import check_fits, load_checkpoint
+    from pfseg.engine.schedule import make_schedule
+    from pfseg.engine.trainer import Plan, Trainer
+    from pfseg.runtime import jt, rank, seed_everything, world_size
+
+    seed_everything(config["seed"])
+    data, options = config["dataset"], dict(config["trainer"])
+    train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
+    model = build_model(config["model"], train_set.num_classes)
+    if world_size() > 1:
+        model.mpi_param_broadcast()
+    optimizer_options = dict(config["optimizer"])
+    optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
+    loader = TrainLoader(
+        dataset=train_set,
+        augment=instantiate(config["augment"]),
+        crop_size=tuple(data["crop_size"]),
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        mean=data["mean"],
+        std=data["std"],
+        edge_rule=data["edge"]["rule"],
+        edge_thickness=data["edge"]["thickness"],
+        ignore_index=data["ignore_index"],
+        resolution=data["resolution"],
+        class_uniform=data["class_uniform"],
+        rank=rank(),
+        world_size=world_size(),
+        workers=_loader_workers(config),
+        multiple=options["accumulate"],
+    )
+    evaluator = _build_evaluator(config, val_set, model.output_stride)
+    plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
+    steps_per_epoch = loader.batches_per_epoch // plan.accumulate
+    schedule = dict(config["schedule"])
+    lr = make_schedule(
+        schedule.pop("name"),
+        base_lr=optimizer_options["lr"],
+        total_steps=plan.total_steps(steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        **schedule,
+    )
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    trainer = Trainer(
+        model=model,
+        loss=instantiate(config["loss"]),
+        optimizer=optimizer,
+        lr=lr,
+        loader=loader,
+        evaluator=evaluator,
+        plan=plan,
+        classes=train_set.classes,
+        folder=folder,
+        records=records,
+        seed=config["seed"],
+        meta={"config": config, "pfseg": __version__, "jittor": jt.__version__},
+        stop=stop,
+    )
+    last = folder / "checkpoints" / "last.safetensors"
+    if config["resume"]:
+        check_fits(last, load_checkpoint(last)[1], config)
+        trainer.restore(last)
+        if records:
+            records.drop_after(trainer.progress.step)
+    elif config["model"]["pretrained"]:
+        report = load_pretrained(model, config["model"], Path(config["model"]["pretrained"]))
+        if records:
+            records.write("message", step=0, epoch=0, level="info", text=report)
+    if records:
+        records.write(
+            "start",
+            step=trainer.progress.step,
+            epoch=trainer.epoch,
+            steps=trainer.total_steps,
+            steps_per_epoch=steps_per_epoch,
+            global_batch=config["batch_size"] * plan.accumulate * world_size(),
+            ranks=world_size(),
+            device="cuda" if jt.flags.use_cuda else "cpu",
+            classes=[c.name for c in train_set.classes],
+            images_train=len(train_set),
+            images_val=len(val_set),
+        )
+    try:
+        return trainer.run()
+    finally:
+        loader.close()
+        evaluator.loader.close()
+
+
+def _evaluate(config: Config, folder: Path) -> Config:
+    from pfseg.engine import state
+    from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.metrics import scores
+    from pfseg.runtime import jt, rank, seed_everything, world_size
+    from pfseg.tracking.panels import save_panels
+
+    seed_everything(config["seed"])
+    path = Path(config["checkpoint"])
+    arrays, meta = load_checkpoint(path)
+    stored = meta["config"]
+    if config["dataset"]["root"] is not None:
+        stored["dataset"]["root"] = config["dataset"]["root"]
+    if config["batch_size"] is not None:
+        stored["batch_size"] = config["batch_size"]
+    if config["eval_size"] is not None:
+        stored["dataset"]["eval_size"] = config["eval_size"]
+    dataset = build_dataset(stored["dataset"], config["split"])
+    model = build_model(stored["model"], dataset.num_classes)
+    state.load_model(model, {k: v for k, v in arrays.items() if not k.startswith(SECTIONS)}, str(path))
+    model.eval()
+    evaluator = _build_evaluator(stored, dataset, model.output_stride)
+    names = [c.name for c in dataset.classes]
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    step = meta["progress"]["step"]
+
+    def write(event: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+        if records:
+            records.write(event, step=step, epoch=meta["epoch"], **fields)
+
+    device = "cuda" if jt.flags.use_cuda else "cpu"
+    write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
+    try:
+        found = evaluator.run(model.predict, lambda done, n: write("progress", text="evaluating", done=done, total=n))
+        for warning in evaluator.loader.pop_warnings():
+            write("message", level="warning", text=warning)
+    finally:
+        evaluator.loader.close()
+    result = scores(found.confusion, names)
+    if rank() == 0:
+        save_panels(folder / "samples.png", found.panels, dataset.classes)
+        details = {"checkpoint": str(path), "step": step, "split": config["split"], "images": found.images, **result}
+        details["classes"], details["confusion"] = names, found.confusion.tolist()
+        write_atomic(folder / "results.json", json.dumps(details, indent=1))
+    write("val", **{f"val/{key}": value for key, value in result.items()}, panels="samples.png", best=False)
+    write("end", status="done")
+    return {"status": "done", "images": found.images, **result}

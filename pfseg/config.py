@@ -1,0 +1,379 @@
+"""From the command line to a checked configuration, without Jittor: Hydra, resumed runs, cross-field checks.
+
+`main` is what train.py and evaluate.py call. Whatever is wrong with the settings is found before Hydra writes
+anything, and said in one line that names the key and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra.version
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pfseg.data.base import parse_classes
+from pfseg.devices import plan_ranks
+from pfseg.errors import ConfigError, PfsegError
+from pfseg.schema import Evaluate, Train
+from pfseg.validate import unknown_key, validate
+
+_VERSION_BASE = "1.3"
+_TO_GIVE = {  # what to put for a key that has to be given
+    "checkpoint": "run folder or .safetensors file",
+    "dataset.root": "folder of the data set",
+    "dataset.classes": "class table, best in a YAML file of your own: see conf/dataset/folder.yaml",
+}
+
+
+def config_dir() -> Path:
+    """The folder with the YAML files: inside an installed package, or beside it in a working copy."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | None = None) -> DictConfig:
+    """Compose a configuration outside `main`; a Hydra job that runs at the same time is left alone.
+
+    Args:
+        config_name: file in conf/ without its suffix, such as `train`.
+        overrides: as on the command line.
+        folder: a further folder of YAML files.
+
+    Returns:
+        The configuration, not checked yet.
+
+    Raises:
+        ConfigError: an unknown choice or key, or an override that cannot be read.
+    """
+    _register_resolver()
+    extra = [f"hydra.searchpath=[{_quote(f'file://{folder.resolve()}')}]"] if folder else []
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
+            return hydra_compose(config_name, overrides=[*extra, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, config_name, overrides) from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed configuration and resolve it.
+
+    Args:
+        cfg: as composed from train.yaml or evaluate.yaml.
+
+    Returns:
+        Plain dictionaries, lists and scalars, with what follows from other values filled in: sizes as
+        [height, width], `model.num_classes`, `ranks` as a number, absolute paths.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type or range, values that don't go together, or a file,
+            folder or device that isn't there.
+    """
+    try:
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError(f"{key} is not set: add {key}=<{_TO_GIVE.get(key, 'value')}>")
+        raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'a value'} cannot be resolved: {_first_line(error)}") from error
+    assert isinstance(raw, dict)
+    schema = Evaluate if raw.get("job") == "evaluate" else Train
+    config: dict[str, Any] = validate(raw, schema)
+    if schema is Train:
+        _check_lengths(config)
+        _check_classes(config)
+        _check_sizes(config)
+        _check_ranges(config)
+        if (file := config["model"]["pretrained"]) is not None:
+            what = "a backbone file (.pth, .pkl, .safetensors)"
+            config["model"]["pretrained"] = str(_existing("model.pretrained", file, what))
+        if config["resume"] is not None:
+            config["resume"] = str(_resumable(config["resume"]))
+    else:
+        config["checkpoint"] = str(find_checkpoint(config["checkpoint"]))
+        if config["eval_size"] is not None:
+            config["eval_size"] = _pair(config["eval_size"])
+    if (root := config["dataset"]["root"]) is not None:
+        config["dataset"]["root"] = str(_existing("dataset.root", root, "the folder of the data set", folder=True))
+    config["ranks"] = plan_ranks(config)[0]
+    if config["launch"]["name"] == "inline" and config["ranks"] != 1:
+        raise ConfigError(f"launch=inline runs one rank, got ranks={config['ranks']}: add ranks=1 or use launch=mpi")
+    return config
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
+
+    Raises:
+        ConfigError: neither such a file nor a run folder with a checkpoint.
+    """
+    path = Path(checkpoint).expanduser().absolute()
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path
+        raise ConfigError(f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run")
+    if not path.is_dir():
+        raise ConfigError(
+            f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"
+        )
+    for name in ("best", "last"):
+        if (found := path / "checkpoints" / f"{name}.safetensors").is_file():
+            return found
+    raise ConfigError(
+        f"checkpoint={checkpoint} holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
+        "outputs/<name>/<date>/<time>, that has saved at least once"
+    )
+
+
+def run_folder(checkpoint: str) -> str:
+    """Folder that an evaluation of `checkpoint` writes below: the run's, or that of a lone weights file."""
+    path = Path(checkpoint).expanduser().absolute()
+    if path.is_file():
+        path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return str(path)
+
+
+def main(run: Callable[[dict[str, Any]], float | None], config_name: str) -> NoReturn:
+    """Run a command: compose, check, make the run folder, call `run`, and end the process.
+
+    Args:
+        run: gets the checked configuration; its value is what a sweep optimises.
+        config_name: file in conf/ without its suffix.
+    """
+    code = 0
+    try:
+        _run_command(run, config_name)
+    except PfsegError as error:
+        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
+        sys.stderr.write(f"{prefix}{_one_line(str(error))}\n")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str) -> None:
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        script, ranks = Path(sys.argv[0]).name, os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
+        raise ConfigError(f"started by mpirun, which {script} does by itself: type `python {script} ranks={ranks} ...`")
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    args = parser.parse_args()
+    args.overrides = [_quote_value(override) for override in args.overrides]
+    args.overrides = expand_resume(args.overrides, multirun=args.multirun)
+    config_name = args.config_name or config_name
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    if not (args.multirun or shows or args.experimental_rerun or args.config_path):
+        check(compose(config_name, args.overrides, folder=Path(args.config_dir) if args.config_dir else None))
+
+    failures: list[Exception] = []
+
+    def task(cfg: DictConfig) -> float | None:
+        try:
+            return run(check(cfg))
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                _log_failure(error, Path(HydraConfig.get().runtime.output_dir))
+                raise
+            failures.append(error)  # raised below: here Hydra would add lines of its own
+            return None
+
+    _register_resolver()
+    hydra.version.setbase(_VERSION_BASE)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    try:
+        _run_hydra(args, parser, task, str(config_dir()), config_name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, config_name, args.overrides) from error
+    if failures:
+        raise failures[0]
+
+
+def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """Replace `resume=<run>` by that run's own overrides, its folder, and whatever else is given now.
+
+    Args:
+        overrides: as on the command line.
+        multirun: whether several runs were asked for, of which none can be resumed.
+
+    Returns:
+        The overrides as they are where none starts with `resume=`. Otherwise the run's saved ones that aren't given
+        anew, the given ones, and `resume` and `hydra.run.dir` with the run's absolute path.
+
+    Raises:
+        ConfigError: no such run folder, or none that can be resumed.
+    """
+    given = [override for override in overrides if override.startswith("resume=")]
+    value = given[-1].partition("=")[2].strip("'\"") if given else ""
+    if value in ("", "null"):
+        return list(overrides)
+    if multirun:
+        raise ConfigError("resume continues one run: leave out -m (--multirun)")
+    folder = _resumable(value)
+    now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
+    keys = {override.partition("=")[0] for override in now}
+    saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(saved, list)
+    kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]
+    return [*kept, *now, f"resume={_quote(str(folder))}", f"hydra.run.dir={_quote(str(folder))}"]
+
+
+def _resumable(resume: str) -> Path:
+    folder = Path(resume).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"resume={resume} does not exist (looked in {folder}): give outputs/<name>/<date>/<time>")
+    if not (folder / ".hydra" / "overrides.yaml").is_file():
+        raise ConfigError(
+            f"resume={resume} is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>"
+        )
+    if not (folder / "checkpoints" / "last.safetensors").is_file():
+        raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
+    return folder
+
+
+def _check_lengths(config: Mapping[str, Any]) -> None:
+    trainer, schedule = config["trainer"], config["schedule"]
+    epochs = trainer["max_epochs"]
+    if epochs is None and trainer["max_steps"] is None:
+        raise ConfigError(
+            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
+        )
+    if schedule.get("legacy") and schedule["per"] != "epoch":
+        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
+    relax = schedule.get("relax_epoch")
+    if relax is not None and epochs is not None and relax >= epochs:
+        raise ConfigError(f"schedule.relax_epoch={relax} is not below trainer.max_epochs={epochs}: lower it")
+
+
+def _check_classes(config: dict[str, Any]) -> None:
+    count = len(parse_classes(config["dataset"]["classes"]))
+    wanted = config["model"]["num_classes"]
+    if wanted not in (None, count):
+        raise ConfigError(
+            f"model.num_classes={wanted}, but dataset.classes of {config['dataset']['name']} lists {count}: "
+            f"set model.num_classes={count}, or null to follow the data set"
+        )
+    config["model"]["num_classes"] = count
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    dataset, model = config["dataset"], config["model"]
+    least = {"pytorch": 64, "jittor": 32 * max(model.get("salient_pool", 1), model.get("edge_pool", 1))}.get(
+        model.get("variant", ""), 1
+    )
+    for key in ("crop_size", "eval_size"):
+        if dataset[key] is None:
+            continue
+        given, dataset[key] = dataset[key], _pair(dataset[key])
+        if min(dataset[key]) < least:
+            other = ", or use model.variant=pytorch (64 px)" if least > 64 and min(dataset[key]) >= 64 else ""
+            raise ConfigError(
+                f"dataset.{key}={given} is too small for model.variant={model['variant']}, which takes {least} px a "
+                f"side at least: set dataset.{key}={least}{other}"
+            )
+
+
+def _check_ranges(config: Mapping[str, Any]) -> None:
+    for group, key in (("dataset", "scale_range"), ("augment", "scale_range"), ("augment", "blur")):
+        bounds = config[group].get(key)
+        if bounds is not None and (bounds[0] > bounds[1] or (key == "scale_range" and bounds[0] <= 0)):
+            raise ConfigError(f"{group}.{key}={bounds}: expected [low, high], both above 0 and in this order")
+
+
+def _existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:
+    path = Path(given).expanduser().absolute()
+    if path.is_dir() if folder else path.is_file():
+        return path
+    fault = "is not a " + ("folder" if folder else "file") if path.exists() else "does not exist"
+    raise ConfigError(f"{key}={given} {fault} (looked in {path}): set {key}=<{what}>")
+
+
+def _pair(size: int | list[int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else size
+
+
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> ConfigError:
+    """Say one of Hydra's errors in one line: what was given, what there is, what to do."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"cannot read `{error.override}` ({_first_line(error)}): expected key=value, such as optimizer.lr=0.01; "
+            "put a value with special characters in two pairs of quotes: 'name=\"a=b\"'"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        near = difflib.get_close_matches(name, error.options, n=1, cutoff=0.4)
+        hint = f"did you mean `{group}={near[0]}`? " if near else ""
+        return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(error.options)}")
+    if match := re.search(r"(?:Could not (?:override|delete)[^']*|config group )'([^'@]+)'", text):
+        return _explain_key(match[1], config_name, overrides)
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return ConfigError(f"`{match[1]}` exists already: leave out the + before it")
+    cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""
+    return ConfigError(f"{' '.join(text.split())}{cause}")
+
+
+def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> ConfigError:
+    """The error for `key`, which the configuration lacks, with its neighbours there."""
+    others = [text for text in overrides if text.lstrip("+~").partition("=")[0] != key]
+    node: Any = compose(config_name, [text for text in others if not set(text) & set(",()")])  # these may be sweeps
+    parts = key.replace("/", ".").split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig):
+            return ConfigError(f"unknown key `{key}`: `{'.'.join(parts[:depth])}` is a value and has no keys below it")
+        if part not in node:
+            groups = ["experiment", "debug"] if depth == 0 and "trainer" in node else []  # choices without a key
+            return unknown_key(".".join(parts[: depth + 1]), [*map(str, node), *groups])
+        node = node._get_node(part)
+    return ConfigError(f"unknown key `{key}`: the settings chosen here don't have it")
+
+
+def _log_failure(error: Exception, folder: Path) -> None:
+    """Leave a failed job of a sweep's reason in its folder and on the terminal; Hydra leaves none."""
+    user = isinstance(error, PfsegError)
+    text = f"error: {_one_line(str(error))}\n" if user else "".join(traceback.format_exception(error))
+    (folder / "error.txt").write_text(text, encoding="utf-8")
+    sys.stderr.write(text)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
+
+
+def _register_resolver() -> None:
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+
+
+def _quote(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def _quote_value(override: str) -> str:
+    """Quote a plain value that holds a `=`, as paths of runs may: Hydra would not read it."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if "=" in value and not set(value) & set("'\"[]{}()$,") else override
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))

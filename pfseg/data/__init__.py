@@ -1,0 +1,1 @@
+"""Data sets, joint augmentation, edge targets and loading; NumPy and OpenCV only, no Jittor."""

@@ -1,0 +1,165 @@
+"""What every data set is: a class table and samples by index.
+
+A data set is one module with one class derived from `SegmentationDataset`; it is built as
+`Cls(split="train" | "val", **keywords)`, the keywords being the keys of its YAML file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pfseg.errors import ConfigError
+
+IGNORE = 255  # the label of pixels without a class, in every mask of every data set
+MAX_CLASSES = 254  # 255 is "ignore", 254 marks unknown colours while a mask is decoded
+_MAX_ID = 65535
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One row of a class table.
+
+    Attributes:
+        name: what tables and legends show.
+        color: RGB, each 0..255.
+        id: the value in single-channel masks; None means the row's position in the table.
+    """
+
+    name: str
+    color: tuple[int, int, int]
+    id: int | None = None
+
+
+@dataclass
+class Sample:
+    """One image with its labels.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        mask: (H, W) uint8, in [0, K) or 255 for ignore.
+        name: unique within the data set, for instance the image's path below the root.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    name: str
+
+
+class SegmentationDataset(ABC):
+    """Samples of one split, read one by one.
+
+    Attributes:
+        classes: the class table in the order of the labels.
+        on_error: `raise`, or `skip` to leave out samples that cannot be read; the loaders act on it.
+        warnings: faults that were found and got round; readers of the list empty it.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    on_error: str = "raise"
+    warnings: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.classes)
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Class colours, (K, 3) uint8, RGB."""
+        return np.array([info.color for info in self.classes], dtype=np.uint8).reshape(-1, 3)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples of this split."""
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """Read sample `index`, always the same for the same index.
+
+        Raises:
+            DataError: the sample cannot be read; the message names the file.
+        """
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Mask of sample `index`, (H, W) uint8; to be overridden where it is cheaper than `read`."""
+        return self.read(index).mask
+
+
+def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:  # noqa: ANN401 - as YAML gives it
+    """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
+
+    Raises:
+        ConfigError: anything else; `where` is named in the message.
+    """
+    if isinstance(value, str):
+        digits = value.removeprefix("#")
+        if len(digits) == 6 and all(digit in "0123456789abcdefABCDEF" for digit in digits):
+            return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
+    elif isinstance(value, Sequence) and len(value) == 3:
+        if all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= 255 for part in value):
+            return int(value[0]), int(value[1]), int(value[2])
+    # YAML reads an unquoted 110000 as an integer and 6E1098 as a float, both of which end here.
+    raise ConfigError(
+        f'colour {value!r} is neither hex such as "3C1098" (in quotes) nor a list of three numbers 0..255 ({where})'
+    )
+
+
+def parse_classes(rows: Iterable[Mapping[str, Any] | ClassInfo]) -> tuple[ClassInfo, ...]:
+    """Read a class table.
+
+    Args:
+        rows: for each class `name`, `color` (see `parse_color`) and, if single-channel masks code it by another
+            value than its position, `id`.
+
+    Returns:
+        The classes in order.
+
+    Raises:
+        ConfigError: an empty table, an unknown or missing key, or two classes of one name, colour or id.
+    """
+    classes: list[ClassInfo] = []
+    for position, row in enumerate(rows):
+        where = f"config: dataset.classes[{position}]"
+        if not isinstance(row, ClassInfo):
+            row = _parse_row(row, where)
+        for other, earlier in enumerate(classes):
+            for key, same in (
+                ("name", row.name == earlier.name),
+                ("colour", row.color == earlier.color),
+                ("id", _id(row, position) == _id(earlier, other)),
+            ):
+                if same:
+                    raise ConfigError(
+                        f"classes {other} ({earlier.name}) and {position} ({row.name}) have the same {key}; "
+                        f"each needs its own ({where})"
+                    )
+        classes.append(row)
+    if not 0 < len(classes) <= MAX_CLASSES:
+        raise ConfigError(
+            f"the class table has {len(classes)} classes; expected 1 to {MAX_CLASSES} (config: dataset.classes)"
+        )
+    return tuple(classes)
+
+
+def class_ids(classes: Sequence[ClassInfo]) -> list[int]:
+    """Value of each class in single-channel masks, in the order of the table."""
+    return [_id(info, position) for position, info in enumerate(classes)]
+
+
+def _id(info: ClassInfo, position: int) -> int:
+    return position if info.id is None else info.id
+
+
+def _parse_row(row: Mapping[str, Any], where: str) -> ClassInfo:
+    keys = set(row) if isinstance(row, Mapping) else set()
+    if not {"name", "color"} <= keys <= {"name", "color", "id"}:
+        raise ConfigError(f"got {row!r}; expected the keys name, color and, if needed, id ({where})")
+    identity = row.get("id")
+    if identity is not None and (not isinstance(identity, int) or not 0 <= identity <= _MAX_ID):
+        raise ConfigError(f"id {identity!r} is not a whole number from 0 to {_MAX_ID} ({where}.id)")
+    return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)

@@ -1,0 +1,215 @@
+"""Your own images and masks in folders, described by one YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.data.base import ClassInfo, Sample, SegmentationDataset, parse_classes
+from pfseg.data.decode import MaskReader, read_image
+from pfseg.errors import ConfigError, DataError
+
+EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_DEFAULT_SPLITS = {"train": "train", "val": "val"}
+
+
+class FolderDataset(SegmentationDataset):
+    """Images and masks of the same stems, in folders called `images` and `masks` (or as you say).
+
+    The mask of `<anything>/images/<stem>.jpg` is `<anything>/masks/<stem>.png` (.tif, .jpg). Masks are single-channel
+    ids, palette PNGs or RGB colours. As YAML:
+
+        _target_: pfseg.data.folder.FolderDataset
+        root: /data/town
+        classes:
+          - {name: roof, color: "3C1098"}
+          - {name: road, color: [110, 193, 228], id: 7}   # id: the value in single-channel masks, if not the position
+        ignore: ["9B9B9B", 0]            # colours and ids without a class; other unknown colours are reported
+        images: images
+        masks: masks
+        splits: {train: train, val: val}                       # folders: <root>/train/images/..., nested ones too
+        # splits: {train: split_train.txt, val: split_val.txt} # lists of image paths below the root
+        # splits: {val: 0.2, seed: 0}                          # a share of all images below the root
+
+    Args:
+        split: `train` or `val`, a key of `splits`.
+        root: folder of the data set.
+        classes: the class table, see `pfseg.data.base.parse_classes`.
+        images: name of the folders with images; may have several parts, such as `data/rgb`.
+        masks: name of the folders with masks, which lie where those with images lie.
+        splits: for each split a folder or a list (`.txt`) below the root; or `val`, a share between 0 and 1, with a
+            `seed`. Default: the folders `train` and `val`.
+        ignore: colours and ids in masks that mean "no class". 255 is always among them unless a class has that id.
+        on_error: `raise`, or `skip` to leave out what cannot be read and count it in the warnings.
+
+    Raises:
+        ConfigError: a keyword that does not fit.
+        DataError: a missing folder or list, no images, or an image without mask.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | Path,
+        classes: Iterable[Mapping[str, Any] | ClassInfo],
+        images: str = "images",
+        masks: str = "masks",
+        splits: Mapping[str, Any] | None = None,
+        ignore: Sequence[Any] = (),
+        on_error: str = "raise",
+    ) -> None:
+        """Find the files of the split."""
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
+        self.classes = parse_classes(classes)
+        self.reader = MaskReader(self.classes, ignore)
+        self.on_error = on_error
+        self.warnings = []
+        self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
+        if not self.root.is_dir():
+            raise DataError(
+                f"data folder {self.root} not found (looked in {self.root.absolute()}); unpack the data set there "
+                "or set dataset.root=<folder>"
+            )
+        self.files = self._pair(self._list_images(split, splits or _DEFAULT_SPLITS), split)
+
+    def __len__(self) -> int:
+        """Number of images of the split that have a mask."""
+        return len(self.files)
+
+    def read(self, index: int) -> Sample:
+        """Read an image and its mask.
+
+        Raises:
+            DataError: either is unreadable, their sizes differ, or the mask has an id outside the class table.
+        """
+        path = self.files[index][0]
+        image, mask = read_image(path), self.read_mask(index)
+        if image.shape[:2] != mask.shape:
+            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+            raise DataError(
+                f"{self._name(path)} has {width}x{height} px but its mask {self._name(self.files[index][1])} "
+                f"{mask_width}x{mask_height}; both must have the same size (below {self.root})"
+            )
+        return Sample(image, mask, self._name(path))
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Read the mask alone."""
+        path = self.files[index][1]
+        mask, warning = self.reader.read(path, self._name(path))
+        if warning:
+            self.warnings.append(warning)
+        return mask
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
+
+    def _list_images(self, split: str, splits: Mapping[str, Any]) -> list[Path]:
+        share = splits.get("val")
+        if isinstance(share, float):
+            return self._by_ratio(split, share, splits)
+        source = splits.get(split)
+        if not isinstance(source, str):
+            raise ConfigError(
+                f"splits has no folder or list for {split!r}: got {dict(splits)}; give a folder or a .txt list for "
+                "train and val, or a share such as {val: 0.2, seed: 0} (config: dataset.splits)"
+            )
+        if source.endswith(".txt"):
+            return self._from_list(self.root / source, split)
+        return self._below(self.root / source, split)
+
+    def _by_ratio(self, split: str, share: float, splits: Mapping[str, Any]) -> list[Path]:
+        if not 0 < share < 1 or not set(splits) <= {"val", "seed"} or split not in ("train", "val"):
+            raise ConfigError(
+                f"splits={dict(splits)} (wanted: {split}) is no share; expected {{val: 0.2, seed: 0}} with val between "
+                "0 and 1 and nothing else (config: dataset.splits)"
+            )
+        paths = self._below(self.root, split)
+        order = np.random.default_rng(splits.get("seed", 0)).permutation(len(paths))
+        held_out = max(1, round(share * len(paths)))
+        if held_out >= len(paths):
+            raise DataError(f"{len(paths)} images below {self.root} cannot be split with val={share}; add images")
+        return [paths[place] for place in sorted(order[:held_out] if split == "val" else order[held_out:])]
+
+    def _from_list(self, path: Path, split: str) -> list[Path]:
+        if not path.is_file():
+            raise DataError(f"list {path} not found; expected one image path per line (config: dataset.splits.{split})")
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        found = []
+        for line in lines:
+            if not line or line.startswith("#"):
+                continue
+            image = self.root / line
+            if image.is_file():
+                found.append(image)
+            else:
+                self._fault(f"image {image} of the list {path} not found; paths in it are relative to {self.root}")
+        if not found:
+            raise DataError(f"list {path} names no image that exists (config: dataset.splits.{split})")
+        return found
+
+    def _below(self, folder: Path, split: str) -> list[Path]:
+        if not folder.is_dir():
+            raise DataError(
+                f"folder {folder} of the split {split!r} not found; create it with the folders {self.images} and "
+                f"{self.masks} or set dataset.splits (config: dataset.splits.{split})"
+            )
+        paths = [
+            path
+            for images in sorted({*folder.glob(self.images), *folder.glob(f"**/{self.images}")})
+            for path in sorted(images.iterdir())
+            if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        ]
+        if not paths:
+            raise DataError(
+                f"no images below {folder}: looked for {self.images}/*{{{','.join(EXTENSIONS)}}}, nested ones too "
+                f"(config: dataset.root, dataset.images, dataset.splits.{split})"
+            )
+        return paths
+
+    def _pair(self, images: list[Path], split: str) -> list[tuple[Path, Path]]:
+        folders: dict[Path, dict[str, Path]] = {}
+        pairs = []
+        for image in images:
+            folder = self._mask_folder(image)
+            if folder not in folders:
+                folders[folder] = _masks_by_stem(folder)
+            mask = folders[folder].get(image.stem)
+            if mask is None:
+                self._fault(f"{image} has no mask: expected {folder / image.stem}{{{','.join(EXTENSIONS)}}}")
+            else:
+                pairs.append((image, mask))
+        if not pairs:
+            raise DataError(f"none of the {len(images)} images of the split {split!r} below {self.root} has a mask")
+        return pairs
+
+    def _mask_folder(self, image: Path) -> Path:
+        before, found, after = f"{image.parent.as_posix()}/".rpartition(f"/{self.images}/")
+        if not found:
+            raise DataError(
+                f"{image} lies in no folder called {self.images!r}, so the place of its mask is unknown; "
+                "name that folder (config: dataset.images)"
+            )
+        return Path(f"{before}/{self.masks}/{after}")
+
+    def _fault(self, message: str) -> None:
+        if self.on_error == "raise":
+            raise DataError(f"{message}; add it, or leave it out with dataset.on_error=skip")
+        self.warnings.append(f"left out: {message}")
+
+
+def _masks_by_stem(folder: Path) -> dict[str, Path]:
+    """Masks of a folder by stem; of several with one stem the lossless format is taken."""
+    found: dict[str, Path] = {}
+    if folder.is_dir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            suffix = path.suffix.lower()
+            if suffix in EXTENSIONS and (
+                path.stem not in found or EXTENSIONS.index(suffix) < EXTENSIONS.index(found[path.stem].suffix.lower())
+            ):
+                found[path.stem] = path
+    return found

@@ -1,0 +1,109 @@
+"""Which sample comes when: pure functions of seed and epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfseg.data.base import IGNORE
+
+# Fourth word of the seed, which is 0 for the samples: they use [seed, epoch, position].
+_ORDER, _CLASSES = 1, 2
+_TILE = 1024
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training sample to be made.
+
+    Attributes:
+        index: of the data set.
+        centre: (y, x) in pixels of the full-size image that the crop must contain, or None.
+    """
+
+    index: int
+    centre: tuple[int, int] | None = None
+
+
+def epoch_order(
+    num_samples: int, *, seed: int, epoch: int, batch: int, world_size: int = 1, multiple: int = 1
+) -> np.ndarray:
+    """Shuffled sample indices of one epoch for all ranks together.
+
+    The order is padded by wrapping round, so that every rank has the same number of whole batches. Position
+    `(step * world_size + rank) * batch + slot` belongs to `slot` of that rank's batch: the samples of a step
+    depend on the global batch only, not on how ranks share it.
+
+    Args:
+        num_samples: size of the data set, at least 1.
+        seed: of the run.
+        epoch: counted from 0.
+        batch: samples per rank and step.
+        world_size: number of ranks.
+        multiple: the number of batches is made a multiple of it (gradient accumulation).
+
+    Returns:
+        (N,) int64, N a multiple of `batch * world_size * multiple`.
+    """
+    order = np.random.default_rng([seed, epoch, 0, _ORDER]).permutation(num_samples)
+    whole = batch * world_size * multiple
+    return np.resize(order, -(-num_samples // whole) * whole)
+
+
+class ClassIndex:
+    """Where each class occurs: for class-uniform sampling.
+
+    Per tile of 1024 px and class it keeps the pixel of that class nearest to the class's centroid in the tile.
+
+    Args:
+        num_classes: number of classes K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        """Start without any place."""
+        self.places: list[list[Draw]] = [[] for _ in range(num_classes)]
+
+    def add(self, index: int, centres: list[tuple[int, tuple[int, int]]]) -> None:
+        """Add what `class_centres` found in the mask of sample `index`."""
+        for label, centre in centres:
+            self.places[label].append(Draw(index, centre))
+
+    def draw(self, order: np.ndarray, *, share: float, seed: int, epoch: int) -> list[Draw]:
+        """Replace a share of an epoch's samples by samples drawn class by class.
+
+        Args:
+            order: result of `epoch_order`.
+            share: of samples to replace, 0..1.
+            seed: of the run.
+            epoch: counted from 0.
+
+        Returns:
+            One draw per entry of `order`; the drawn ones name the pixel that the crop must contain, and every
+            class that occurs gets equally many of them (give or take one).
+        """
+        draws = [Draw(int(index)) for index in order]
+        present = [places for places in self.places if places]
+        if not present:
+            return draws
+        rng = np.random.default_rng([seed, epoch, 0, _CLASSES])
+        positions = rng.permutation(len(order))[: round(share * len(order))]
+        for turn, position in enumerate(positions):
+            places = present[turn % len(present)]
+            draws[position] = places[rng.integers(len(places))]
+        return draws
+
+
+def class_centres(mask: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
+    """Per tile of 1024 px and label, the (y, x) of its pixel nearest to its centroid in the tile."""
+    centres = []
+    for top in range(0, mask.shape[0], _TILE):
+        for left in range(0, mask.shape[1], _TILE):
+            tile = mask[top : top + _TILE, left : left + _TILE]
+            for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)):
+                if label == IGNORE:
+                    continue
+                y, x = np.nonzero(tile == label)
+                nearest = int(np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2))
+                centres.append((int(label), (top + int(y[nearest]), left + int(x[nearest]))))
+    return centres

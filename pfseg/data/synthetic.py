@@ -1,0 +1,68 @@
+"""Aerial-like scenes made by code, with exact labels: for trying things out and for tests, no files needed.
+
+A scene is fields, water and roads, then what stands on them: car parks, buildings, cars, trees. Colours overlap
+between classes on purpose (green roofs and green water, grey water and grey roads, brown fields and brown roofs),
+so that texture, shape and context have to be learnt.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
+from pfseg.data.scene import Scene
+from pfseg.errors import ConfigError
+
+_SPLITS = {"train": 1, "val": 2}
+_MIN_SIZE = 64
+
+
+class SyntheticDataset(SegmentationDataset):
+    """Scenes that depend on (seed, split, index) only; the splits share none.
+
+    Args:
+        split: `train` or `val`.
+        size: side of the square images in pixels, at least 64; larger images show more ground.
+        train_images: number of training scenes.
+        val_images: number of validation scenes.
+        seed: another seed gives other scenes.
+
+    Raises:
+        ConfigError: an unknown split, or a size or number of images that is too small.
+    """
+
+    classes = (  # in the order of the labels that Scene paints
+        ClassInfo("field", (180, 200, 90)),
+        ClassInfo("road", (110, 193, 228)),
+        ClassInfo("building", (60, 16, 152)),
+        ClassInfo("tree", (20, 120, 60)),
+        ClassInfo("water", (40, 90, 220)),
+        ClassInfo("car", (226, 60, 41)),
+    )
+
+    def __init__(
+        self, *, split: str, size: int = 256, train_images: int = 96, val_images: int = 16, seed: int = 0
+    ) -> None:
+        """Check and keep the settings."""
+        if split not in _SPLITS:
+            raise ConfigError(f"unknown split {split!r}; known are {', '.join(_SPLITS)}")
+        for key, value, least in (
+            ("size", size, _MIN_SIZE),
+            ("train_images", train_images, 1),
+            ("val_images", val_images, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{key}={value} is too small; use at least {least} (config: dataset.{key})")
+        self.warnings = []
+        self.split, self.size, self.seed = split, size, seed
+        self._length = train_images if split == "train" else val_images
+
+    def __len__(self) -> int:
+        """Number of scenes of the split."""
+        return self._length
+
+    def read(self, index: int) -> Sample:
+        """Make scene `index`."""
+        rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
+        image, mask = Scene(self.size, rng).render()
+        return Sample(image, mask, f"{self.split}_{index:04d}")

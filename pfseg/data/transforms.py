@@ -1,0 +1,238 @@
+"""Joint augmentation of image and mask with OpenCV.
+
+Shapes: image (H, W, 3) uint8 RGB; mask (H, W) uint8, labels or 255 (ignore).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from pfseg.data.base import IGNORE
+from pfseg.errors import ConfigError
+
+_CROP_TRIES = 10
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Augment:
+    """Random changes of one training sample; with its defaults only the size is adapted.
+
+    The crop comes first, so that every other step works on `crop_size` pixels. All randomness comes from the
+    generator that is passed in.
+
+    Args:
+        scale_range: random scale [lo, hi] and a random crop, padded with `fill` and `ignore_index` where the scaled
+            image is smaller; null resizes the whole image to the crop size.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        rot90: turn by a random multiple of 90 degrees (of 180 for crops that are not square).
+        rotate: turn by a random angle of up to so many degrees either way; corners become ignore.
+        blur: Gaussian blur with sigma from [lo, hi] pixels; null for none.
+        brightness: factor from 1 - value to 1 + value; 0 for none.
+        contrast: likewise, around the mean grey.
+        saturation: likewise, around the pixel's grey.
+        hue: turn of the colour circle, at most value (of 1) either way.
+        max_class_share: take another crop, up to ten times, while one class covers more than this share of the
+            crop's labelled pixels; null for any crop.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale_range: Sequence[float] | None = None,
+        hflip: float = 0.0,
+        vflip: float = 0.0,
+        rot90: bool = False,
+        rotate: float = 0.0,
+        blur: Sequence[float] | None = None,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        max_class_share: float | None = None,
+    ) -> None:
+        """Check and keep the settings."""
+        shares = {
+            "hflip": hflip,
+            "vflip": vflip,
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+            "max_class_share": 1.0 if max_class_share is None else max_class_share,
+        }
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value} is not between 0 and 1 (config: augment.{name})")
+        self.scale_range = _check_range("scale_range", scale_range)
+        self.blur = _check_range("blur", blur)
+        self.hflip, self.vflip, self.rot90, self.rotate = hflip, vflip, rot90, rotate
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+        self.max_class_share = max_class_share
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        rng: np.random.Generator,
+        crop_size: tuple[int, int],
+        ignore_index: int = IGNORE,
+        fill: tuple[int, int, int] = (0, 0, 0),
+        centre: tuple[int, int] | None = None,
+    ) -> Pair:
+        """Augment one sample.
+
+        Args:
+            image: (H, W, 3) uint8.
+            mask: (H, W) uint8.
+            rng: the sample's own generator.
+            crop_size: (h, w) of the result.
+            ignore_index: label of padding and of corners that a rotation leaves.
+            fill: RGB of the same places.
+            centre: (y, x) that the crop must contain; None for anywhere.
+
+        Returns:
+            Image (h, w, 3) uint8 and mask (h, w) uint8, contiguous.
+        """
+        if self.scale_range is None:
+            image, mask = resize(image, mask, crop_size)
+        else:
+            image, mask = self._crop(image, mask, rng, crop_size, ignore_index, fill, centre)
+        image, mask = self._turn(image, mask, rng)
+        if self.rotate:
+            image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate), ignore_index, fill)
+        if self.blur is not None:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur))
+        image = self._recolour(image, rng)
+        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+    def _crop(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        rng: np.random.Generator,
+        crop_size: tuple[int, int],
+        ignore_index: int,
+        fill: tuple[int, int, int],
+        centre: tuple[int, int] | None,
+    ) -> Pair:
+        assert self.scale_range is not None
+        scale = rng.uniform(*self.scale_range)
+        # The window is cut out before it is scaled: the same pixels as the other way round, for less work.
+        window = [max(1, round(side / scale)) for side in crop_size]
+        tries = 1 if self.max_class_share is None else _CROP_TRIES
+        for _ in range(tries):
+            rows = _place(mask.shape[0], window[0], rng, centre and centre[0])
+            columns = _place(mask.shape[1], window[1], rng, centre and centre[1])
+            part = mask[rows, columns]
+            if self.max_class_share is None or _largest_share(part, ignore_index) <= self.max_class_share:
+                break
+        height, width = (
+            size if side == wanted else max(1, min(size, round(side * scale)))
+            for side, wanted, size in zip(part.shape, window, crop_size, strict=True)
+        )
+        image, mask = resize(image[rows, columns], part, (height, width))
+        return pad(image, mask, crop_size, ignore_index=ignore_index, fill=fill)
+
+    def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
+        if self.rot90:
+            square = mask.shape[0] == mask.shape[1]
+            turns = int(rng.integers(4)) if square else 2 * int(rng.integers(2))
+            image, mask = np.rot90(image, turns), np.rot90(mask, turns)
+        if rng.random() < self.hflip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        if rng.random() < self.vflip:
+            image, mask = image[::-1], mask[::-1]
+        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.brightness or self.contrast:
+            bright, contrast = (1 + rng.uniform(-1, 1) * span for span in (self.brightness, self.contrast))
+            grey = float(np.mean(cv2.mean(image)[:3]))
+            levels = ((np.arange(256) - grey) * contrast + grey) * bright
+            image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        if self.saturation:
+            factor = 1 + rng.uniform(-1, 1) * self.saturation
+            grey_image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = cv2.addWeighted(image, factor, grey_image, 1 - factor, 0)
+        if self.hue:
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+            turn = round(rng.uniform(-1, 1) * self.hue * 256)
+            hsv[..., 0] = hsv[..., 0] + np.uint8(turn % 256)  # the circle has 256 steps: wrapping is right
+            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+        return image
+
+
+def resize(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+    """Resize to `size` (h, w): the image bicubically (by area where it shrinks), the mask to the nearest label.
+
+    OpenCV's bicubic filter does not smooth before it shrinks, as that of Pillow in the published code does.
+    """
+    if mask.shape == size:
+        return image, mask
+    shrinks = size[0] < mask.shape[0] and size[1] < mask.shape[1]
+    width_height = (size[1], size[0])
+    image = cv2.resize(image, width_height, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return image, cv2.resize(mask, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
+    """Resize both sides by `factor`, see `resize`."""
+    height, width = (max(1, round(side * factor)) for side in mask.shape)
+    return resize(image, mask, (height, width))
+
+
+def pad(
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    *,
+    ignore_index: int = IGNORE,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Pair:
+    """Pad evenly on all sides to at least `size` (h, w), the image with `fill`, the mask with `ignore_index`."""
+    down, right = (max(0, wanted - side) for wanted, side in zip(size, mask.shape, strict=True))
+    if not down and not right:
+        return image, mask
+    sides = (down // 2, down - down // 2, right // 2, right - right // 2)
+    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=fill)
+    return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[ignore_index])
+
+
+def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float, ignore_index: int, fill: tuple[int, int, int]) -> Pair:
+    height, width = mask.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
+    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[ignore_index])
+    return image, mask
+
+
+def _place(side: int, size: int, rng: np.random.Generator, point: int | None) -> slice:
+    """Random window of `size` in `side` that contains `point`; all of it where the window is larger."""
+    if size >= side:
+        return slice(0, side)
+    first, last = 0, side - size
+    if point is not None:
+        first, last = max(first, point - size + 1), min(last, point)
+    start = int(rng.integers(first, last + 1))
+    return slice(start, start + size)
+
+
+def _largest_share(mask: np.ndarray, ignore_index: int) -> float:
+    counts = np.bincount(mask.ravel(), minlength=256)
+    counts[ignore_index] = 0
+    return float(counts.max() / max(1, counts.sum()))
+
+
+def _check_range(name: str, values: Sequence[float] | None) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ConfigError(f"{name}={list(values)} is not [low, high] with 0 < low <= high (config: augment.{name})")
+    return float(values[0]), float(values[1])

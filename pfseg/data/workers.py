@@ -1,0 +1,122 @@
+"""Processes that prepare samples beside the training process.
+
+The training process has Jittor and MPI loaded and must not be forked: workers start from a fresh interpreter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from typing import Any, TypeVar
+
+import cv2
+
+from pfseg.errors import DataError
+
+_PR_SET_PDEATHSIG = 1
+_GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_job: Any = None  # what this worker process calls; set once when it starts
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Runs `job(task)` for a sequence of tasks in order, some tasks ahead.
+
+    Args:
+        job: a picklable callable; sent to each worker once.
+        workers: number of processes; 0 runs everything in this one.
+    """
+
+    def __init__(self, job: Callable[[Any], Result], workers: int) -> None:
+        """Keep the settings; processes start with the first task."""
+        self.job, self.workers = job, workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, tasks: Iterable[Any], *, ahead: int) -> Iterator[Any]:
+        """Yield the results in the order of the tasks, at most `ahead` of them waiting.
+
+        Raises:
+            DataError: a worker was killed.
+            PfsegError: or whatever else the job raised.
+        """
+        if self.workers == 0:
+            yield from map(self.job, tasks)
+            return
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self._submit(task))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            self.close()
+            raise DataError(
+                "a loading process was killed, probably for lack of memory, or did not start; "
+                "use fewer of them or load in the training process (config: trainer.workers=0)"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _submit(self, task: Any) -> Future[Any]:  # noqa: ANN401 - whatever the job takes
+        # Processes start within submit and inherit the blocked signals until they have left the group. Python's
+        # resource tracker must run before: starting it unblocks two of them, and it never leaves the group.
+        with _signals_blocked():
+            resource_tracker.ensure_running()
+        with _signals_blocked():
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    self.workers, get_context("spawn"), initializer=_start, initargs=(self.job, os.getpid())
+                )
+            return self._pool.submit(_run, task)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(job: Callable[[Any], Any], parent: int) -> None:
+    """Prepare a worker process.
+
+    Signals to the process group (Ctrl-C, mpirun's SIGTERM and SIGUSR1) are the training process's business, so
+    that a stopping run can finish its step: the worker leaves the group, and dies with its parent instead.
+    """
+    global _job
+    os.setsid()
+    for number in _GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # drops those that came before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+    for number in _GROUP_SIGNALS - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_DFL)  # the pool ends its processes by SIGTERM
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except AttributeError:  # not Linux: the pool's own pipe ends the worker when it is idle
+        pass
+    if os.getppid() != parent:
+        os._exit(1)
+    cv2.setNumThreads(0)
+    _job = job
+
+
+def _run(task: Any) -> Any:  # noqa: ANN401 - whatever the job takes and gives
+    return _job(task)

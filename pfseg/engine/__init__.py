@@ -1,0 +1,1 @@
+"""The experiment flow: trainer, evaluator, schedules, checkpoints."""

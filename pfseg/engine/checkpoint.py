@@ -1,0 +1,80 @@
+"""Checkpoints: one safetensors file that is whole at any moment, and a JSON beside it to read.
+
+`<name>.safetensors` holds the weights that validation saw under their published names, further sections under
+`train/`, `optimizer/` (what training goes on with), and in its header the JSON text of everything else, so that one
+rename replaces all of it at once. `<name>.json` repeats that text for people.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pfseg.errors import CheckpointError, JobError
+from pfseg.tracking.records import write_atomic
+
+_HEADER = "pfseg"
+SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
+
+
+def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write `path` (.safetensors) and its JSON; a kill or a full disk leaves the previous ones whole.
+
+    Args:
+        path: file to write.
+        arrays: weights and further sections.
+        meta: what JSON can hold: config, step, metrics, versions, ...
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    text = json.dumps(meta, indent=1)
+    data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
+    try:
+        write_atomic(path, data)
+        write_atomic(path.with_suffix(".json"), text)
+    except JobError as error:
+        raise CheckpointError(f"checkpoint not saved, the previous one is whole: {error}") from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All arrays and the metadata of a checkpoint; raises CheckpointError."""
+    meta, keys = _open(path)
+    with safe_open(path, framework="np") as file:
+        return {key: file.get_tensor(key) for key in keys}, meta
+
+
+def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            header, keys = file.metadata() or {}, list(file.keys())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); use another checkpoint") from error
+    if _HEADER not in header:
+        raise CheckpointError(
+            f"{path} holds weights but no pfseg metadata: expected a file written by train.py; "
+            "give plain weights as model.pretrained instead"
+        )
+    return json.loads(header[_HEADER]), keys
+
+
+def check_fits(path: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another network than the config's.
+
+    Raises:
+        CheckpointError: names the first setting of `model` that changes the network and differs.
+    """
+    theirs, ours = meta["config"]["model"], config["model"]
+    for key in sorted({*theirs, *ours} - {"name", "pretrained", "dropout", "num_edge_points"}):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path} was trained with model.{key}={theirs.get(key)}, this run has {ours.get(key)}; "
+                f"use model.{key}={theirs.get(key)}, or start a new run"
+            )

@@ -1,0 +1,163 @@
+"""Scores of a network on whole images, in windows of one size so that memory and operators stay the same.
+
+Shapes: image (H, W, 3) uint8 RGB; window batch (B, 3, h, w) float32; confusion (K, K) int64, [truth, prediction].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pfseg.data.base import Sample
+from pfseg.data.loader import EvalLoader
+from pfseg.data.normalise import Normalise
+from pfseg.metrics import confusion_matrix
+from pfseg.runtime import jt, world_size
+
+Var = Any  # jittor.Var, which ships no types
+
+
+@dataclass
+class Evaluation:
+    """Result of one pass.
+
+    Attributes:
+        confusion: (K, K) int64 over all ranks, [truth, prediction].
+        panels: (image, mask, prediction, name) of this rank's first images.
+        images: number of images over all ranks.
+    """
+
+    confusion: np.ndarray
+    panels: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = field(default_factory=list)
+    images: int = 0
+
+
+@dataclass
+class _Image:
+    """An image whose windows are on their way through the network."""
+
+    sample: Sample
+    size: tuple[int, int]  # at the network's resolution
+    result: np.ndarray | None = None  # (K, h, w) logits, or (h, w) labels where no resizing follows
+    windows_left: int = 0
+
+
+class Evaluator:
+    """Predicts every image of a loader and counts the confusion of its pixels.
+
+    Windows lie side by side, the last row and column shifted back inside the image (a later window wins where they
+    meet); an image smaller than a window is padded with the mean colour, which is cut off again.
+
+    Args:
+        loader: whole samples of this rank.
+        num_classes: K.
+        mean: per channel, of images scaled to 0..1.
+        std: likewise.
+        window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
+        stride: output stride of the network.
+        batch_size: windows per forward pass.
+        resolution: factor that images are resized by for the network; logits are resized back.
+        ignore_index: label that is not counted.
+        num_panels: images to keep for the panels.
+    """
+
+    def __init__(
+        self,
+        loader: EvalLoader,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        window: tuple[int, int] | None,
+        stride: int = 32,
+        batch_size: int = 1,
+        resolution: float = 1.0,
+        ignore_index: int = 255,
+        num_panels: int = 4,
+    ) -> None:
+        self.loader, self.num_classes = loader, num_classes
+        self.normalise = Normalise(mean, std)
+        self.window, self.stride = window, stride
+        self.batch_size, self.resolution = batch_size, resolution
+        self.ignore_index, self.num_panels = ignore_index, num_panels
+
+    def run(self, predict: Callable[[Var], Var], progress: Callable[[int, int], None]) -> Evaluation:
+        """Predict all images.
+
+        Args:
+            predict: maps a normalised batch (B, 3, h, w) to logits (B, K, h, w), without gradients.
+            progress: called with (images done, images in all) of this rank.
+        """
+        found = Evaluation(np.zeros((self.num_classes, self.num_classes), np.int64))
+        queue: list[tuple[_Image, int, int, np.ndarray]] = []
+        progress(0, len(self.loader))
+        for _, sample in self.loader:
+            queue += self._windows(sample)
+            while queue and (len(queue) >= self.batch_size or queue[0][3].shape != queue[-1][3].shape):
+                self._predict(predict, queue, found)
+                progress(found.images, len(self.loader))
+        while queue:
+            self._predict(predict, queue, found)
+            progress(found.images, len(self.loader))
+        if world_size() > 1:
+            counts = np.append(found.confusion.ravel(), found.images).astype(np.float64)  # exact up to 2**53
+            counts = jt.array(counts).mpi_all_reduce("add").numpy().astype(np.int64)
+            found.confusion, found.images = counts[:-1].reshape(found.confusion.shape), int(counts[-1])
+        return found
+
+    def _windows(self, sample: Sample) -> list[tuple[_Image, int, int, np.ndarray]]:
+        """(image, top, left, normalised window (3, h, w)) of a sample."""
+        pixels = sample.image
+        if self.resolution != 1.0:
+            size = [max(1, round(side * self.resolution)) for side in pixels.shape[:2]]
+            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if self.resolution < 1 else cv2.INTER_CUBIC)
+        height, width = pixels.shape[:2]
+        image = _Image(sample, (height, width))
+        h, w = self.window or (-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride)
+        planes = np.zeros((3, max(h, height), max(w, width)), np.float32)
+        self.normalise(pixels, planes[:, :height, :width])
+        tops, lefts = window_starts(planes.shape[1], h), window_starts(planes.shape[2], w)
+        image.windows_left = len(tops) * len(lefts)
+        return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
+
+    def _predict(self, predict: Callable[[Var], Var], queue: list[tuple[_Image, int, int, np.ndarray]], found: Evaluation) -> None:
+        """Send the first windows of one shape through the network and finish the images that are complete."""
+        shape = queue[0][3].shape
+        count = next((i for i, item in enumerate(queue) if item[3].shape != shape), len(queue))
+        batch = queue[: min(count, self.batch_size)]
+        del queue[: len(batch)]
+        with jt.no_grad():
+            logits = predict(jt.array(np.stack([item[3] for item in batch])))
+            if self.resolution == 1.0:
+                logits = jt.argmax(logits, 1)[0].uint8()
+        results = logits.numpy()
+        for (image, y, x, _), result in zip(batch, results, strict=True):
+            height, width = image.size
+            if image.result is None:
+                image.result = np.empty((*result.shape[:-2], height, width), result.dtype)
+            part = result[..., : height - y, : width - x]
+            image.result[..., y : y + part.shape[-2], x : x + part.shape[-1]] = part
+            image.windows_left -= 1
+            if not image.windows_left:
+                self._finish(image, found)
+
+    def _finish(self, image: _Image, found: Evaluation) -> None:
+        sample, pred = image.sample, image.result
+        assert pred is not None
+        if self.resolution != 1.0:
+            height, width = sample.mask.shape
+            planes = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in pred]
+            pred = np.argmax(planes, axis=0).astype(np.uint8)
+        found.confusion += confusion_matrix(pred, sample.mask, self.num_classes, self.ignore_index)
+        found.images += 1
+        if len(found.panels) < self.num_panels:
+            found.panels.append((sample.image, sample.mask, pred, sample.name))
+
+
+def window_starts(size: int, window: int) -> list[int]:
+    """Starts of windows side by side that cover `size` >= `window`, the last one shifted back inside."""
+    return sorted({min(start, size - window) for start in range(0, size, window)})

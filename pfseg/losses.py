@@ -1,0 +1,264 @@
+"""Losses of PFNet and the further ones that the published code offers.
+
+Shapes: logits (N, K, H, W) float32; mask (N, H, W) int32 in [0, K) or `ignore_index`; edge logits (N, 1, H, W); edge
+(N, H, W) float32 0 or 1. Every loss is a scalar float32, computed without leaving the device. A batch without a valid
+pixel gives 0 and finite gradients.
+
+The trainer uses `PFNetLoss`: called with a network's output and a batch it returns named terms with their weights
+applied, which the trainer adds up and logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pfseg.runtime import jt
+
+nn = jt.nn
+Var = Any  # jittor.Var, which ships no types
+
+
+def _one_hot(mask: Var, num_classes: int) -> Var:
+    """(N, K, H, W) float32 of (N, H, W); all 0 where the label is none of 0..K-1."""
+    classes = jt.array(np.arange(num_classes, dtype=np.int32))
+    n, h, w = mask.shape
+    shape = [n, num_classes, h, w]
+    return (mask.broadcast(shape, [1]) == classes.broadcast(shape, [0, 2, 3])).float32()
+
+
+def _log_sum_exp(logits: Var) -> Var:
+    """Log of the sum of exponentials over the classes: (N, K, H, W) to (N, H, W)."""
+    top = logits.max(1, keepdims=True).stop_grad()
+    return jt.log(jt.exp(logits - top).sum(1)) + top.squeeze(1)
+
+
+def _pixel_cross_entropy(logits: Var, mask: Var, ignore_index: int) -> tuple[Var, Var]:
+    """Cross entropy per pixel (N, H, W), 0 where ignored, and the valid pixels (N, H, W) as float32 0 or 1."""
+    valid = (mask != ignore_index).float32()
+    truth = (logits * _one_hot(mask, logits.shape[1])).sum(1)
+    return (_log_sum_exp(logits) - truth) * valid, valid
+
+
+def _mean(values: Var, weights: Var) -> Var:
+    """Sum of `values` over the sum of `weights`, 0 where that is 0."""
+    total = weights.sum()
+    return values.sum() / jt.ternary(total > 0, total, jt.ones_like(total))
+
+
+def _kth_smallest(values: Var, k: int) -> Var:
+    """The k-th smallest (k from 1) of a flat float32 Var, shape (1,), without gradient."""
+    if jt.flags.use_cuda:
+        return jt.argsort(values)[1][k - 1 : k]
+    return jt.code(
+        (1,),
+        "float32",
+        [values, jt.array(np.array([k - 1], np.int32))],
+        cpu_header="#include <algorithm>\n#include <vector>\n",
+        cpu_src="""
+            std::vector<float> copy(in0_p, in0_p + in0_shape0);
+            std::nth_element(copy.begin(), copy.begin() + in1_p[0], copy.end());
+            out0_p[0] = copy[in1_p[0]];
+        """,
+    )
+
+
+class CrossEntropy:
+    """Mean cross entropy over the valid pixels."""
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        self.ignore_index = ignore_index
+
+    def __call__(self, logits: Var, mask: Var) -> Var:
+        """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index))
+
+
+class OhemCrossEntropy:
+    """Mean cross entropy over the hard pixels (online hard example mining).
+
+    Over all N*H*W pixels take the probability of the true class, ignored pixels counting as 1. Pixels up to
+    t = max(threshold, the `min_kept`-th smallest of them) are kept; with fewer than `min_kept` valid pixels all of
+    those are.
+
+    Args:
+        threshold: probability in (0, 1] up to which a pixel is always kept.
+        min_kept: pixels kept at least, over the batch of this rank.
+        ignore_index: label that is left out.
+    """
+
+    def __init__(self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255) -> None:
+        self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
+
+    def __call__(self, logits: Var, mask: Var) -> Var:
+        """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        loss, valid = _pixel_cross_entropy(logits, mask, self.ignore_index)
+        with jt.no_grad():
+            probability = jt.ternary(valid > 0, jt.exp(-loss), jt.ones_like(loss)).reshape(-1)
+            count = probability.shape[0]
+            limit = _kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
+            kept = valid * (probability <= limit.broadcast(probability)).float32().reshape(valid.shape)
+        return _mean(loss * kept, kept)
+
+
+class ImageWeightedCrossEntropy:
+    """Cross entropy with class weights from the frequencies within each image.
+
+    A class that is present weighs 1 + upper_bound * (1 - frequency), an absent one 1; the loss of an image is the
+    weighted mean over its valid pixels.
+
+    Args:
+        upper_bound: largest addition to a weight.
+        per: `image` or `batch`, over which frequencies are taken.
+        reduction: `mean` over images, or `sum` as in the published code.
+        ignore_index: label that is left out.
+    """
+
+    def __init__(
+        self, upper_bound: float = 1.0, per: str = "image", reduction: str = "mean", ignore_index: int = 255
+    ) -> None:
+        self.upper_bound, self.per, self.reduction, self.ignore_index = upper_bound, per, reduction, ignore_index
+
+    def __call__(self, logits: Var, mask: Var) -> Var:
+        """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        n, k = logits.shape[:2]
+        loss, _ = _pixel_cross_entropy(logits, mask, self.ignore_index)
+        with jt.no_grad():
+            one_hot = _one_hot(mask, k)
+            pixels = one_hot.sum([2, 3])  # (N, K)
+            if self.per == "batch":
+                pixels = pixels.sum(0, keepdims=True).broadcast([n, k])
+            share = pixels / pixels.sum(1, keepdims=True).maximum(1.0)
+            weights = jt.ternary(pixels > 0, 1.0 + self.upper_bound * (1.0 - share), jt.ones_like(share))
+            pixel_weights = (one_hot * weights.broadcast(one_hot, [2, 3])).sum(1)  # 0 where ignored
+            total = pixel_weights.sum([1, 2])
+            total = jt.ternary(total > 0, total, jt.ones_like(total))
+        images = (loss * pixel_weights).sum([1, 2]) / total  # (N,)
+        return images.sum() if self.reduction == "sum" else images.mean()
+
+
+class RelaxedBoundaryLoss:
+    """Cross entropy that lets a pixel near a border take any class of its 3x3 neighbourhood.
+
+    The loss of a pixel is minus the log of the summed probabilities of the allowed classes, divided by their number
+    (Zhu et al., "Improving Semantic Segmentation via Video Propagation and Label Relaxation", CVPR 2019). Ignored
+    pixels allow nothing and count nothing; the image's edge has no neighbours outside.
+
+    Args:
+        until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
+        ignore_index: label that is left out.
+
+    Attributes:
+        epoch: the epoch that training is in; set by the trainer.
+    """
+
+    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255) -> None:
+        self.until_epoch, self.ignore_index = until_epoch, ignore_index
+        self.epoch = 0
+
+    def __call__(self, logits: Var, mask: Var) -> Var:
+        """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        if self.until_epoch is not None and self.epoch >= self.until_epoch:
+            return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index))
+        valid = (mask != self.ignore_index).float32()
+        with jt.no_grad():
+            allowed = _dilate(_one_hot(mask, logits.shape[1]))
+            count = allowed.sum(1).maximum(1.0)
+        # log(sum over allowed) as log-sum-exp over logits pushed far down where a class is not allowed
+        loss = _log_sum_exp(logits) - _log_sum_exp(logits + (allowed - 1.0) * 1e9)
+        return _mean(loss * valid / count, valid)
+
+
+def _dilate(x: Var) -> Var:
+    """Maximum over the 3x3 neighbourhood of (N, K, H, W) values in 0..1, nothing outside."""
+    return nn.Pool(3, stride=1, padding=1, op="maximum")(x).maximum(0.0)
+
+
+class EdgeLoss:
+    """Loss of one edge map.
+
+    Args:
+        kind: `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one
+            positives / all, counted over the batch, then the mean over all pixels (not over the weights). `dice`:
+            1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
+
+    Raises:
+        ValueError: another `kind`.
+    """
+
+    def __init__(self, kind: str = "bce") -> None:
+        if kind not in ("bce", "dice"):
+            raise ValueError(f"edge loss {kind!r} is unknown; use 'bce' or 'dice' (config: loss.edge)")
+        self.kind = kind
+
+    def __call__(self, logits: Var, edge: Var) -> Var:
+        """Loss of edge logits (N, 1, H, W) against edge (N, H, W)."""
+        x = logits.squeeze(1)
+        if self.kind == "dice":
+            p = jt.sigmoid(x)
+            overlap = (p * edge).sum([1, 2])
+            total = (p * p + edge * edge).sum([1, 2])
+            return (1.0 - (2.0 * overlap + 1.0) / (total + 1.0)).mean()
+        count = edge.numel()
+        with jt.no_grad():
+            positive = edge.sum()
+            weight = (edge * (count - positive) + (1.0 - edge) * positive) / count
+        loss = x.maximum(0.0) - x * edge + jt.log(1.0 + jt.exp(-x.abs()))
+        return (loss * weight).mean()
+
+
+class PFNetLoss:
+    """Segmentation loss plus the three weighted edge losses.
+
+    Args:
+        ohem: hard example mining (`OhemCrossEntropy`); False for plain cross entropy.
+        ohem_threshold: see `OhemCrossEntropy`.
+        min_kept: see `OhemCrossEntropy`.
+        segmentation: another segmentation loss, called with (logits, mask); `ohem` is then without effect.
+        edge: kind of `EdgeLoss`.
+        edge_weight: factor of each edge loss; 0 leaves the edges out.
+        seg_weight: factor of the segmentation loss.
+        ignore_index: label that is left out.
+    """
+
+    def __init__(
+        self,
+        ohem: bool = True,
+        ohem_threshold: float = 0.7,
+        min_kept: int = 10000,
+        segmentation: Callable[[Var, Var], Var] | None = None,
+        edge: str = "bce",
+        edge_weight: float = 25.0,
+        seg_weight: float = 1.0,
+        ignore_index: int = 255,
+    ) -> None:
+        if segmentation is None:
+            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index)
+            segmentation = hard if ohem else CrossEntropy(ignore_index)
+        self.segmentation = segmentation
+        self.edge = EdgeLoss(edge)
+        self.edge_weight, self.seg_weight = edge_weight, seg_weight
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell a loss that changes with training which epoch (from 0) begins."""
+        if hasattr(self.segmentation, "epoch"):
+            self.segmentation.epoch = epoch
+
+    def __call__(self, output: Any, batch: dict[str, Any]) -> dict[str, Var]:  # noqa: ANN401 - SegOutput
+        """Terms of the loss, weights applied.
+
+        Args:
+            output: `logits` (N, K, H, W) and `edge_logits`, coarse to fine, (N, 1, H, W) each.
+            batch: `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
+
+        Returns:
+            `seg`, and `edge_layer3`, `edge_layer2`, `edge_layer1` (coarse to fine) unless `edge_weight` is 0.
+        """
+        terms = {"seg": self.segmentation(output.logits, batch["mask"]) * self.seg_weight}
+        if self.edge_weight:
+            levels = range(len(output.edge_logits), 0, -1)
+            for level, logits in zip(levels, output.edge_logits, strict=True):
+                terms[f"edge_layer{level}"] = self.edge(logits, batch["edge"]) * self.edge_weight
+        return terms

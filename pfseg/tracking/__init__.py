@@ -1,0 +1,1 @@
+"""Watching a run: the records file, the terminal, Weights & Biases and sample panels (no Jittor)."""

@@ -1,0 +1,264 @@
+"""A run in the terminal: configuration tree, progress bars and class tables, or plain lines where nobody sees bars.
+
+Fed by the driver (`pfseg.launch`) with the rows of the records file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.bar import Bar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from pfseg.tracking.records import Sink, shown
+
+PLAIN_WIDTH = 120
+PLAIN_SECONDS = 15.0  # between plain lines about the same wait
+_COLUMNS = ("IoU", "precision", "recall", "F1")
+_OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
+
+
+class RunConsole(Sink):
+    """Shows a run as it goes on; `close` leaves the terminal in order.
+
+    Args:
+        folder: the run folder, shown at the start; sample panels are named by their place in it.
+        console: where to write; default standard output.
+    """
+
+    def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
+        self.folder = folder
+        self.console = console or Console()
+        self.live = self.console.is_terminal
+        if not self.live and "COLUMNS" not in os.environ and console is None:
+            self.console = Console(width=PLAIN_WIDTH)
+        self._colors: dict[str, str] = {}
+        self._start: dict[str, Any] = {}
+        self._last: dict[str, tuple[float, str]] = {}
+        self._began = time.monotonic()
+        self._best = ""
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def show_config(self, config: dict[str, Any]) -> None:
+        """Show the composed configuration as a tree."""
+        classes = (config.get("dataset") or {}).get("classes") or []
+        self._colors = {row["name"]: _hex(row["color"]) for row in classes}
+        tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
+        _grow(tree, {key: value for key, value in config.items() if key != "name"})
+        self.console.print(tree)
+        if self.folder is not None:
+            self._line(f"run folder: {shown(self.folder)}", "dim")
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Show one row of the records file."""
+        handler = getattr(self, f"_on_{row['event']}", None)
+        if handler is not None:
+            handler(row)
+
+    def compiling(self, done: int, total: int) -> None:
+        """Show how many operators Jittor has compiled."""
+        self._bar("wait", f"compiling {done}/{total}, cached for next time", done, total)
+
+    def waiting(self, seconds: float) -> None:
+        """Show that Jittor is being prepared."""
+        text = "preparing Jittor: a first start compiles it, 1-3 minutes, cached for next time"
+        since = f"{seconds:.0f} s"
+        self._bar("wait", text if self.live else f"{text} ... {since}", None, None, since)
+
+    def message(self, text: str, level: str = "info") -> None:
+        """Show a text; warnings and errors say so."""
+        style = {"warning": "yellow", "error": "red"}.get(level, "")
+        self._line(text if level == "info" else f"{level}: {text}", style)
+
+    def close(self) -> None:
+        """End the live display; a second call does nothing."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._tasks = {}
+
+    def _on_start(self, row: dict[str, Any]) -> None:
+        self._hide("wait")
+        self._start = row
+        ranks = int(row.get("ranks") or 1)
+        self._line(
+            f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, "
+            f"{len(row.get('classes') or [])} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}, "
+            f"global batch {row.get('global_batch', '?')}, {row.get('steps', '?')} steps",
+            "bold",
+        )
+        if row["step"]:
+            self._line(f"continuing after step {row['step']}")
+
+    def _on_train(self, row: dict[str, Any]) -> None:
+        self._hide("wait")
+        self._hide("progress")
+        step, steps, per_epoch = row["step"], self._start.get("steps"), self._start.get("steps_per_epoch")
+        loss, rate = _number(row.get("train/loss"), ".4f"), _number(row.get("train/lr"), ".2e")
+        speed, left = _number(row.get("train/images_per_s"), ".1f"), _duration(row.get("train/eta_s"))
+        epoch = f"epoch {row['epoch'] + 1}" + (f"/{-(-steps // per_epoch)}" if steps and per_epoch else "")
+        at = f"step {step:{len(str(steps))}}/{steps}" if steps else f"step {step}"
+        if not self.live:
+            self._line(f"{at}  {epoch}  loss {loss}  lr {rate}  {speed} images/s  left {left}")
+            return
+        facts = f"loss [b]{loss}[/]  lr {rate}  {speed} images/s"
+        self._bar("epoch", epoch, step - row["epoch"] * per_epoch if per_epoch else None, per_epoch, facts)
+        self._bar("run", at, step, steps, f"left [b]{left}[/]  since {self._elapsed()}{self._best}")
+
+    def _on_progress(self, row: dict[str, Any]) -> None:
+        self._bar("progress", str(row.get("text", "working")), row.get("done"), row.get("total"))
+
+    def _on_message(self, row: dict[str, Any]) -> None:
+        self.message(str(row.get("text", "")), str(row.get("level", "info")))
+
+    def _on_val(self, row: dict[str, Any]) -> None:
+        self._hide("wait")
+        self._hide("progress")
+        best = bool(row.get("best"))
+        if best:
+            self._best = f"  best mIoU [b]{_number(row.get('val/mIoU'), '.2f')}[/]"
+        mark = "  ★ best so far" if best else ""
+        title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{mark}"
+        self._line(title, "bold green" if best else "bold")
+        self.console.print(self._class_table(row))
+        present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
+        others = [f"{name} {_number(row[f'val/{name}'], form)}" for name, form in present.items()]
+        self._line("   ".join(others))
+        if row.get("panels"):
+            path = str(row["panels"])
+            self._line(f"samples: {shown(self.folder / path) if self.folder else path}", "dim")
+
+    def _on_end(self, row: dict[str, Any]) -> None:
+        self.close()
+        status = {"done": "finished", "early_stop": "stopped early: no better mIoU"}.get(row["status"], row["status"])
+        self._line(f"{status} at step {row['step']} after {self._elapsed()}", "bold")
+
+    def _class_table(self, row: dict[str, Any]) -> Table:
+        names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("class", no_wrap=True, overflow="ellipsis")
+        for name in _COLUMNS:
+            table.add_column(name, justify="right")
+        if self.live:
+            table.add_column("", width=20)
+        for name in names:
+            color = self._colors.get(name)
+            label = Text.assemble(("■ ", color), name) if color and self.live else Text(name)
+            values = [row.get(f"val/{column}/{name}") for column in _COLUMNS]
+            bar = [Bar(100, 0, values[0] or 0, color=color or "green")] if self.live else []
+            table.add_row(label, *(_number(value, ".2f") for value in values), *bar)
+        table.add_section()
+        table.add_row(Text("mean", style="bold"), *(Text(text, style="bold") for text in self._means(row, names)))
+        return table
+
+    @staticmethod
+    def _means(row: dict[str, Any], names: Sequence[str]) -> Iterable[str]:
+        yield _number(row.get("val/mIoU"), ".2f")
+        for column in ("precision", "recall"):
+            values = [v for name in names if (v := row.get(f"val/{column}/{name}")) is not None]
+            yield _number(sum(values) / len(values) if values else None, ".2f")
+        yield _number(row.get("val/mF1"), ".2f")
+
+    def _elapsed(self) -> str:
+        return _duration(time.monotonic() - self._began)
+
+    def _bar(self, key: str, text: str, done: float | None, total: float | None, facts: str = "") -> None:
+        """Show or move one line of the live display; as plain lines only the waits, now and then."""
+        if not self.live:
+            if key in ("epoch", "run"):
+                return
+            count = f" {done}/{total}" if key == "progress" and total else ""
+            self._seldom(key, text + count, key == "wait" and done is not None and done == total)
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(24 if self.console.width >= 100 else 12, complete_style="cyan", finished_style="green"),
+                _Share(),
+                TextColumn("{task.fields[facts]}"),
+                console=self.console,
+                transient=True,
+                refresh_per_second=5,
+            )
+            self._progress.start()
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(text, total=total, facts=facts)
+        self._progress.update(self._tasks[key], description=text, completed=done or 0, total=total, facts=facts)
+
+    def _seldom(self, key: str, text: str, at_once: bool) -> None:
+        now = time.monotonic()
+        # A wait is said at once, a validation only when it takes long.
+        last, before = self._last.setdefault(key, (now if key == "progress" else now - PLAIN_SECONDS, ""))
+        if text != before and (at_once or now - last >= PLAIN_SECONDS):
+            self._last[key] = (now, text)
+            self._line(text)
+
+    def _hide(self, key: str) -> None:
+        self._last.pop(key, None)
+        if self._progress is not None and key in self._tasks:
+            self._progress.remove_task(self._tasks.pop(key))
+
+    def _line(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+class _Share(ProgressColumn):
+    """The share done, nothing for a wait without a known end."""
+
+    def render(self, task: Any) -> Text:  # noqa: ANN401 - rich's Task, which it types loosely
+        return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
+
+
+def _grow(tree: Tree, values: dict[str, Any]) -> None:
+    """Add the plain values packed into lines, then each group as a branch."""
+    groups = {key: value for key, value in values.items() if isinstance(value, dict) and value}
+    plain = Text()
+    for key, value in values.items():
+        if key == "classes" and isinstance(value, list) and value:
+            text = Text(f"{len(value)} classes: ")
+            for row in value:
+                text.append("■ ", style=_hex(row["color"])).append(f"{row['name']}   ")
+            tree.add(text)
+        elif key not in groups:
+            plain.append(f"{key}=", style="dim").append(_value(value)).append("  ")
+    if plain:
+        plain.rstrip()
+        tree.add(plain)
+    for key, value in groups.items():
+        target = str(value.get("_target_", "")).rpartition(".")[2]
+        label = Text.assemble((key, "bold cyan"), (f"  {target}" if target else "", "cyan"))
+        _grow(tree.add(label), {k: v for k, v in value.items() if k != "_target_"})
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - any YAML value
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(_value, value))}]" if isinstance(value, list) else str(value)
+
+
+def _hex(color: str | Sequence[int]) -> str:
+    return f"#{color.lstrip('#')}" if isinstance(color, str) else "#" + "".join(f"{part:02x}" for part in color)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,176 @@
+"""Sample panels: image | ground truth | prediction in class colours, with a legend, as one PNG."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from pfseg.tracking.records import write_atomic
+
+if TYPE_CHECKING:
+    from pfseg.data.base import ClassInfo
+
+_HEADS = ("image", "ground truth", "prediction")
+_PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (33, 37, 41), (120, 126, 133), (206, 210, 214)  # RGB
+_MARGIN, _GAP = 16, 10
+_SHARPER = 4  # text is drawn so many times larger and scaled down: the strokes of OpenCV's fonts come out smooth
+
+
+def save_panels(
+    path: Path,
+    rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
+    classes: Sequence[ClassInfo],
+    *,
+    ignore_index: int = 255,
+    height: int = 320,
+) -> None:
+    """Write one picture with a row for each sample.
+
+    Args:
+        path: the PNG file; written whole or not at all.
+        rows: image (H, W, 3) uint8 RGB; ground truth (H, W) and prediction (H, W), integers in [0, K), the ground
+            truth also `ignore_index`, which is hatched; name, shown above the row with its share of right pixels.
+        classes: the class table, K rows.
+        ignore_index: label without a class.
+        height: limit for a row in pixels; the width of a column is limited to 1.5 times this. Larger images are
+            scaled down, images below half of it up by a whole factor.
+
+    Raises:
+        JobError: the file can't be written.
+    """
+    palette = np.array([info.color for info in classes], np.uint8)
+    strips = [_row(image, truth, pred, name, palette, ignore_index, height) for image, truth, pred, name in rows]
+    width = max(strip.shape[1] for strip in strips)
+    column = (width - 2 * _GAP) // 3
+    head = np.full((26, width, 3), _PAPER, np.uint8)
+    for position, text in enumerate(_HEADS):
+        _write(head, text, (position * (column + _GAP), 4), size=17, bold=True)
+    ignored = any((truth == ignore_index).any() for _, truth, _, _ in rows)
+    parts = [head, *(_pad(strip, width) for strip in strips), _legend(classes, ignored, width)]
+    page = np.vstack([part for strip in parts for part in (strip, np.full((_GAP, width, 3), _PAPER, np.uint8))][:-1])
+    page = cv2.copyMakeBorder(page, *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=_PAPER)
+    done, content = cv2.imencode(".png", page[..., ::-1])
+    assert done, "OpenCV encodes any (H, W, 3) uint8 array"
+    write_atomic(path, content.tobytes())
+
+
+def _row(
+    image: np.ndarray,
+    truth: np.ndarray,
+    pred: np.ndarray,
+    name: str,
+    palette: np.ndarray,
+    ignore_index: int,
+    height: int,
+) -> np.ndarray:
+    counted = truth != ignore_index
+    share = f"{100 * (pred == truth)[counted].mean():.1f} % of pixels right" if counted.any() else "no labelled pixel"
+    size = _fit(image.shape[0], image.shape[1], height)
+    cells = [_resize(image, size)]
+    for labels in (truth, pred):
+        known = labels < len(palette)
+        cell = _resize(palette[np.where(known, labels, 0)], size)
+        small = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        cells.append(np.where(small[..., None], cell, _hatch(size)))
+    gap = np.full((size[1], _GAP, 3), _PAPER, np.uint8)
+    for cell in cells:
+        cell[[0, -1]] = cell[:, [0, -1]] = _LINE
+    strip = np.hstack([cells[0], gap, cells[1], gap, cells[2]])
+    caption = np.full((20, strip.shape[1], 3), _PAPER, np.uint8)
+    score_width = _text_width(share, 13)
+    _write(caption, _shorten(name, strip.shape[1] - score_width - 24, 13), (0, 2), size=13, color=_FAINT)
+    _write(caption, share, (strip.shape[1] - score_width, 2), size=13, color=_FAINT)
+    return np.vstack([caption, strip])
+
+
+def _fit(rows: int, columns: int, height: int) -> tuple[int, int]:
+    """Size (width, height) of a cell: within the limits, small images enlarged by a whole factor."""
+    scale = min(height / rows, 1.5 * height / columns)
+    scale = float(int(scale)) if scale >= 2 else min(scale, 1.0)
+    return max(1, round(columns * scale)), max(1, round(rows * scale))
+
+
+def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    method = cv2.INTER_NEAREST if size[0] > picture.shape[1] else cv2.INTER_AREA
+    return cv2.resize(np.ascontiguousarray(picture), size, interpolation=method)
+
+
+def _hatch(size: tuple[int, int]) -> np.ndarray:
+    """Return grey stripes, which no class colour looks like."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    return np.where(((x + y) % 12 < 6)[..., None], np.uint8(72), np.uint8(104)).repeat(3, axis=2)
+
+
+def _legend(classes: Sequence[ClassInfo], ignored: bool, width: int) -> np.ndarray:
+    names = [_shorten(info.name, width - 30, 14) for info in classes] + ["ignored"] * ignored
+    places, x, y = [], 0, 0
+    for name in names:
+        needed = 24 + _text_width(name, 14)
+        if x > 0 and x + needed > width:
+            x, y = 0, y + 24
+        places.append((x, y))
+        x += needed + 22
+    strip = np.full((y + 24, width, 3), _PAPER, np.uint8)
+    for index, (name, (x, y)) in enumerate(zip(names, places, strict=True)):
+        swatch = _hatch((16, 16)) if index == len(classes) else np.full((16, 16, 3), classes[index].color, np.uint8)
+        swatch[[0, -1]] = swatch[:, [0, -1]] = _LINE
+        strip[y + 4 : y + 20, x : x + 16] = swatch
+        _write(strip, name, (x + 23, y + 3), size=14)
+    return strip
+
+
+def _pad(strip: np.ndarray, width: int) -> np.ndarray:
+    return cv2.copyMakeBorder(strip, 0, 0, 0, width - strip.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
+
+
+def _font(size: int, bold: bool) -> tuple[float, int]:
+    scale = cv2.getFontScaleFromHeight(cv2.FONT_HERSHEY_SIMPLEX, round(size * _SHARPER * 0.74), 1)
+    return scale, _SHARPER * size // (8 if bold else 11)
+
+
+def _ascii(text: str) -> str:
+    """Spell accented letters without their accents: OpenCV's fonts know ASCII only."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"
+
+
+def _text_width(text: str, size: int, bold: bool = False) -> int:
+    scale, thickness = _font(size, bold)
+    return -(-cv2.getTextSize(_ascii(text), cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0] // _SHARPER)
+
+
+def _shorten(text: str, width: int, size: int) -> str:
+    """Cut the beginning of a text that is too long; of a path its end tells more."""
+    if _text_width(text, size) <= width:
+        return text
+    while len(text) > 4 and _text_width("..." + text, size) > width:
+        text = text[1:]
+    return "..." + text
+
+
+def _write(
+    canvas: np.ndarray,
+    text: str,
+    place: tuple[int, int],
+    *,
+    size: int,
+    color: tuple[int, int, int] = _INK,
+    bold: bool = False,
+) -> None:
+    """Blend a text into `canvas` in place; `place` is (x, y) of its top left corner."""
+    scale, thickness = _font(size, bold)
+    x, y = place
+    wide = min(_text_width(text, size, bold) + 2, canvas.shape[1] - x)
+    tall = min(round(size * 1.3), canvas.shape[0] - y)
+    if wide <= 0 or tall <= 0:
+        return
+    large = np.zeros((tall * _SHARPER, wide * _SHARPER), np.uint8)
+    origin = (_SHARPER // 2, round(size * _SHARPER * 0.92))
+    cv2.putText(large, _ascii(text), origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
+    cover = cv2.resize(large, (wide, tall), interpolation=cv2.INTER_AREA)[..., None] / 255.0
+    part = canvas[y : y + tall, x : x + wide]
+    part[:] = np.round(part * (1 - cover) + np.array(color) * cover).astype(np.uint8)

@@ -1,0 +1,219 @@
+"""The records file `metrics.jsonl`: rank 0 appends one JSON object a line, the driver follows it.
+
+Every row has `event`, `step`, `epoch` and `time` (unix seconds). Rows are strict JSON: NaN and infinity, which
+JSON lacks, become null. A process killed at any moment leaves at most one torn line at the end, which the next
+writer removes and no reader returns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pfseg.errors import JobError
+
+
+class Sink:
+    """Receiver of a run's telemetry in the driver; each method may be left as it is."""
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Take one row of the records file."""
+
+    def compiling(self, done: int, total: int) -> None:
+        """Take Jittor's count of compiled operators."""
+
+    def waiting(self, seconds: float) -> None:
+        """Hear that `seconds` have passed since the start without a sign of life from the ranks."""
+
+    def message(self, text: str, level: str = "info") -> None:
+        """Take a text for the user; `level` is info, warning or error."""
+
+
+def shown(path: str | Path) -> str:
+    """Spell a path for the user: below the working folder as seen from there."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or leave the previous one, whatever happens in between.
+
+    Args:
+        path: the file; its folder is made where missing.
+        content: bytes, or text that is stored as UTF-8.
+
+    Raises:
+        JobError: the file can't be written, for instance on a full disk.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from others
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise _unwritable(path, error) from error
+
+
+class RecordWriter:
+    """Appends rows to a records file, each with one write, so that a reader meets whole lines.
+
+    Args:
+        path: the file, made where missing; a torn last line of an earlier run is removed.
+
+    Raises:
+        JobError: the file can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+            content = self.path.read_bytes()
+            if not content.endswith(b"\n"):
+                os.ftruncate(self._file, content.rfind(b"\n") + 1)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Append one row; NumPy and Jittor scalars are taken as numbers.
+
+        Raises:
+            JobError: the disk is full or the file can't be written; rows already there stay whole.
+        """
+        row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
+        line = (json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
+        end = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise _unwritable(self.path, error) from error
+
+    def drop_after(self, step: int) -> None:
+        """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.
+
+        Raises:
+            JobError: the shortened file can't be written; the old one stays.
+        """
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
+        if len(kept) < len(lines):
+            write_atomic(self.path, b"".join(kept))
+            os.close(self._file)
+            self._file = self._open()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+class Follower:
+    """Reads the rows that appear in a records file, without ever waiting.
+
+    The file may not exist yet, and may be replaced by a shortened one (`RecordWriter.drop_after`); then reading goes
+    on with the rows written since this follower was made.
+
+    Args:
+        path: the records file.
+        skip: leave out the rows that are there already, which an earlier run of the same folder wrote.
+    """
+
+    def __init__(self, path: Path, *, skip: bool = False) -> None:
+        self._path = Path(path)
+        self._made = round(time.time(), 3)
+        self._since = 0.0
+        self._file: int | None = None
+        self._offset = self._path.read_bytes().rfind(b"\n") + 1 if skip and self._path.exists() else 0
+        self._reopen()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each whole row that has been added since the last call."""
+        yield from self._read()
+        if self._replaced():
+            self.close()
+            self._offset, self._since = 0, self._made
+            self._reopen()
+            yield from self._read()
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _reopen(self) -> None:
+        if self._file is None and self._path.exists():
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _replaced(self) -> bool:
+        if self._file is None or not self._path.exists():
+            return False
+        return os.stat(self._path).st_ino != os.fstat(self._file).st_ino
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        self._reopen()
+        if self._file is None:
+            return
+        size = os.fstat(self._file).st_size
+        self._offset = min(self._offset, size)  # a torn last line was cut off
+        content = os.pread(self._file, size - self._offset, self._offset)
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            row = _parse(line)
+            if row is not None and row.get("time", 0) >= self._since:
+                yield row
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return all whole rows of a records file, oldest first; none where there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [row for line in lines if line.endswith(b"\n") and (row := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def _unwritable(path: Path, error: OSError) -> JobError:
+    remedy = "free some space on this disk" if error.errno in (28, 122) else "check the folder and its permissions"
+    return JobError(f"{path} can't be written ({error.strerror}); {remedy}, then continue with resume=<run folder>")

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.fakes import CLASSES, write
+
+from pfseg.data.folder import FolderDataset
+from pfseg.errors import ConfigError, DataError
+
+DUBAI = Path(__file__).parents[3] / "shared" / "data" / "dubai"
+
+
+def build(root: Path, **keywords: object) -> FolderDataset:
+    return FolderDataset(**{"split": "train", "root": root, "classes": CLASSES, **keywords})
+
+
+def test_split_by_folders(town):
+    train, val = build(town), build(town, split="val")
+    assert (len(train), len(val)) == (6, 2)
+    sample = train.read(2)
+    assert sample.name == "train/images/tile 2.jpg"
+    assert sample.image.shape == (40, 48, 3)
+    assert (sample.mask[:3] == 0).all()
+    assert (sample.mask[3:] == 1).all()
+    np.testing.assert_array_equal(train.read_mask(2), sample.mask)
+    assert train.warnings == []
+
+
+def test_split_by_lists_through_nested_folders(town):
+    (town / "Tile 1").mkdir()
+    shutil.move(town / "val" / "images", town / "Tile 1" / "images")
+    shutil.move(town / "val" / "masks", town / "Tile 1" / "masks")
+    text = "# two\n\nTile 1/images/tile 1.jpg\nTile 1/images/tile 0.jpg\n"
+    (town / "train.txt").write_text(text, encoding="utf-8")
+    dataset = build(town, splits={"train": "train.txt", "val": "val.txt"})
+    assert [dataset.read(index).name for index in range(2)] == ["Tile 1/images/tile 1.jpg", "Tile 1/images/tile 0.jpg"]
+    assert (dataset.read(0).mask == 0).sum() == 2 * 48
+
+
+def test_split_by_ratio_parts_all_images_and_depends_on_the_seed(town):
+    def names(split: str, seed: int) -> set[str]:
+        dataset = build(town, split=split, splits={"val": 0.25, "seed": seed})
+        return {dataset.read(index).name for index in range(len(dataset))}
+
+    train, val = names("train", 0), names("val", 0)
+    assert (len(train), len(val)) == (6, 2)
+    assert not train & val
+    assert val == names("val", 0)
+    assert any(val != names("val", seed) for seed in range(1, 5))
+
+
+def test_other_folder_names_and_endings(town):
+    shutil.move(town / "train" / "images", town / "train" / "rgb" / "8bit")
+    shutil.move(town / "train" / "masks", town / "train" / "gt")
+    mask = town / "train" / "gt" / "tile 0.png"
+    mask.rename(mask.with_suffix(".PNG"))
+    dataset = build(town, images="rgb/8bit", masks="gt")
+    assert len(dataset) == 6
+    assert dataset.read(0).name == "train/rgb/8bit/tile 0.jpg"
+
+
+def test_of_several_masks_the_lossless_one_is_taken(town):
+    write(town / "train" / "masks" / "tile 0.jpg", np.zeros((40, 48), np.uint8))
+    assert build(town).files[0][1].suffix == ".png"
+
+
+def test_missing_root_and_folders(town):
+    with pytest.raises(DataError, match=r"data folder nowhere not found \(looked in /.*nowhere\).*dataset.root="):
+        build(Path("nowhere"))
+    with pytest.raises(DataError, match=r"folder .*/oops of the split 'train' not found; .*dataset.splits.train"):
+        build(town, splits={"train": "oops", "val": "val"})
+    with pytest.raises(DataError, match=r"list .*oops.txt not found; expected one image path per line"):
+        build(town, splits={"train": "oops.txt", "val": "val"})
+    with pytest.raises(DataError, match=r"no images below .*train: looked for pictures/\*"):
+        build(town, images="pictures")
+
+
+def test_a_list_without_images(town):
+    (town / "train.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match=r"list .*train.txt names no image"):
+        build(town, splits={"train": "train.txt"})
+    (town / "train.txt").write_text("train/images/gone.jpg\n")
+    with pytest.raises(DataError, match=r"gone.jpg of the list .* not found; paths .* relative to .*on_error=skip"):
+        build(town, splits={"train": "train.txt"})
+
+
+def test_a_listed_image_outside_the_image_folders(town):
+    (town / "train.txt").write_text("train/masks/tile 0.png\n")
+    with pytest.raises(DataError, match=r"tile 0.png lies in no folder called 'images'"):
+        build(town, splits={"train": "train.txt"})
+
+
+def test_image_without_mask(town):
+    (town / "train" / "masks" / "tile 3.png").unlink()
+    with pytest.raises(DataError, match=r"tile 3.jpg has no mask: expected .*masks/tile 3\{.png,.*on_error=skip"):
+        build(town)
+    dataset = build(town, on_error="skip")
+    assert len(dataset) == 5
+    assert len(dataset.warnings) == 1
+    assert dataset.warnings[0].startswith("left out: ")
+    shutil.rmtree(town / "val" / "masks")
+    with pytest.raises(DataError, match=r"none of the 2 images of the split 'val' .* has a mask"):
+        build(town, split="val", on_error="skip")
+
+
+def test_sizes_differ(town):
+    write(town / "train" / "masks" / "tile 0.png", np.zeros((40, 47), np.uint8))
+    with pytest.raises(DataError, match=r"tile 0.jpg has 48x40 px but its mask train/masks/tile 0.png 47x40"):
+        build(town).read(0)
+
+
+def test_unknown_colours_are_gathered(town):
+    write(town / "train" / "masks" / "tile 0.png", np.full((40, 48, 3), 9, np.uint8))
+    dataset = build(town)
+    assert (dataset.read(0).mask == 255).all()
+    assert "train/masks/tile 0.png: 100 % of its pixels" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"on_error": "ignore"}, "on_error='ignore' is neither raise nor skip"),
+        ({"split": "test"}, "splits has no folder or list for 'test'"),
+        ({"splits": {"train": 3}}, "splits has no folder or list for 'train'"),
+        ({"splits": {"val": 1.5}}, "is no share; expected"),
+        ({"splits": {"val": 0.2, "train": "train"}}, "is no share; expected"),
+    ],
+)
+def test_faulty_settings(town, keywords, message):
+    with pytest.raises(ConfigError, match=message):
+        build(town, **keywords)
+
+
+def test_a_ratio_needs_two_images(town):
+    for number in range(1, 6):
+        (town / "train" / "images" / f"tile {number}.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 images below .* cannot be split with val=0.5"):
+        build(town / "train", splits={"val": 0.5})
+
+
+@pytest.mark.skipif(not DUBAI.is_dir(), reason="the Dubai images are not here")
+def test_dubai():
+    rows = [
+        {"name": name, "color": color}
+        for name, color in zip("abcde", ("3C1098", "8429F6", "6EC1E4", "FEDD3A", "E2A929"), strict=True)
+    ]
+    splits = {"train": "split_train.txt", "val": "split_val.txt"}
+    sets = [
+        FolderDataset(split=split, root=DUBAI, classes=rows, splits=splits, ignore=["9B9B9B", "000000"])
+        for split in splits
+    ]
+    assert [len(dataset) for dataset in sets] == [54, 9]
+    masks = [dataset.read_mask(index) for dataset in sets for index in (0, 5)]
+    assert {int(label) for mask in masks for label in np.unique(mask)} <= {0, 1, 2, 3, 4, 255}

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from data.fakes import CLASSES, write
+
+from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
+from pfseg.data.folder import FolderDataset
+from pfseg.data.loader import EvalLoader, TrainLoader
+from pfseg.data.synthetic import SyntheticDataset
+from pfseg.data.transforms import Augment
+from pfseg.errors import ConfigError, DataError
+
+AUGMENT = Augment(scale_range=[0.5, 2], hflip=0.5, vflip=0.5, rot90=True, blur=[0.15, 1.3])
+
+
+class Numbered(SegmentationDataset):
+    """Grey image n of value n; its mask is n everywhere but for one pixel of class 9 in image 3."""
+
+    classes = tuple(ClassInfo(str(label), (label, 0, 0)) for label in range(10))
+
+    def __init__(self, count: int = 7) -> None:
+        self.warnings, self.count = [], count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Sample:
+        mask = np.full((40, 40), index, dtype=np.uint8)
+        if index == 3:
+            mask[35, 4] = 9
+        return Sample(np.full((40, 40, 3), index, dtype=np.uint8), mask, str(index))
+
+
+def build(dataset: SegmentationDataset, **keywords: object) -> TrainLoader:
+    settings = {
+        "augment": Augment(),
+        "crop_size": (40, 40),
+        "batch_size": 2,
+        "seed": 0,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "edge_rule": "class",
+        "edge_thickness": 8,
+        "workers": 0,
+    }
+    return TrainLoader(dataset=dataset, **{**settings, **keywords})
+
+
+def same(first: list[dict], second: list[dict]) -> bool:
+    return [b["name"] for b in first] == [b["name"] for b in second] and all(
+        (a[key] == b[key]).all() for a, b in zip(first, second, strict=True) for key in ("image", "mask", "edge")
+    )
+
+
+def test_batches_have_the_promised_form():
+    loader = build(
+        SyntheticDataset(split="train", size=64, train_images=3),
+        augment=AUGMENT,
+        crop_size=(64, 96),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+    )
+    batches = list(loader.epoch(0))
+    assert len(batches) == loader.batches_per_epoch == 2
+    for batch in batches:
+        assert set(batch) == {"image", "mask", "edge", "name"}
+        assert batch["image"].shape == (2, 3, 64, 96)
+        assert batch["image"].dtype == batch["edge"].dtype == np.float32
+        assert batch["mask"].shape == batch["edge"].shape == (2, 64, 96)
+        assert batch["mask"].dtype == np.int32
+        assert set(np.unique(batch["edge"])) <= {0, 1}
+        assert all(array.flags.c_contiguous for key, array in batch.items() if key != "name")
+
+
+def test_images_are_normalised_per_channel():
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    loader = build(Numbered(), mean=mean, std=std, batch_size=1)
+    for batch in loader.epoch(0):
+        expected = (int(batch["name"][0]) / 255 - mean) / std
+        np.testing.assert_allclose(batch["image"][0, :, 7, 7], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_workers_change_nothing():
+    dataset = SyntheticDataset(split="train", size=64, train_images=5)
+    keywords = {"augment": AUGMENT, "class_uniform": 0.5}
+    alone, helped = build(dataset, **keywords), build(dataset, workers=2, **keywords)
+    for epoch in (0, 1):
+        assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
+    assert not same(list(alone.epoch(0)), list(alone.epoch(1)))
+    helped.close()
+
+
+def test_an_epoch_goes_on_in_the_middle():
+    loader = build(SyntheticDataset(split="train", size=64, train_images=6), augment=AUGMENT)
+    assert same(list(loader.epoch(3))[1:], list(loader.epoch(3, start=1)))
+
+
+def test_ranks_share_the_global_batches():
+    whole = list(build(Numbered(8), batch_size=4).epoch(0))
+    parts = [list(build(Numbered(8), batch_size=2, rank=rank, world_size=2).epoch(0)) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        assert batch["name"] == parts[0][step]["name"] + parts[1][step]["name"]
+
+
+def test_number_of_batches_is_a_multiple():
+    loader = build(Numbered(7), multiple=3)
+    assert loader.batches_per_epoch == len(list(loader.epoch(0))) == 6
+
+
+def test_classes_are_sampled_uniformly_with_their_places():
+    settings = {"augment": Augment(scale_range=[1, 1]), "crop_size": (8, 8), "class_uniform": 1.0, "multiple": 7}
+    masks = np.concatenate([batch["mask"] for batch in build(Numbered(6), **settings).epoch(0)])
+    assert len(masks) == 14
+    assert sum((mask == 9).sum() == 1 for mask in masks) == 2  # seven classes occur: twice each
+    assert len(list(build(Numbered(6), resolution=0.5, **settings).epoch(0))) == 7
+
+
+def test_resolution_comes_before_the_crop():
+    dataset = SyntheticDataset(split="train", size=128, train_images=1)
+    keywords = {"augment": Augment(scale_range=[1, 1]), "crop_size": (64, 64), "batch_size": 1}
+    (batch,) = build(dataset, resolution=0.5, **keywords).epoch(0)
+    assert (batch["mask"][0] == dataset.read(0).mask[1::2, 1::2]).all()
+
+
+def test_another_ignore_index():
+    (batch,) = build(Numbered(1), augment=Augment(scale_range=[0.5, 0.5]), ignore_index=-1, batch_size=1).epoch(0)
+    assert set(np.unique(batch["mask"])) == {-1, 0}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_files_end_the_epoch(town, workers):
+    (town / "train" / "images" / "tile 4.jpg").write_bytes(b"")
+    loader = build(FolderDataset(split="train", root=town, classes=CLASSES), workers=workers)
+    with pytest.raises(DataError, match=r"tile 4.jpg is empty"):
+        list(loader.epoch(0))
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_files_are_replaced_by_the_next(town, workers):
+    (town / "train" / "images" / "tile 4.jpg").write_bytes(b"")
+    (town / "train" / "masks" / "tile 0.png").unlink()
+    write(town / "train" / "masks" / "tile 1.png", np.full((40, 48, 3), 9, np.uint8))
+    dataset = FolderDataset(split="train", root=town, classes=CLASSES, on_error="skip")
+    loader = build(dataset, workers=workers, class_uniform=0.3)
+    batches = list(loader.epoch(0)) + list(loader.epoch(1))
+    assert not any("tile 4" in name for batch in batches for name in batch["name"])
+    warnings = loader.pop_warnings()
+    assert len(warnings) == 3
+    assert "tile 0.jpg has no mask" in warnings[0]
+    assert any(text.startswith("left out: ") and "tile 4.jpg is empty" in text for text in warnings)
+    assert any("tile 1.png: 100 % of its pixels" in text for text in warnings)
+    assert loader.pop_warnings() == []
+    loader.close()
+
+
+def test_nothing_readable(town):
+    for path in (town / "val" / "images").iterdir():
+        path.write_bytes(b"")
+    dataset = FolderDataset(split="val", root=town, classes=CLASSES, on_error="skip")
+    for share in (0.0, 0.5):
+        with pytest.raises(DataError, match=r"none of the 2 samples can be read; the last: left out: .* is empty"):
+            list(build(dataset, class_uniform=share).epoch(0))
+
+
+def test_faulty_settings():
+    with pytest.raises(DataError, match="the training split is empty"):
+        build(Numbered(0))
+    with pytest.raises(ConfigError, match=r"class_uniform=2 is not between 0 and 1"):
+        build(Numbered(), class_uniform=2)
+    with pytest.raises(ConfigError, match="unknown edge rule"):
+        build(Numbered(), edge_rule="x")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_sample_once_in_order(workers):
+    loaders = [EvalLoader(dataset=Numbered(7), rank=rank, world_size=2, workers=workers) for rank in range(2)]
+    assert [len(loader) for loader in loaders] == [4, 3]
+    assert [[index for index, _ in loader] for loader in loaders] == [[0, 2, 4, 6], [1, 3, 5]]
+    assert [sample.name for _, sample in loaders[1]] == ["1", "3", "5"]
+    for loader in loaders:
+        loader.close()
+
+
+def test_evaluation_leaves_out_and_counts(town):
+    (town / "val" / "images" / "tile 0.jpg").write_bytes(b"")
+    loader = EvalLoader(dataset=FolderDataset(split="val", root=town, classes=CLASSES, on_error="skip"), workers=0)
+    for _ in range(2):
+        assert [index for index, _ in loader] == [1]
+        assert loader.skipped == 1
+    assert len(loader.pop_warnings()) == 1
+    strict = EvalLoader(dataset=FolderDataset(split="val", root=town, classes=CLASSES), workers=0)
+    with pytest.raises(DataError, match=r"tile 0.jpg is empty"):
+        list(strict)

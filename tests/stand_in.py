@@ -1,0 +1,62 @@
+"""A job that stands in for training in the launcher's tests; the configuration's `behave` says what happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pfseg.errors import ConfigError, DataError
+from pfseg.tracking.records import RecordWriter
+from pfseg.worker import main
+
+
+def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Write a row for each step, and behave as told on the last rank."""
+    rank, size = (int(os.environ.get(f"OMPI_COMM_WORLD_{name}", default)) for name, default in (("RANK", 0), ("SIZE", 1)))
+    behave, last = config.get("behave", "well"), rank == size - 1
+    writer = RecordWriter(folder / ("metrics.jsonl" if rank == 0 else f"rank{rank}.jsonl"))
+    writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid())
+    if last:
+        _misbehave(behave)
+    for step in range(config.get("steps", 3)):
+        if stop():
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "last.json").write_text("{}")
+            return {"status": "stopped", "step": step}
+        writer.write("train", step=step, epoch=0, **{"train/loss": 1.0 / (step + 1)})
+        time.sleep(config.get("seconds", 0.0))
+    return {"status": "done", "ranks": size, "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def _misbehave(behave: str) -> None:
+    if behave == "compile":
+        sys.stderr.write("\nCompiling Operators(3/12) used: 2.01s eta:   6s \rCompiling Operators(12/12) used:")
+        sys.stderr.flush()
+        time.sleep(0.3)
+        sys.stderr.write(" 8.1s eta:    0s \r\nsomething else\n")
+    elif behave == "raise":
+        raise ValueError("the cat sat on the mask")
+    elif behave == "user":
+        raise DataError("images/7.png has no mask; add masks/7.png")
+    elif behave == "config":
+        raise ConfigError("crop_size=(500, 500) is not a multiple of 32; use 512")
+    elif behave == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif behave == "segfault":
+        sys.stderr.write("last words\n")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif behave == "leave":
+        os._exit(0)
+    elif behave == "child":
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), job))

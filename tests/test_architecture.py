@@ -1,0 +1,57 @@
+"""Imports run downwards: a module may import those of a lower level, and of its own package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = {
+    **dict.fromkeys(("errors", "__version__"), 0),
+    **dict.fromkeys(("runtime", "devices", "provenance", "metrics", "validate"), 1),
+    **dict.fromkeys(("data", "models", "schema"), 2),
+    **dict.fromkeys(("losses", "tracking", "config"), 3),
+    **dict.fromkeys(("engine", "worker"), 4),
+    "launch": 5,
+    "build": 6,
+    **dict.fromkeys(("train", "evaluate", "__init__"), 7),
+}
+# A rank enters by the worker, which hands over to build; `pfseg.create_model` is loaded on first use.
+UPWARDS = {("worker", "build"), ("__init__", "models")}
+NO_JITTOR = {name for name in LEVELS if name not in ("runtime", "models", "losses", "engine", "build")}
+FILES = [*sorted((ROOT / "pfseg").rglob("*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_downwards(path: Path):
+    part = path.relative_to(ROOT / "pfseg").parts[0] if path.is_relative_to(ROOT / "pfseg") else path.name
+    part = part.removesuffix(".py")
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "pfseg" and rest and (part, rest[0]) not in UPWARDS:
+            assert rest[0] == part or LEVELS[rest[0]] < LEVELS[part], f"{path} imports {name}"
+        if part in NO_JITTOR:
+            assert top != "jittor" and rest[:1] != ["runtime"], f"{path} imports {name}"
+        if top in ("hydra", "omegaconf"):
+            assert part in ("config", "train", "evaluate", "build"), f"{path} takes a configuration object"
+
+
+def test_commands_are_short():
+    assert all(len((ROOT / name).read_text().splitlines()) <= 40 for name in ("train.py", "evaluate.py"))
+
+
+def test_modules_are_short():
+    long = {path.name for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400}
+    assert not long

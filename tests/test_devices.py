@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pfseg.devices import plan_ranks, visible_gpus
+from pfseg.errors import ConfigError
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfseg.devices.visible_gpus", lambda: ["0", "2", "5"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "plan"),
+    [
+        ("auto", "auto", (3, ["0", "2", "5"])),
+        (2, "auto", (2, ["0", "2"])),
+        ([0, 2], "auto", (2, ["0", "5"])),
+        (0, "auto", (1, [])),
+        (0, 2, (2, [])),
+        (1, 2, (2, ["0"])),
+    ],
+)
+def test_plan(three_gpus: None, gpus: object, ranks: object, plan: tuple[int, list[str]]) -> None:
+    assert plan_ranks({"gpus": gpus, "ranks": ranks}) == plan
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"gpus": 4}, r"^gpus=4 asks for more GPUs than are visible: 3 \(0, 2, 5\); use gpus=auto, or gpus=0"),
+        ({"gpus": [3]}, r"^gpus=\[3\] asks for more"),
+        ({"gpus": "all"}, r"^gpus='all' is not auto, a number or a list of numbers \(config: gpus\)$"),
+        ({"gpus": -1}, r"^gpus=-1 is not auto"),
+        ({"gpus": True}, r"^gpus=True is not auto"),
+        ({"ranks": 0}, r"^ranks=0 is not auto or a number of at least 1 \(config: ranks\)$"),
+    ],
+)
+def test_errors(three_gpus: None, config: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        plan_ranks(config)
+
+
+def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfseg.devices.visible_gpus", lambda: [])
+    with pytest.raises(ConfigError, match=r"visible: none; use gpus=auto"):
+        plan_ranks({"gpus": 1})
+
+
+def test_visible_gpus_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidiactl")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab,-1")
+    assert visible_gpus() == ["3", "GPU-ab"]

@@ -1,0 +1,166 @@
+"""W&B offline runs, read back from their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import wandb
+
+from pfseg.errors import ConfigError
+from pfseg.tracking.wandb import WandbLogger, _has_key
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key is known, whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def config(mode: str = "auto") -> dict[str, Any]:
+    logger = {"name": "wandb", "project": "pfseg", "entity": None, "mode": mode, "tags": ["test"]}
+    return {"name": "tiny", "job": "train", "optimizer": {"lr": 0.1}, "logger": logger}
+
+
+def train_row(step: int) -> dict[str, Any]:
+    return {"event": "train", "step": step, "epoch": 0, "time": 1.0, "train/loss": 1.0 / step, "train/lr": None}
+
+
+def read_back(folder: Path) -> list[list[dict[str, Any]]]:
+    """Records of each offline run in a run folder, oldest run first."""
+    runs = sorted((folder / "wandb").glob("offline-run-*"))
+    leet = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
+    texts = [subprocess.run([*leet, str(run)], capture_output=True, text=True, check=True).stdout for run in runs]
+    return [[json.loads(line) for line in text.splitlines()] for text in texts]
+
+
+def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record["history"] for record in records if record["type"] == "history"]
+
+
+def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "samples").mkdir()
+    cv2.imwrite(str(tmp_path / "samples" / "step_000002.png"), np.zeros((8, 8, 3), np.uint8))
+    logger = WandbLogger(tmp_path, config(), say=said.append, group="sweep")
+    logger.record({"event": "start", "step": 0, "epoch": 0})
+    for step in (1, 2):
+        logger.record(train_row(step))
+    scores = {"val/mIoU": 50.0, "val/IoU/road": 40.0, "val/IoU/roof": None, "val/F1/road": 57.0}
+    logger.record({"event": "val", "step": 2, "epoch": 0, "panels": "samples/step_000002.png", **scores})
+    logger.record({"event": "end", "step": 2, "epoch": 0, "status": "stopped"})
+    logger.finish(exit_code=7)
+    assert len(said) == 1 and said[0].startswith("W&B offline (no API key, see `wandb login`); upload it later with: ")
+    (records,) = read_back(tmp_path)
+    text = json.dumps(records)
+    rows = history(records)
+    assert len(rows) == 2, rows
+    assert "samples_2" in text and "classes_2" in text and '"stopped"' in text
+    run = next(record["run"] for record in records if record["type"] == "run")
+    assert (run["project"], run["job_type"], run["run_group"], run["tags"]) == ("pfseg", "train", "sweep", ["test"])
+    assert run["config"]["update"]["optimizer"] == {"lr": 0.1}
+    assert next(record["exit"] for record in records if record["type"] == "exit")["exit_code"] == 7
+
+
+def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
+    for step in (1, 2):
+        logger = WandbLogger(tmp_path, config(), say=lambda text: None)
+        logger.record(train_row(step))
+        logger.finish()
+        time.sleep(1)  # W&B's folder names have seconds
+    runs = [next(record["run"] for record in records if record["type"] == "run") for records in read_back(tmp_path)]
+    assert len(runs) == 2 and runs[0]["run_id"] == runs[1]["run_id"]
+
+
+def test_no_route_ends_offline_within_20_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    script = """
+        import sys
+        from pathlib import Path
+        from pfseg.tracking import wandb
+        wandb.INIT_SECONDS = 1.0
+        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "online", "tags": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=sys.stdout.write)
+        log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
+        log.finish(0)
+    """
+    began = time.monotonic()
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    said = done.stdout.splitlines()
+    assert time.monotonic() - began < 20
+    assert done.returncode == 0, done.stderr
+    assert len(said) == 1 and said[0].startswith("W&B offline ("), said
+    assert len(history(read_back(tmp_path)[0])) == 1
+
+
+def test_a_stuck_service_does_not_hold_the_end(tmp_path: Path) -> None:
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from pfseg.tracking import wandb
+        wandb.FINISH_SECONDS = 1.0
+        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=lambda text: print(text))
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            name, parent = stat.read_text().rpartition(")")[::2]
+            if int(parent.split()[1]) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGSTOP)
+        log.finish(0)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "W&B took too long to finish; upload the rest with: wandb sync" in done.stdout
+
+
+def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
+    script = """
+        import sys, time
+        from pathlib import Path
+        from pfseg.tracking import wandb
+        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=lambda text: None)
+        log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
+        log.record({"event": "train", "step": 2, "epoch": 0, "train/loss": 1.0})
+        time.sleep(2)
+        print("now", flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None and process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    time.sleep(1)
+    assert len(history(read_back(tmp_path)[0])) >= 1
+
+
+def test_online_without_a_key_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^logger\.mode=online needs a W&B key, none is known; run `wandb login`"):
+        WandbLogger(tmp_path, config("online"), say=lambda text: None)
+
+
+def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
+    host = wandb.setup().settings.base_url.removeprefix("https://")
+    assert not _has_key()
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert _has_key()
+
+
+def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^logger\.mode='of' is not one of auto, online, offline, disabled \(config: "):
+        WandbLogger(tmp_path, config("of"), say=lambda text: None)
