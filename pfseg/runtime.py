@@ -15,7 +15,6 @@ the launcher sets per rank.
 
 from __future__ import annotations
 
-import glob
 import os
 import random
 import shutil
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pfseg.devices import visible_gpus
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -81,24 +82,13 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
     return folder
 
 
-def gpu_count() -> int:
-    """Number of NVIDIA GPUs that the driver shows to this process, 0 without a driver (no CUDA call is made)."""
-    if not os.path.exists("/dev/nvidiactl"):
-        return 0
-    present = len([p for p in glob.glob("/dev/nvidia[0-9]*") if p.rsplit("nvidia", 1)[1].isdigit()])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    return min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
-
-
 def hide_unusable_cuda() -> bool:
     """Switch CUDA off for Jittor where no GPU can be used.
 
     Returns:
         True where CUDA stays on.
     """
-    use = os.environ.get("PFSEG_DEVICE", "auto") != "cpu" and gpu_count() > 0
+    use = os.environ.get("PFSEG_DEVICE", "auto") != "cpu" and bool(visible_gpus())
     if not use:
         os.environ["nvcc_path"] = ""
     for name in ("use_cutt", "use_cutlass", "use_nccl"):  # each would be downloaded on import
@@ -124,8 +114,9 @@ def _import_jittor() -> Any:  # noqa: ANN401 - Jittor ships no types
     os.environ.setdefault("use_mpi", "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0")
     if mpicc:
         os.environ.setdefault("mpicc_path", mpicc)
-    # g++ and the loader must find libdnnl.so.2 through the link in the cache; Jittor's own notes stay quiet.
-    os.environ.setdefault("log_silent", os.environ.get("PFSEG_JITTOR_LOG", "1") and "1")
+    os.environ.setdefault("log_silent", "1")  # Jittor's own notes
+    # Otherwise Jittor names its cache after the git branch around it and compiles everything again on each branch.
+    os.environ.setdefault("cache_name", "default")
     import jittor
 
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)

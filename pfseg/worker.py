@@ -57,14 +57,15 @@ def main(folder: Path, work: Job = job) -> int:
     Returns:
         0. A failing rank doesn't return: it leaves at once, past MPI_Finalize, which would wait for the others.
     """
-    told_to_stop: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda signum, frame: told_to_stop.append(signum))
+    # mpirun sends SIGUSR1 to the rank and all its children: a handler would leave the compilers and loading processes
+    # to die of it, and break Jittor's file lock. Blocked, in them too, it stays pending, and `stop` finds it there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     die_with_parent()
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     try:
         _choose_gpu()
-        result = work(load_config(folder), folder, lambda: bool(told_to_stop))
+        result = work(load_config(folder), folder, stop)
         if rank == 0:
             write_result(folder, result)
     except BaseException as error:
@@ -73,6 +74,11 @@ def main(folder: Path, work: Job = job) -> int:
         sys.stderr.flush()
         os._exit(1)
     return 0
+
+
+def stop() -> bool:
+    """Tell whether this rank was asked to save its state and leave."""
+    return signal.SIGUSR1 in signal.sigpending()
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

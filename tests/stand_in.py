@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,14 +18,17 @@ from pfseg.worker import main
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Write a row for each step, and behave as told on the last rank."""
-    rank, size = (int(os.environ.get(f"OMPI_COMM_WORLD_{name}", default)) for name, default in (("RANK", 0), ("SIZE", 1)))
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+    size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
     behave, last = config.get("behave", "well"), rank == size - 1
     writer = RecordWriter(folder / ("metrics.jsonl" if rank == 0 else f"rank{rank}.jsonl"))
-    writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid())
+    child = subprocess.Popen(["sleep", "60"])  # as a loading process or a compiler would be
+    writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid(), child=child.pid)
     if last:
         _misbehave(behave)
     for step in range(config.get("steps", 3)):
         if stop():
+            assert child.poll() is None, "SIGUSR1 ended a child of the rank"
             (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints" / "last.json").write_text("{}")
             return {"status": "stopped", "step": step}
@@ -50,12 +54,11 @@ def _misbehave(behave: str) -> None:
     elif behave == "segfault":
         sys.stderr.write("last words\n")
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif behave == "jittor segfault":
+        sys.stderr.write("Caught segfault at address 0x8, thread_name: '', flush log...\n")
+        os._exit(1)
     elif behave == "leave":
         os._exit(0)
-    elif behave == "child":
-        if os.fork() == 0:
-            time.sleep(60)
-            os._exit(0)
 
 
 if __name__ == "__main__":

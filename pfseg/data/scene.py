@@ -209,15 +209,15 @@ class Scene:
     def _claim(self, corners: np.ndarray, margin: float) -> bool:
         """Take the ground of a shape, unless part of it (and of a margin around) is taken already."""
         centre = corners.mean(axis=0)
-        x, y = np.clip(centre, 0, self.size - 1).astype(int)
-        if self.taken[y, x]:
-            return False
         grown = centre + (corners - centre) * (1 + margin / np.linalg.norm(corners - centre, axis=1, keepdims=True))
-        ground = np.zeros_like(self.taken)
-        cv2.fillPoly(ground, [np.round(grown).astype(np.int32)], (1,))
-        if not ground.any() or (ground & self.taken).any():
+        left, top = np.clip(np.floor(grown.min(axis=0)), 0, self.size - 1).astype(int)
+        right, bottom = np.clip(np.ceil(grown.max(axis=0)), 0, self.size - 1).astype(int) + 1
+        taken = self.taken[top:bottom, left:right]
+        ground = np.zeros_like(taken)
+        cv2.fillPoly(ground, [_whole(grown)], (1,), offset=(-int(left), -int(top)))
+        if not ground.any() or (ground & taken).any():
             return False
-        self.taken |= ground
+        taken |= ground
         return True
 
     def _car_park(self) -> None:

@@ -74,15 +74,15 @@ class Workers:
             self._pool = None
 
     def _submit(self, task: Any) -> Future[Any]:  # noqa: ANN401 - whatever the job takes
-        # Processes start within submit and inherit the blocked signals until they have left the group. Python's
-        # resource tracker must run before: starting it unblocks two of them, and it never leaves the group.
+        if self._pool is None:
+            # Python's resource tracker never leaves the group. It starts apart: that unblocks two of the signals.
+            with _signals_blocked():
+                resource_tracker.ensure_running()
+            self._pool = ProcessPoolExecutor(
+                self.workers, get_context("spawn"), initializer=_start, initargs=(self.job, os.getpid())
+            )
+        # Processes start within submit and inherit the blocked signals until they have left the group.
         with _signals_blocked():
-            resource_tracker.ensure_running()
-        with _signals_blocked():
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self.workers, get_context("spawn"), initializer=_start, initargs=(self.job, os.getpid())
-                )
             return self._pool.submit(_run, task)
 
 

@@ -3,8 +3,9 @@
 Shapes: N samples, C channels, (H, W) coarse map, (h, w) fine map, P points. Point indices are row-major positions
 in a flattened map, int32.
 
-Resizing with `align_corners=True` and average pooling are linear and separable, so both are two matrix products
-(`_separable`): one code path for CPU and GPU, whose gradient is again two matrix products.
+Resizing with `align_corners=True` and average pooling are linear and separable: a matrix for the rows and one for the
+columns (`_separable`), whose transposes give the gradient. A GPU multiplies by the full matrices; on a CPU one C++ loop
+uses that each of their rows holds only a short range of weights.
 """
 
 from __future__ import annotations
@@ -65,8 +66,72 @@ def _pool_matrix(size: int, out: int, rule: str) -> np.ndarray:
     return matrix
 
 
+# in0 = x (N, C, H, W); in1 = weights (h, k) and in2 = starts (h,) of the rows, in3, in4 = the same of the columns.
+_BANDED = """
+    const int64 planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3;
+    const int64 h = in1_shape0, hk = in1_shape1, w = in3_shape0, wk = in3_shape1;
+    #pragma omp parallel
+    {
+        std::vector<float> line(W);
+        #pragma omp for
+        for (int64 p = 0; p < planes; p++)
+            for (int64 i = 0; i < h; i++) {
+                const float* x = in0_p + (p * H + in2_p[i]) * W;
+                std::fill(line.begin(), line.end(), 0.0f);
+                for (int64 k = 0; k < hk; k++) {
+                    const float weight = in1_p[i * hk + k];
+                    if (weight == 0) continue;
+                    #pragma omp simd
+                    for (int64 j = 0; j < W; j++) line[j] += weight * x[k * W + j];
+                }
+                float* y = out0_p + (p * h + i) * w;
+                for (int64 j = 0; j < w; j++) {
+                    const float* from = line.data() + in4_p[j];
+                    const float* weight = in3_p + j * wk;
+                    float sum = 0;
+                    for (int64 k = 0; k < wk; k++) sum += weight[k] * from[k];
+                    y[j] = sum;
+                }
+            }
+    }
+"""
+
+
+def _band(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (out, k) and starts (out,) of a matrix (out, size) whose rows are 0 outside a short range."""
+    filled = matrix != 0
+    first = filled.argmax(1)
+    last = matrix.shape[1] - 1 - filled[:, ::-1].argmax(1)
+    width = int((last - first).max()) + 1
+    starts = np.minimum(first, matrix.shape[1] - width)
+    return np.take_along_axis(matrix, starts[:, None] + np.arange(width), 1), starts.astype(np.int32)
+
+
+class _Separable(jt.Function):
+    """`rows` and `columns` applied on a CPU; the gradient applies their transposes."""
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        self.rows, self.columns = rows, columns
+
+    def execute(self, x: Var) -> Var:
+        return self._apply(x, self.rows, self.columns)
+
+    def grad(self, upstream: Var) -> Var:
+        return self._apply(upstream, self.rows.T, self.columns.T)
+
+    @staticmethod
+    def _apply(x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
+        inputs = [x, *map(jt.array, (*_band(rows), *_band(columns)))]
+        shape = (*x.shape[:2], rows.shape[0], columns.shape[0])
+        return jt.code(
+            shape, "float32", inputs, cpu_header="#include <algorithm>\n#include <vector>\n", cpu_src=_BANDED
+        )
+
+
 def _separable(x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
     """Apply `rows` (h, H) and `columns` (w, W) to the last two axes of (N, C, H, W), giving (N, C, h, w)."""
+    if not jt.flags.use_cuda:
+        return _Separable(rows, columns)(x)
     n, c, height, width = x.shape
     x = jt.matmul(x.reshape(n * c * height, width), jt.array(columns.T))  # (N*C*H, w)
     x = jt.matmul(jt.array(rows), x.reshape(n * c, height, columns.shape[0]))  # (N*C, h, w)

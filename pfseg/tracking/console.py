@@ -36,6 +36,7 @@ class RunConsole(Sink):
     """
 
     def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
+        """Choose bars or plain lines."""
         self.folder = folder
         self.console = console or Console()
         self.live = self.console.is_terminal

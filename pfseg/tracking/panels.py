@@ -44,48 +44,55 @@ def save_panels(
         JobError: the file can't be written.
     """
     palette = np.array([info.color for info in classes], np.uint8)
-    strips = [_row(image, truth, pred, name, palette, ignore_index, height) for image, truth, pred, name in rows]
-    width = max(strip.shape[1] for strip in strips)
-    column = (width - 2 * _GAP) // 3
-    head = np.full((26, width, 3), _PAPER, np.uint8)
+    sizes = [_fit(truth.shape[0], truth.shape[1], height) for _, truth, _, _ in rows]
+    column = max(120, *(size[0] for size in sizes))  # a caption needs some width
+    width = 3 * column + 2 * _GAP
+    head = _paper(32, width)
     for position, text in enumerate(_HEADS):
         _write(head, text, (position * (column + _GAP), 4), size=17, bold=True)
+    parts = [head]
+    for (image, truth, pred, name), size in zip(rows, sizes, strict=True):
+        parts.append(_caption(name, truth, pred, ignore_index, width))
+        strip = _paper(size[1], width)
+        for position, cell in enumerate(_cells(image, truth, pred, palette, size)):
+            left = position * (column + _GAP)
+            strip[:, left : left + size[0]] = cell
+        parts += [strip, _paper(_GAP, width)]
     ignored = any((truth == ignore_index).any() for _, truth, _, _ in rows)
-    parts = [head, *(_pad(strip, width) for strip in strips), _legend(classes, ignored, width)]
-    page = np.vstack([part for strip in parts for part in (strip, np.full((_GAP, width, 3), _PAPER, np.uint8))][:-1])
-    page = cv2.copyMakeBorder(page, *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=_PAPER)
-    done, content = cv2.imencode(".png", page[..., ::-1])
+    page = np.vstack([*parts, _legend(classes, ignored, width)])
+    framed = np.full((page.shape[0] + 2 * _MARGIN, width + 2 * _MARGIN, 3), _PAPER, np.uint8)
+    framed[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = page
+    done, content = cv2.imencode(".png", framed[..., ::-1])
     assert done, "OpenCV encodes any (H, W, 3) uint8 array"
     write_atomic(path, content.tobytes())
 
 
-def _row(
-    image: np.ndarray,
-    truth: np.ndarray,
-    pred: np.ndarray,
-    name: str,
-    palette: np.ndarray,
-    ignore_index: int,
-    height: int,
-) -> np.ndarray:
+def _paper(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), _PAPER, np.uint8)
+
+
+def _caption(name: str, truth: np.ndarray, pred: np.ndarray, ignore_index: int, width: int) -> np.ndarray:
     counted = truth != ignore_index
     share = f"{100 * (pred == truth)[counted].mean():.1f} % of pixels right" if counted.any() else "no labelled pixel"
-    size = _fit(image.shape[0], image.shape[1], height)
+    share_width = _text_width(share, 13)
+    strip = _paper(20, width)
+    _write(strip, _shorten(name, width - share_width - 24, 13), (0, 2), size=13, color=_FAINT)
+    _write(strip, share, (width - share_width, 2), size=13, color=_FAINT)
+    return strip
+
+
+def _cells(
+    image: np.ndarray, truth: np.ndarray, pred: np.ndarray, palette: np.ndarray, size: tuple[int, int]
+) -> list[np.ndarray]:
     cells = [_resize(image, size)]
     for labels in (truth, pred):
         known = labels < len(palette)
         cell = _resize(palette[np.where(known, labels, 0)], size)
-        small = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-        cells.append(np.where(small[..., None], cell, _hatch(size)))
-    gap = np.full((size[1], _GAP, 3), _PAPER, np.uint8)
+        shown = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        cells.append(np.where(shown[..., None], cell, _hatch(size)))
     for cell in cells:
         cell[[0, -1]] = cell[:, [0, -1]] = _LINE
-    strip = np.hstack([cells[0], gap, cells[1], gap, cells[2]])
-    caption = np.full((20, strip.shape[1], 3), _PAPER, np.uint8)
-    score_width = _text_width(share, 13)
-    _write(caption, _shorten(name, strip.shape[1] - score_width - 24, 13), (0, 2), size=13, color=_FAINT)
-    _write(caption, share, (strip.shape[1] - score_width, 2), size=13, color=_FAINT)
-    return np.vstack([caption, strip])
+    return cells
 
 
 def _fit(rows: int, columns: int, height: int) -> tuple[int, int]:
@@ -115,17 +122,13 @@ def _legend(classes: Sequence[ClassInfo], ignored: bool, width: int) -> np.ndarr
             x, y = 0, y + 24
         places.append((x, y))
         x += needed + 22
-    strip = np.full((y + 24, width, 3), _PAPER, np.uint8)
+    strip = _paper(y + 24, width)
     for index, (name, (x, y)) in enumerate(zip(names, places, strict=True)):
         swatch = _hatch((16, 16)) if index == len(classes) else np.full((16, 16, 3), classes[index].color, np.uint8)
         swatch[[0, -1]] = swatch[:, [0, -1]] = _LINE
         strip[y + 4 : y + 20, x : x + 16] = swatch
         _write(strip, name, (x + 23, y + 3), size=14)
     return strip
-
-
-def _pad(strip: np.ndarray, width: int) -> np.ndarray:
-    return cv2.copyMakeBorder(strip, 0, 0, 0, width - strip.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
 
 
 def _font(size: int, bold: bool) -> tuple[float, int]:

@@ -78,6 +78,7 @@ class RecordWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        """Open the file for appending."""
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,7 @@ class Follower:
     """
 
     def __init__(self, path: Path, *, skip: bool = False) -> None:
+        """Note where to begin; the file is read by `rows`."""
         self._path = Path(path)
         self._made = round(time.time(), 3)
         self._since = 0.0

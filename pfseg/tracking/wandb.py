@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,18 @@ class WandbLogger(Sink):
         folder: the run folder; W&B's files go to `wandb/` in it.
         config: the resolved configuration; `logger` holds `project`, `entity`, `tags` and `mode`: `offline`, `online`
             (a missing key is an error), or `auto` (offline without a key; the variable WANDB_MODE is heeded).
-        say: takes the one line that tells where the run can be seen, or why it is offline.
+        console: told in one message where the run can be seen, or why it is offline.
         group: runs of one sweep share it.
 
     Raises:
         ConfigError: `logger.mode` is unknown, or `online` and no API key is known.
     """
 
-    def __init__(
-        self, folder: Path, config: dict[str, Any], *, say: Callable[[str], None], group: str | None = None
-    ) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], console: Sink, *, group: str | None = None) -> None:
         """Start the run; takes at most some 12 s where the server can't be reached."""
         import wandb
 
-        self.folder, self._wandb, self._say = folder, wandb, say
+        self.folder, self._wandb, self._console = folder, wandb, console
         mode = config["logger"]["mode"]
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
@@ -78,15 +75,15 @@ class WandbLogger(Sink):
         if mode in ("auto", "online"):
             try:
                 self._run = wandb.init(mode="online", **arguments)
-                say(f"W&B: {self._run.url}")
+                console.message(f"W&B: {self._run.url}")
             except wandb.errors.Error as error:
-                wandb.teardown()  # the failed start keeps the run's id in use
+                _end_service()  # the failed start keeps the run's id in use
                 mode, reason = "offline", str(error).splitlines()[0]
         if mode in ("offline", "disabled"):
             self._run = wandb.init(mode=mode, **arguments)
         self._sync_dir = shown(self._run.settings.sync_dir)
         if mode == "offline":
-            say(f"W&B offline ({reason}); upload it later with: wandb sync {self._sync_dir}")
+            console.message(f"W&B offline ({reason}); upload it later with: wandb sync {self._sync_dir}")
         self._run.define_metric("epoch")
         self._run.define_metric("val/*", step_metric="epoch")
         self._run.define_metric("val/mIoU", step_metric="epoch", summary="max")
@@ -118,9 +115,8 @@ class WandbLogger(Sink):
         thread.join(FINISH_SECONDS)
         if thread.is_alive():
             _kill_service()  # Python's own exit would wait for it without end
-            with suppress(Exception):
-                self._wandb.teardown()  # forget the dead service, so that a next run starts one
-            self._say(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
+            _end_service()
+            self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
 
     def _class_table(self, row: dict[str, Any]) -> Any:  # noqa: ANN401 - W&B is imported late
         names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
@@ -149,6 +145,14 @@ def _run_id(folder: Path) -> str:
     if not file.exists():
         write_atomic(file, uuid.uuid4().hex[:12])
     return file.read_text().strip()
+
+
+def _end_service() -> None:
+    """Forget W&B's own process, so that the next run starts a new one."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it exits this process when the other one didn't end well
+        wandb.teardown()
 
 
 def _kill_service() -> None:

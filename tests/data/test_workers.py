@@ -112,6 +112,41 @@ def test_workers_die_with_a_killed_parent(tmp_path):
     assert not any(map(_alive, pids))
 
 
+BOMBARDED = """
+import os, signal, sys, threading, time
+sys.path.insert(0, {root!r})
+from pfseg.data.workers import Workers
+
+def double(task):
+    time.sleep(0.02)
+    return 2 * task
+
+def bombard():
+    for _ in range(60):
+        for number in numbers:
+            os.killpg(0, number)
+        time.sleep(0.02)
+
+if __name__ == "__main__":
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    thread = threading.Thread(target=bombard)
+    thread.start()
+    workers = Workers(double, 2)
+    assert list(workers.map(range(100), ahead=8)) == list(range(0, 200, 2))
+    thread.join()
+    workers.close()
+"""
+
+
+def test_signals_to_the_group_leave_workers_alone_from_the_start(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(BOMBARDED.format(root=str(Path(__file__).parents[2])))
+    done = subprocess.run([sys.executable, str(script)], start_new_session=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def _alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -60,7 +60,9 @@ def test_a_full_disk_leaves_whole_rows(path: Path, monkeypatch: pytest.MonkeyPat
     writer, write = RecordWriter(path), os.write
     writer.write("train", step=1, epoch=0)
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:9]))
-    with pytest.raises(JobError, match=r"metrics\.jsonl can't be written \(No space left.*free some space.*resume=<run"):
+    with pytest.raises(
+        JobError, match=r"metrics\.jsonl can't be written \(No space left.*free some space.*resume=<run"
+    ):
         writer.write("train", step=2, epoch=0)
     monkeypatch.undo()
     writer.write("train", step=3, epoch=0)

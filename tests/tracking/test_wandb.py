@@ -18,6 +18,7 @@ import pytest
 import wandb
 
 from pfseg.errors import ConfigError
+from pfseg.tracking.records import Sink
 from pfseg.tracking.wandb import WandbLogger, _has_key
 
 
@@ -32,6 +33,16 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def config(mode: str = "auto") -> dict[str, Any]:
     logger = {"name": "wandb", "project": "pfseg", "entity": None, "mode": mode, "tags": ["test"]}
     return {"name": "tiny", "job": "train", "optimizer": {"lr": 0.1}, "logger": logger}
+
+
+class Said(Sink):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.texts.append(text)
 
 
 def train_row(step: int) -> dict[str, Any]:
@@ -51,10 +62,10 @@ def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path) -> None:
-    said: list[str] = []
+    console = Said()
     (tmp_path / "samples").mkdir()
     cv2.imwrite(str(tmp_path / "samples" / "step_000002.png"), np.zeros((8, 8, 3), np.uint8))
-    logger = WandbLogger(tmp_path, config(), say=said.append, group="sweep")
+    logger = WandbLogger(tmp_path, config(), console, group="sweep")
     logger.record({"event": "start", "step": 0, "epoch": 0})
     for step in (1, 2):
         logger.record(train_row(step))
@@ -62,12 +73,18 @@ def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path) -
     logger.record({"event": "val", "step": 2, "epoch": 0, "panels": "samples/step_000002.png", **scores})
     logger.record({"event": "end", "step": 2, "epoch": 0, "status": "stopped"})
     logger.finish(exit_code=7)
-    assert len(said) == 1 and said[0].startswith("W&B offline (no API key, see `wandb login`); upload it later with: ")
+    (text,) = console.texts
+    assert text.startswith("W&B offline (no API key, see `wandb login`); upload it later with: wandb sync ")
     (records,) = read_back(tmp_path)
-    text = json.dumps(records)
-    rows = history(records)
-    assert len(rows) == 2, rows
-    assert "samples_2" in text and "classes_2" in text and '"stopped"' in text
+    first, second = (row["item"] for row in history(records))
+    assert (first["_step"], first["epoch"], first["train/loss"]) == (1, 1, 1.0) and "train/lr" not in first
+    assert (second["_step"], second["train/loss"], second["val/mIoU"], second["val/IoU/road"]) == (2, 0.5, 50, 40)
+    assert "val/IoU/roof" not in second and second["val/classes.nrows"] == 2
+    media = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
+    assert (media / second["val/samples.path"]).exists() and (media / second["val/classes.path"]).exists()
+    updates = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    assert {"max": 50} in [update.get("val/mIoU") for update in updates]
+    assert "stopped" in [update.get("status") for update in updates]
     run = next(record["run"] for record in records if record["type"] == "run")
     assert (run["project"], run["job_type"], run["run_group"], run["tags"]) == ("pfseg", "train", "sweep", ["test"])
     assert run["config"]["update"]["optimizer"] == {"lr": 0.1}
@@ -76,7 +93,7 @@ def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path) -
 
 def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
     for step in (1, 2):
-        logger = WandbLogger(tmp_path, config(), say=lambda text: None)
+        logger = WandbLogger(tmp_path, config(), Said())
         logger.record(train_row(step))
         logger.finish()
         time.sleep(1)  # W&B's folder names have seconds
@@ -91,9 +108,13 @@ def test_no_route_ends_offline_within_20_seconds(tmp_path: Path, monkeypatch: py
         import sys
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.records import Sink
+        class Said(Sink):
+            def message(self, text, level="info"):
+                print(text, flush=True)
         wandb.INIT_SECONDS = 1.0
         logger = {"name": "wandb", "project": "p", "entity": None, "mode": "online", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=sys.stdout.write)
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.finish(0)
     """
@@ -112,9 +133,13 @@ def test_a_stuck_service_does_not_hold_the_end(tmp_path: Path) -> None:
         import os, signal, sys
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.records import Sink
+        class Said(Sink):
+            def message(self, text, level="info"):
+                print(text, flush=True)
         wandb.FINISH_SECONDS = 1.0
         logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=lambda text: print(text))
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
         for stat in Path("/proc").glob("[0-9]*/stat"):
             name, parent = stat.read_text().rpartition(")")[::2]
             if int(parent.split()[1]) == os.getpid():
@@ -132,8 +157,12 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.records import Sink
+        class Said(Sink):
+            def message(self, text, level="info"):
+                print(text, flush=True)
         logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, say=lambda text: None)
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.record({"event": "train", "step": 2, "epoch": 0, "train/loss": 1.0})
         time.sleep(2)
@@ -142,7 +171,8 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-        assert process.stdout is not None and process.stdout.readline() == "now\n"
+        assert process.stdout is not None and process.stdout.readline().startswith("W&B offline")
+        assert process.stdout.readline() == "now\n"
         process.send_signal(signal.SIGKILL)
     time.sleep(1)
     assert len(history(read_back(tmp_path)[0])) >= 1
@@ -150,7 +180,7 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
 
 def test_online_without_a_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^logger\.mode=online needs a W&B key, none is known; run `wandb login`"):
-        WandbLogger(tmp_path, config("online"), say=lambda text: None)
+        WandbLogger(tmp_path, config("online"), Said())
 
 
 def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
@@ -162,5 +192,7 @@ def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
 
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^logger\.mode='of' is not one of auto, online, offline, disabled \(config: "):
-        WandbLogger(tmp_path, config("of"), say=lambda text: None)
+    with pytest.raises(
+        ConfigError, match=r"^logger\.mode='of' is not one of auto, online, offline, disabled \(config: "
+    ):
+        WandbLogger(tmp_path, config("of"), Said())

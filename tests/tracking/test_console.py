@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pfseg.tracking.console import RunConsole
+
+CLASSES = [{"name": "road", "color": "3C1098"}, {"name": "roof", "color": [226, 169, 41]}]
+CONFIG = {
+    "name": "pfnet_r50_dubai",
+    "seed": 0,
+    "gpus": [0, 1],
+    "resume": None,
+    "trainer": {"max_steps": 20, "freeze_bn": False},
+    "dataset": {"_target_": "pfseg.data.folder.FolderDataset", "classes": CLASSES, "edge": {"rule": "class"}},
+    "loss": {},
+}
+START = {
+    "event": "start", "step": 0, "epoch": 0, "steps": 20, "steps_per_epoch": 5, "global_batch": 8, "ranks": 2,
+    "device": "CPU", "classes": ["road", "roof"], "images_train": 40, "images_val": 9,
+}  # fmt: skip
+TRAIN = {
+    "event": "train", "step": 7, "epoch": 1,
+    "train/loss": 0.5, "train/lr": 0.01, "train/images_per_s": 3.21, "train/eta_s": 3700.0,
+}  # fmt: skip
+VAL = {
+    "event": "val", "step": 10, "epoch": 1, "best": True, "panels": "samples/step_000010.png",
+    "val/mIoU": 42.0, "val/mF1": 55.0, "val/OA": 80.0, "val/kappa": 0.5,
+    "val/IoU/road": 42.0, "val/precision/road": 60.0, "val/recall/road": 70.0, "val/F1/road": 55.0,
+    "val/IoU/roof": None, "val/precision/roof": None, "val/recall/roof": None, "val/F1/roof": None,
+}  # fmt: skip
+
+
+def make(*, live: bool = False) -> tuple[RunConsole, io.StringIO]:
+    file = io.StringIO()
+    return RunConsole(Path("run"), Console(file=file, width=110, force_terminal=live, color_system=None)), file
+
+
+def test_the_config_is_a_tree_of_groups() -> None:
+    console, file = make()
+    console.show_config(CONFIG)
+    assert file.getvalue().splitlines() == [
+        "pfnet_r50_dubai",
+        "├── seed=0  gpus=[0,1]  resume=null  loss={}",
+        "├── trainer",
+        "│   └── max_steps=20  freeze_bn=false",
+        "└── dataset  FolderDataset",
+        "    ├── 2 classes: ■ road   ■ roof   ",
+        "    └── edge",
+        "        └── rule=class",
+        "run folder: run",
+    ]
+
+
+def test_plain_lines_where_stdout_is_no_terminal() -> None:
+    console, file = make()
+    for row in (START, TRAIN, VAL, {"event": "end", "step": 20, "epoch": 3, "status": "done"}):
+        console.record(row)
+    lines = [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
+    assert lines[0] == "40 training and 9 validation images, 2 classes, CPU, 2 ranks, global batch 8, 20 steps"
+    assert lines[1] == "step  7/20  epoch 2/4  loss 0.5000  lr 1.00e-02  3.2 images/s  left 1:01:40"
+    assert lines[2] == "validation after epoch 2, step 10  ★ best so far"
+    table = [line.split() for line in lines[3:8]]
+    assert table[0] == ["class", "IoU", "precision", "recall", "F1"]
+    assert table[2] == ["road", "42.00", "60.00", "70.00", "55.00"]
+    assert table[3] == ["roof", "-", "-", "-", "-"]
+    assert table[4] == ["mean", "42.00", "60.00", "70.00", "55.00"]
+    assert lines[8] == "OA 80.00   kappa 0.5000"
+    assert lines[9] == "samples: run/samples/step_000010.png"
+    assert lines[10].startswith("finished at step 20 after 0:0")
+
+
+def test_plain_waits_are_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, file = make()
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for second in range(20):
+        now += 1
+        console.waiting(float(second + 3))
+    for done in (3, 60, 120):
+        console.compiling(done, 120)
+    for done in (1, 2):
+        console.record({"event": "progress", "text": "validating", "done": done, "total": 2})
+        now += 20
+    preparing = "preparing Jittor: a first start compiles it, 1-3 minutes, cached for next time ... "
+    assert file.getvalue().splitlines() == [
+        f"{preparing}3 s",
+        f"{preparing}18 s",
+        "compiling 120/120, cached for next time",
+        "validating 2/2",
+    ]
+
+
+def test_messages_say_their_level() -> None:
+    console, file = make()
+    console.record({"event": "message", "level": "warning", "text": "2 images skipped [3 known]"})
+    console.message("all well")
+    assert file.getvalue() == "warning: 2 images skipped [3 known]\nall well\n"
+
+
+def test_a_resumed_run_says_where_it_goes_on() -> None:
+    console, file = make()
+    console.record({**START, "step": 5})
+    assert "continuing after step 5\n" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "row", [{**TRAIN, "train/eta_s": None}, {"event": "train", "step": 1, "epoch": 0}, {"event": "?"}]
+)
+def test_missing_figures_do_no_harm(row: dict[str, Any]) -> None:
+    for live in (False, True):
+        console, _ = make(live=live)
+        console.record(row)
+        console.close()
+
+
+def test_bars_on_a_terminal() -> None:
+    console, file = make(live=True)
+    console.show_config(CONFIG)
+    console.waiting(4.0)
+    console.compiling(30, 120)
+    console.record(START)
+    console.record(TRAIN)
+    console.record(VAL)
+    console.record({"event": "progress", "step": 7, "epoch": 1, "text": "validating", "done": 1, "total": 2})
+    assert console._progress is not None
+    screen = Console(file=io.StringIO(), width=110)
+    screen.print(console._progress.get_renderable())
+    lines = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in screen.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert "■ road" in file.getvalue()
+    console.record({**TRAIN, "step": 11, "epoch": 2})
+    console.close()
+    console.close()
+    assert lines[0].startswith("epoch 2/4") and "40 % loss 0.5000 lr 1.00e-02 3.2 images/s" in lines[0]
+    assert lines[1].startswith("step 7/20") and "35 % left 1:01:40 since 0:00" in lines[1]
+    assert lines[2].startswith("validating") and lines[2].endswith("50 %")
