@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pfseg.models import SegOutput
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+def __getattr__(name: str) -> Any:
     """Import the model API on first use, so that `import pfseg` stays free of Jittor."""
     if name == "create_model":
         from pfseg.build import create_model

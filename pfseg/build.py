@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -23,7 +24,7 @@ from pfseg.data.base import SegmentationDataset
 from pfseg.errors import ConfigError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
-from pfseg.tracking.records import RecordWriter, Sink, write_atomic
+from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
 
 Config = dict[str, Any]
 
@@ -47,7 +48,8 @@ def evaluate(config: Config) -> float:
         JobError: the job failed or was stopped.
         CheckpointError: no checkpoint, or one that doesn't fit.
     """
-    return float(_drive(config)["mIoU"])
+    miou = _drive(config)["mIoU"]
+    return math.nan if miou is None else float(miou)  # JSON has no NaN
 
 
 def _drive(config: Config) -> Config:
@@ -80,7 +82,7 @@ def run_worker(config: Config, folder: Path, stop: Callable[[], bool]) -> Config
     return _evaluate(config, folder) if config["job"] == "evaluate" else _train(config, folder, stop)
 
 
-def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:  # noqa: ANN401
+def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:
     """Build a network of conf/model by its name.
 
     Args:
@@ -96,15 +98,15 @@ def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretr
         ConfigError: unknown name.
         CheckpointError: unusable `pretrained`.
     """
-    config = OmegaConf.to_container(compose("train", [f"model={name}", f"model.variant={variant}"]).model)
-    assert isinstance(config, dict)
+    composed = compose("train", [f"model={name}", f"model.variant={variant}"]).model
+    config = cast(Config, OmegaConf.to_container(composed))
     model = build_model(config, num_classes)
     if pretrained is not None:
         load_pretrained(model, config, Path(pretrained))
     return model
 
 
-def instantiate(config: Config, **given: Any) -> Any:  # noqa: ANN401 - whatever `_target_` names
+def instantiate(config: Config, **given: Any) -> Any:
     """Call the class that `_target_` names with the other keys and `given`; nested `_target_`s first.
 
     Raises:
@@ -136,13 +138,13 @@ def build_dataset(config: Config, split: str) -> SegmentationDataset:
     return dataset
 
 
-def build_model(config: Config, num_classes: int) -> Any:  # noqa: ANN401 - a jittor Module
+def build_model(config: Config, num_classes: int) -> Any:
     """Build the network that `config` (the group `model`) describes."""
     arguments = {key: value for key, value in config.items() if key not in ("name", "pretrained", "num_classes")}
     return instantiate(arguments, num_classes=num_classes)
 
 
-def load_pretrained(model: Any, config: Config, path: Path) -> str:  # noqa: ANN401 - a jittor Module
+def load_pretrained(model: Any, config: Config, path: Path) -> str:
     """Load backbone weights into `layer0` .. `layer4`; returns what was loaded, skipped and reshaped.
 
     Raises:
@@ -158,8 +160,8 @@ def load_pretrained(model: Any, config: Config, path: Path) -> str:  # noqa: ANN
     match = match_weights({key: tuple(var.shape) for key, var in state.items()}, read_weights(path), rename)
     if not match.loaded:
         raise CheckpointError(
-            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}. {match.report()}"
-            " (config: model.pretrained)"
+            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}; "
+            f"give a backbone file of this network (config: model.pretrained). {match.report()}"
         )
     for key, value in match.loaded.items():
         state[key].assign(jt.array(value))
@@ -171,7 +173,7 @@ def _loader_workers(config: Config) -> int:
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
 
 
-def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) -> Any:  # noqa: ANN401
+def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) -> Any:
     from pfseg.data.loader import EvalLoader
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size
@@ -309,7 +311,7 @@ def _evaluate(config: Config, folder: Path) -> Config:
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
     step = meta["progress"]["step"]
 
-    def write(event: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+    def write(event: str, **fields: Any) -> None:
         if records:
             records.write(event, step=step, epoch=meta["epoch"], **fields)
 
@@ -323,10 +325,16 @@ def _evaluate(config: Config, folder: Path) -> Config:
         evaluator.loader.close()
     result = scores(found.confusion, names)
     if rank() == 0:
-        save_panels(folder / "samples.png", found.panels, dataset.classes)
+        if found.panels:
+            save_panels(folder / "samples.png", found.panels, dataset.classes)
         details = {"checkpoint": str(path), "step": step, "split": config["split"], "images": found.images, **result}
         details["classes"], details["confusion"] = names, found.confusion.tolist()
-        write_atomic(folder / "results.json", json.dumps(details, indent=1))
-    write("val", **{f"val/{key}": value for key, value in result.items()}, panels="samples.png", best=False)
+        write_atomic(folder / "results.json", json.dumps(plain(details), indent=1, allow_nan=False))
+    write(
+        "val",
+        **{f"val/{key}": value for key, value in result.items()},
+        panels="samples.png" if found.panels else None,
+        best=False,
+    )
     write("end", status="done")
     return {"status": "done", "images": found.images, **result}

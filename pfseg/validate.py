@@ -54,7 +54,7 @@ class Kinds:
     other: type | None = None
 
 
-def validate(value: Any, hint: Any, key: str = "") -> Any:  # noqa: ANN401 - any YAML value, any type
+def validate(value: Any, hint: Any, key: str = "") -> Any:
     """Check `value` against a type.
 
     Args:
@@ -100,7 +100,7 @@ def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
     )
 
 
-def describe(hint: Any) -> str:  # noqa: ANN401 - any type
+def describe(hint: Any) -> str:
     """A type in words for a message."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -121,7 +121,7 @@ class _Mismatch(Exception):
     """A value is not of the wanted type."""
 
 
-def _group(hint: Any) -> Kinds | type | None:  # noqa: ANN401 - any type
+def _group(hint: Any) -> Kinds | type | None:
     """The kinds or the schema that a type stands for; None for plain values."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint
@@ -165,7 +165,7 @@ def _validate_fields(
     return {name: checked.get(name, value[name]) for name in value}  # in the order of the YAML
 
 
-def _convert(value: Any, hint: Any) -> Any:  # noqa: ANN401 - any YAML value, any type
+def _convert(value: Any, hint: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -219,7 +219,7 @@ def _defines(target: str) -> bool:
     )
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401 - any YAML value
+def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a group of settings"
     if isinstance(value, list):
@@ -229,7 +229,7 @@ def _kind(value: Any) -> str:  # noqa: ANN401 - any YAML value
     return describe(type(value))
 
 
-def _show(value: Any) -> str:  # noqa: ANN401 - any YAML value
+def _show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

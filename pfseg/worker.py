@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import PfsegError
-from pfseg.tracking.records import write_atomic
+from pfseg.tracking.records import plain, write_atomic
 
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
 _PR_SET_PDEATHSIG = 1
@@ -83,7 +83,7 @@ def stop() -> bool:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write `result.json`, which tells the driver that the job came to its end."""
-    write_atomic(folder / "result.json", json.dumps(result, indent=2, default=_number) + "\n")
+    write_atomic(folder / "result.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
 
 
 def _choose_gpu() -> None:
@@ -109,10 +109,6 @@ def _report(folder: Path, rank: int, error: BaseException) -> None:
         write_atomic(folder / "errors" / f"rank{rank}.json", json.dumps(row, indent=2) + "\n")
     except PfsegError:  # a full disk: the driver shows the end of this rank's output instead
         sys.stderr.write(text)
-
-
-def _number(value: Any) -> Any:  # noqa: ANN401 - whatever JSON doesn't know
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 if __name__ == "__main__":

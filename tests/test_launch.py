@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from pfseg.errors import ConfigError, JobError
-from pfseg.launch import JobStopped, _environment, run_job
+from pfseg.launch import JobStopped, run_job
+from pfseg.mpirun import _environment
 from pfseg.tracking.records import Sink, read_records
 
 TESTS = Path(__file__).resolve().parent
@@ -122,7 +123,7 @@ def test_compile_lines_become_counts_and_the_rest_the_log(tmp_path: Path, heard:
 
 
 def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfseg.launch.SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("pfseg.launch.SILENCE_SECONDS", 0.0)
     run(tmp_path, heard, seconds=0.3)
     assert heard.waits and heard.waits == sorted(heard.waits)
     assert heard.waits[-1] < heard.rows[-1]["time"] - heard.rows[0]["time"] + 10

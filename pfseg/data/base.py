@@ -90,7 +90,7 @@ class SegmentationDataset(ABC):
         return self.read(index).mask
 
 
-def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:  # noqa: ANN401 - as YAML gives it
+def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:
     """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
 
     Raises:

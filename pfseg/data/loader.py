@@ -265,7 +265,7 @@ class _Maker(_Reader):
     edge_thickness: int
     resolution: float
 
-    def __call__(self, task: _Task | int) -> Any:  # noqa: ANN401 - by the kind of task
+    def __call__(self, task: _Task | int) -> Any:
         """Do a task; a data set that skips faults goes on to the next sample that can be read."""
         if isinstance(task, int):
             return self._centres(task), self._take_warnings()

@@ -73,7 +73,7 @@ class Workers:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _submit(self, task: Any) -> Future[Any]:  # noqa: ANN401 - whatever the job takes
+    def _submit(self, task: Any) -> Future[Any]:
         if self._pool is None:
             # Python's resource tracker never leaves the group. It starts apart: that unblocks two of the signals.
             with _signals_blocked():
@@ -118,5 +118,5 @@ def _start(job: Callable[[Any], Any], parent: int) -> None:
     _job = job
 
 
-def _run(task: Any) -> Any:  # noqa: ANN401 - whatever the job takes and gives
+def _run(task: Any) -> Any:
     return _job(task)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pfseg.errors import CheckpointError, JobError
-from pfseg.tracking.records import write_atomic
+from pfseg.tracking.records import plain, write_atomic
 
 _HEADER = "pfseg"
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
     Raises:
         CheckpointError: the disk is full or not writable.
     """
-    text = json.dumps(meta, indent=1)
+    text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
         write_atomic(path, data)

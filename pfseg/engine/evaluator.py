@@ -15,6 +15,7 @@ import numpy as np
 from pfseg.data.base import Sample
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
+from pfseg.errors import DataError
 from pfseg.metrics import confusion_matrix
 from pfseg.runtime import jt, world_size
 
@@ -91,6 +92,9 @@ class Evaluator:
         Args:
             predict: maps a normalised batch (B, 3, h, w) to logits (B, K, h, w), without gradients.
             progress: called with (images done, images in all) of this rank.
+
+        Raises:
+            DataError: no image, or none that can be read.
         """
         found = Evaluation(np.zeros((self.num_classes, self.num_classes), np.int64))
         queue: list[tuple[_Image, int, int, np.ndarray]] = []
@@ -104,9 +108,10 @@ class Evaluator:
             self._predict(predict, queue, found)
             progress(found.images, len(self.loader))
         if world_size() > 1:
-            counts = np.append(found.confusion.ravel(), found.images).astype(np.float64)  # exact up to 2**53
-            counts = jt.array(counts).mpi_all_reduce("add").numpy().astype(np.int64)
+            counts = sum_over_ranks(np.append(found.confusion.ravel(), found.images))
             found.confusion, found.images = counts[:-1].reshape(found.confusion.shape), int(counts[-1])
+        if not found.images:
+            raise DataError("no image could be read, so there is nothing to score; check the split (config: dataset)")
         return found
 
     def _windows(self, sample: Sample) -> list[tuple[_Image, int, int, np.ndarray]]:
@@ -114,7 +119,9 @@ class Evaluator:
         pixels = sample.image
         if self.resolution != 1.0:
             size = [max(1, round(side * self.resolution)) for side in pixels.shape[:2]]
-            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if self.resolution < 1 else cv2.INTER_CUBIC)
+            pixels = cv2.resize(
+                pixels, size[::-1], interpolation=cv2.INTER_AREA if self.resolution < 1 else cv2.INTER_CUBIC
+            )
         height, width = pixels.shape[:2]
         image = _Image(sample, (height, width))
         h, w = self.window or (-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride)
@@ -124,7 +131,9 @@ class Evaluator:
         image.windows_left = len(tops) * len(lefts)
         return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
 
-    def _predict(self, predict: Callable[[Var], Var], queue: list[tuple[_Image, int, int, np.ndarray]], found: Evaluation) -> None:
+    def _predict(
+        self, predict: Callable[[Var], Var], queue: list[tuple[_Image, int, int, np.ndarray]], found: Evaluation
+    ) -> None:
         """Send the first windows of one shape through the network and finish the images that are complete."""
         shape = queue[0][3].shape
         count = next((i for i, item in enumerate(queue) if item[3].shape != shape), len(queue))
@@ -156,6 +165,12 @@ class Evaluator:
         found.images += 1
         if len(found.panels) < self.num_panels:
             found.panels.append((sample.image, sample.mask, pred, sample.name))
+
+
+def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
+    """Sum (N,) int64 over all ranks; exact up to 2**53."""
+    # Jittor makes float64 float32 unless told not to, and has no sum of int64.
+    return jt.array(counts, dtype="float64").mpi_all_reduce("add").numpy().astype(np.int64)
 
 
 def window_starts(size: int, window: int) -> list[int]:

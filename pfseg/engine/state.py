@@ -21,7 +21,7 @@ def trainable(model: Module) -> dict[str, Any]:
     return {key: var for key, var in model.state_dict().items() if not key.endswith(("running_mean", "running_var"))}
 
 
-def build_optimizer(name: str, model: Module, *, lr: float, **options: Any) -> Any:  # noqa: ANN401
+def build_optimizer(name: str, model: Module, *, lr: float, **options: Any) -> Any:
     """Jittor's `sgd`, `adam` or `adamw` over the trainable parameters; raises ValueError for another name."""
     kinds = {"sgd": jt.optim.SGD, "adam": jt.optim.Adam, "adamw": jt.optim.AdamW}
     if name not in kinds:
@@ -31,7 +31,7 @@ def build_optimizer(name: str, model: Module, *, lr: float, **options: Any) -> A
     return kinds[name](list(trainable(model).values()), lr, **options)
 
 
-def _slots(optimizer: Any, keys: list[str]) -> dict[str, Any]:  # noqa: ANN401
+def _slots(optimizer: Any, keys: list[str]) -> dict[str, Any]:
     """The optimizer's own Vars by `optimizer/<slot>/<key>`."""
     (group,) = optimizer.param_groups
     return {
@@ -42,7 +42,7 @@ def _slots(optimizer: Any, keys: list[str]) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
-def export(model: Module, optimizer: Any = None) -> Arrays:  # noqa: ANN401
+def export(model: Module, optimizer: Any = None) -> Arrays:
     """Weights of the model and, with an optimizer, its state."""
     state = dict(model.state_dict())
     if optimizer is not None:
@@ -70,7 +70,7 @@ def load_model(model: Module, arrays: Arrays, source: str) -> None:
         var.assign(jt.array(arrays[key]))
 
 
-def load_optimizer(model: Module, optimizer: Any, arrays: Arrays, source: str) -> None:  # noqa: ANN401
+def load_optimizer(model: Module, optimizer: Any, arrays: Arrays, source: str) -> None:
     """Put the optimizer's state back; raises CheckpointError if it is of another optimizer."""
     for key, var in _slots(optimizer, list(trainable(model))).items():
         if key not in arrays:

@@ -4,6 +4,7 @@
         for each step: forward, loss terms, backward, update, (average weights), (log), (save)
         validate when due: average weights in, BatchNorm statistics anew, predict, score, panels, best
         save `last`
+    (a run told to stop saves `last` at once; resumed, it begins with the validation that it left out, if any)
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
 the step, so that a run resumed from `last` computes what the undisturbed one would have.
@@ -34,6 +35,7 @@ from pfseg.tracking.panels import save_panels
 from pfseg.tracking.records import RecordWriter
 
 Var = Any  # jittor.Var, which ships no types
+_DIVERGED = "the last checkpoint is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Progress:
     """Where a run stands; stored in every checkpoint."""
 
     step: int = 0
+    validated: int = 0  # step of the last validation
     best_miou: float = -1.0
     best_step: int = 0
     validations_since_best: int = 0
@@ -92,9 +95,9 @@ class Trainer:
     def __init__(
         self,
         *,
-        model: Any,  # noqa: ANN401 - jittor.Module, which ships no types
-        loss: Any,  # noqa: ANN401 - any loss of pfseg.losses' shape
-        optimizer: Any,  # noqa: ANN401 - jittor Optimizer
+        model: Any,
+        loss: Any,
+        optimizer: Any,
         lr: Callable[[int], float],
         loader: TrainLoader,
         evaluator: Evaluator,
@@ -123,6 +126,7 @@ class Trainer:
         self._seconds = 0.0
         self._started = time.monotonic()
         self._scores: dict[str, float] = {}
+        self._faults = 0
 
     @property
     def epoch(self) -> int:
@@ -136,20 +140,20 @@ class Trainer:
             `status` (done, early_stop, out_of_time or stopped), `step`, and the best and last mIoU in percent.
 
         Raises:
-            JobError: a loss is not finite.
+            JobError: a loss or a weight is not finite.
         """
         status = "done"
-        while self.progress.step < self.total_steps and status == "done":
-            status = self._train_epoch()
-            if status == "stopped":
-                self._save("last")
-                break
-            ended = status != "done" or self.progress.step >= self.total_steps
-            if ended or self.progress.step % (self.plan.val_every * self.steps_per_epoch) == 0:
+        while status == "done" and (self.progress.step < self.total_steps or self._validation_due(status)):
+            if not self._validation_due(status):
+                status = self._train_epoch()
+            if status != "stopped" and self._validation_due(status):
                 self._validate()
                 if self.plan.early_stop and self.progress.validations_since_best >= self.plan.early_stop:
                     status = "early_stop"
             self._save("last")
+        if self._faults:
+            text = f"{self._faults} faults in the data were got round, see the warnings in metrics.jsonl"
+            self._record("message", level="warning", text=text)
         self._record("end", status=status)
         best = {"best/mIoU": self.progress.best_miou, "best/step": self.progress.best_step}
         return {"status": status, "step": self.progress.step, **best, **self._scores}
@@ -162,7 +166,13 @@ class Trainer:
         state.load_optimizer(self.model, self.optimizer, arrays, str(path))
         if self.average:
             self.average.load(arrays)
-        self.progress = Progress(**meta["progress"])
+        self.progress, self._scores = Progress(**meta["progress"]), meta["scores"]
+
+    def _validation_due(self, status: str) -> bool:
+        """Whether this step is one to validate after, and has not been: the last one, and every `val_every` epochs."""
+        step = self.progress.step
+        ended = status != "done" or step >= self.total_steps
+        return step > self.progress.validated and (ended or step % (self.plan.val_every * self.steps_per_epoch) == 0)
 
     # One epoch
 
@@ -190,8 +200,7 @@ class Trainer:
                 self._seconds, clock = self._seconds + time.monotonic() - clock, time.monotonic()
                 if due:
                     self._log_step(step, terms)
-            for warning in self.loader.pop_warnings():
-                self._record("message", level="warning", text=warning)
+            self._pass_on(self.loader.pop_warnings())
             if saving and self.progress.step != last_step:
                 self._save("last")
             if self._agreed(self.stop()):
@@ -202,8 +211,7 @@ class Trainer:
 
     def _train_step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[list[str], Var]:
         """One update; returns the names of the loss terms and their values (T,), averaged over the batches."""
-        for i, dropout in enumerate(self.dropouts):
-            dropout.generator = np.random.default_rng([self.seed, step, rank(), i])
+        self._seed_dropout(step)
         self.optimizer.lr = self.lr(step)
         share = 1.0 / self.plan.accumulate
         summed: dict[str, Var] = {}
@@ -225,6 +233,10 @@ class Trainer:
             values = values.mpi_all_reduce("mean")
         return list(summed), values
 
+    def _seed_dropout(self, step: int, *use: int) -> None:
+        for i, dropout in enumerate(self.dropouts):
+            dropout.generator = np.random.default_rng([self.seed, step, rank(), i, *use])
+
     def _read_terms(self, pending: list[tuple[int, list[str], Var]]) -> dict[str, float]:
         """Bring the steps' terms to the CPU and return the last step's; raises JobError where one is not finite."""
         jt.sync_all()
@@ -234,8 +246,8 @@ class Trainer:
             if not all(map(math.isfinite, terms.values())):
                 listed = ", ".join(f"{name}={value:.6g}" for name, value in terms.items())
                 raise JobError(
-                    f"the loss is not finite at step {step + 1} ({listed}, learning rate {self.lr(step):.3g}); the last "
-                    "checkpoint is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
+                    f"the loss is not finite at step {step + 1} ({listed}, learning rate {self.lr(step):.3g}); "
+                    f"{_DIVERGED}"
                 )
         return terms
 
@@ -269,8 +281,8 @@ class Trainer:
         self.model.eval()
         step = self.progress.step
         found = self.evaluator.run(self.model.predict, self._validating)
-        for warning in self.evaluator.loader.pop_warnings():
-            self._record("message", level="warning", text=warning)
+        self._pass_on(self.evaluator.loader.pop_warnings())
+        self.progress.validated = step
         self._scores = scores(found.confusion, [c.name for c in self.classes])
         miou = self._scores["mIoU"]
         best = miou > self.progress.best_miou
@@ -311,6 +323,7 @@ class Trainer:
             norm.momentum = None
             norm.reset_running_stats()
         count = min(self.plan.bn_batches, self.loader.batches_per_epoch)
+        self._seed_dropout(self.progress.step, 1)
         with jt.no_grad():
             for done, batch in enumerate(self.loader.epoch(self.epoch)):
                 if done == count:
@@ -333,6 +346,9 @@ class Trainer:
             if self.average:
                 raw = {f"train/{key}": value for key, value in arrays.items() if not key.startswith("optimizer/")}
                 arrays = arrays | raw | self.average.export()
+        for key, value in arrays.items():
+            if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
+                raise JobError(f"{key} is not finite after step {self.progress.step}; {_DIVERGED}")
         meta = {
             "progress": vars(self.progress),
             "scores": self._scores,
@@ -342,6 +358,11 @@ class Trainer:
         }
         save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, meta)
 
-    def _record(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+    def _pass_on(self, warnings: list[str]) -> None:
+        self._faults += len(warnings)
+        for warning in warnings:
+            self._record("message", level="warning", text=warning)
+
+    def _record(self, event: str, **fields: Any) -> None:
         if self.records:
             self.records.write(event, step=self.progress.step, epoch=self.epoch, **fields)

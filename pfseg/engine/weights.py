@@ -130,7 +130,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _weights(root: Any, fetch: _Fetch, path: Path, limit: int) -> dict[str, np.ndarray]:  # noqa: ANN401
+def _weights(root: Any, fetch: _Fetch, path: Path, limit: int) -> dict[str, np.ndarray]:
     for _ in _WRAPPERS:  # once for each, as in {"model": {"state_dict": ...}}
         if isinstance(root, dict):
             root = next((root[name] for name in _WRAPPERS if isinstance(root.get(name), dict)), root)
@@ -230,7 +230,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding="latin1")
         self.types: dict[str, np.dtype[Any]] = {}
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
+    def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _CONTAINERS and full not in _NAMES:
             plausible = all(part.isidentifier() for part in full.split("."))  # else text that begins like a pickle
@@ -240,7 +240,7 @@ class _Unpickler(pickle._Unpickler):
     def get_extension(self, code: int) -> None:
         raise _RefusedError(f"copyreg extension {code}")
 
-    def persistent_load(self, pid: Any) -> _Noted:  # noqa: ANN401
+    def persistent_load(self, pid: Any) -> _Noted:
         kind, storage, key, _, length, *view = pid
         if kind != "storage" or not isinstance(key, str | int) or view not in ([], [None]):
             raise pickle.UnpicklingError("a storage of an unknown kind")
@@ -248,7 +248,7 @@ class _Unpickler(pickle._Unpickler):
         return _Noted("storage", (str(key), _STORAGES[storage.name], length))
 
 
-def _view(value: Any, fetch: _Fetch) -> np.ndarray | None:  # noqa: ANN401
+def _view(value: Any, fetch: _Fetch) -> np.ndarray | None:
     """Return the array that a note describes, without a copy; None if it describes something else."""
     if not isinstance(value, _Noted):
         return value if isinstance(value, np.ndarray) else None
@@ -274,7 +274,7 @@ def _view(value: Any, fetch: _Fetch) -> np.ndarray | None:  # noqa: ANN401
     return flat.reshape(_whole(shape), order="F" if fortran else "C")
 
 
-def _strided(storage: _Noted, start: int, shape: Any, strides: Any, fetch: _Fetch) -> np.ndarray:  # noqa: ANN401
+def _strided(storage: _Noted, start: int, shape: Any, strides: Any, fetch: _Fetch) -> np.ndarray:
     key, code, length = storage.args
     flat = np.frombuffer(fetch(key), _TYPES[code])
     if flat.size != length:
@@ -286,7 +286,7 @@ def _strided(storage: _Noted, start: int, shape: Any, strides: Any, fetch: _Fetc
     return np.lib.stride_tricks.as_strided(flat[start:], shape, [stride * flat.itemsize for stride in strides])
 
 
-def _whole(values: Any) -> tuple[int, ...]:  # noqa: ANN401
+def _whole(values: Any) -> tuple[int, ...]:
     if not all(type(value) is int and value >= 0 for value in values):
         raise ValueError("sizes, strides and offsets must be whole and not negative")
     return tuple(values)

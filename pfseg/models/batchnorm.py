@@ -110,7 +110,9 @@ _GRADIENT = """
 
 
 def _code(source: str, relu: bool) -> str:
-    return source.replace("FLOOR", "v > 0 ? v : 0" if relu else "v").replace("MASK", "v > 0 ? u[i] : 0" if relu else "u[i]")
+    return source.replace("FLOOR", "v > 0 ? v : 0" if relu else "v").replace(
+        "MASK", "v > 0 ? u[i] : 0" if relu else "u[i]"
+    )
 
 
 class _Normalise(jt.Function):
@@ -146,9 +148,7 @@ class _Normalise(jt.Function):
         if self.sync:
             total, product = total.mpi_all_reduce("mean"), product.mpi_all_reduce("mean")
         inputs += [total / count, product * self.inverse * self.inverse / count]
-        x_grad = jt.code(
-            self.x.shape, "float32", inputs, cpu_header=_HEADER, cpu_src=_code(_GRADIENT, self.relu)
-        )
+        x_grad = jt.code(self.x.shape, "float32", inputs, cpu_header=_HEADER, cpu_src=_code(_GRADIENT, self.relu))
         return x_grad, weight_grad, bias_grad
 
 

@@ -152,7 +152,7 @@ def adaptive_avg_pool(x: Var, out: int, rule: str) -> Var:
 
 @lru_cache(maxsize=64)
 def _window_indices(height: int, width: int, out: int, rule: str) -> np.ndarray:
-    """Flat positions (out*out, k) int32 in each pooling window in row-major order, the last one repeated to length k."""
+    """Flat positions (out*out, k) int32 of each pooling window, row by row, the last one repeated to length k."""
     windows = [
         [y * width + x for y in range(*rows) for x in range(*columns)]
         for rows in pooling_windows(height, out, rule)
@@ -178,9 +178,7 @@ def adaptive_max_pool(x: Var, out: int, rule: str) -> tuple[Var, Var]:
         # The first maximum: the smallest offset among the entries equal to the maximum.
         offset = jt.array(np.arange(k, dtype=np.int32)).broadcast(values, [0, 1])
         first = jt.ternary(values >= values.max(2, keepdims=True), offset, jt.full_like(offset, k)).min(2)
-        flat = jt.array(indices.reshape(-1)).reindex(
-            [n, cells], [f"i1*{k}+@e0(i0,i1)"], extras=[first.int32()]
-        )
+        flat = jt.array(indices.reshape(-1)).reindex([n, cells], [f"i1*{k}+@e0(i0,i1)"], extras=[first.int32()])
     return gather_points(x.reshape(n, 1, -1), flat).reshape(n, 1, out, out), flat
 
 
@@ -199,9 +197,7 @@ class _ScatterPoints(jt.Function):
         # (N, L): 1 + the last p that writes there, 0 where nobody does
         self.writer = order.reindex_reduce("maximum", [n, length], ["i0", "@e0(i0,i1)"], extras=[indices]).maximum(0)
         self.indices = indices
-        written = source.reindex(
-            [n, c, length], ["i0", "i1", "@e0(i0,i2)-1"], extras=[self.writer], overflow_value=0.0
-        )
+        written = source.reindex([n, c, length], ["i0", "i1", "@e0(i0,i2)-1"], extras=[self.writer], overflow_value=0.0)
         return jt.ternary(self.writer.broadcast(base, [1]) > 0, written, base)
 
     def grad(self, upstream: Var) -> tuple[Var, Var, None]:
@@ -280,16 +276,14 @@ class BatchNormReLU(BatchNorm2d):
     relu = True
 
 
-class ConvNormReLU(nn.Sequential):
+class ConvNormReLU(jt.nn.Sequential):
     """3x3 convolution without bias, batch norm, ReLU: keys `0.weight`, `1.*`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Conv(in_channels, out_channels, 3, padding=1, bias=False), BatchNormReLU(out_channels)
-        )
+        super().__init__(nn.Conv(in_channels, out_channels, 3, padding=1, bias=False), BatchNormReLU(out_channels))
 
 
-class AdaptiveAvgPool(nn.Module):
+class AdaptiveAvgPool(jt.nn.Module):
     """`adaptive_avg_pool` as a module without parameters."""
 
     def __init__(self, out: int, rule: str) -> None:
@@ -301,7 +295,7 @@ class AdaptiveAvgPool(nn.Module):
         return adaptive_avg_pool(x, self.out, self.rule)
 
 
-class ChannelDropout(nn.Module):
+class ChannelDropout(jt.nn.Module):
     """Zero whole channels with probability `p` in training mode and scale the others by 1 / (1 - p).
 
     The mask comes from `generator`, which the trainer sets anew for each step from (seed, step, rank): a resumed run

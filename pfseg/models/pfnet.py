@@ -39,7 +39,7 @@ class SegOutput:
     edge_logits: tuple[Var, ...] = ()
 
 
-class PyramidPooling(nn.Module):
+class PyramidPooling(jt.nn.Module):
     """Context from average pooling at several sizes (PSPNet's module, without ReLU in the stages)."""
 
     def __init__(self, in_channels: int, dim: int, sizes: Sequence[int], pooling: str, dropout: float) -> None:
@@ -65,7 +65,7 @@ class PyramidPooling(nn.Module):
         return self.bottleneck(jt.concat([*pooled, x], 1))
 
 
-class PFNetHead(nn.Module):
+class PFNetHead(jt.nn.Module):
     """Pyramid pooling on c4, then PointFlow and fusion down to c1."""
 
     def __init__(
@@ -88,9 +88,7 @@ class PFNetHead(nn.Module):
         self.fpn_out_align = nn.ModuleList(
             [PointFlow(dim, match_dim, num_edge_points, edge_pool, salient_pool, pooling) for _ in in_channels[:-1]]
         )
-        self.conv_last = nn.Sequential(
-            ConvNormReLU(len(in_channels) * dim, dim), nn.Conv(dim, num_classes, 1)
-        )
+        self.conv_last = nn.Sequential(ConvNormReLU(len(in_channels) * dim, dim), nn.Conv(dim, num_classes, 1))
 
     def execute(self, features: Sequence[Var]) -> tuple[Var, tuple[Var, ...]]:
         """Map c1..c4 to logits (N, K, H/4, W/4) and edge logits at 1/32, 1/16 and 1/8, coarse to fine."""
@@ -107,7 +105,7 @@ class PFNetHead(nn.Module):
         return self.conv_last(pyramid), tuple(edges)
 
 
-class PFNet(nn.Module):
+class PFNet(jt.nn.Module):
     """PFNet with the published state-dict keys (`layer0` .. `layer4`, `head.*`).
 
     Args:
@@ -135,7 +133,7 @@ class PFNet(nn.Module):
 
     def __init__(
         self,
-        backbone: Any,  # noqa: ANN401 - a jittor Module, which ships no types
+        backbone: Any,
         num_classes: int,
         variant: str = "pytorch",
         num_edge_points: int = 128,

@@ -18,7 +18,7 @@ nn = jt.nn
 Var = Any  # jittor.Var, which ships no types
 
 
-class PointMatcher(nn.Module):
+class PointMatcher(jt.nn.Module):
     """Certainty that a cell needs semantics from the coarse map, from both maps reduced to `match_dim` channels."""
 
     def __init__(self, match_dim: int) -> None:
@@ -31,7 +31,7 @@ class PointMatcher(nn.Module):
         return jt.sigmoid(self.match_conv(jt.concat([coarse, fine], 1)))
 
 
-class PointFlow(nn.Module):
+class PointFlow(jt.nn.Module):
     """Dual point matching and flow between two neighbouring pyramid levels.
 
     Args:

@@ -18,7 +18,7 @@ Var = Any  # jittor.Var, which ships no types
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-class Bottle2neck(nn.Module):
+class Bottle2neck(jt.nn.Module):
     """Bottleneck whose 3x3 convolution is a chain over `scale` splits of the channels.
 
     In the `first` block of a layer the splits are not added to each other and the last one is average pooled
@@ -32,7 +32,7 @@ class Bottle2neck(nn.Module):
         in_channels: int,
         channels: int,
         stride: int,
-        downsample: Any,  # noqa: ANN401
+        downsample: Any,
         first: bool,
         base_width: int,
         scale: int,
@@ -55,16 +55,16 @@ class Bottle2neck(nn.Module):
         """Map (N, in_channels, h, w) to (N, 4*channels, h/stride, w/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         splits = jt.split(self.bn1(self.conv1(x)), self.width, 1)
-        outputs = []
+        outputs: list[Var] = []
         for i in range(self.scale - 1):
             split = splits[i] if i == 0 or self.first else outputs[-1] + splits[i]
             outputs.append(self.bns[i](self.convs[i](split)))
-        outputs.append(self.pool(splits[-1]) if self.first else splits[-1])
+        outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
         x = self.bn3(self.conv3(jt.concat(outputs, 1)))
         return jt.maximum(x + shortcut, 0.0)
 
 
-class Res2Net(nn.Module):
+class Res2Net(jt.nn.Module):
     """Res2Net feature extractor with keys as in the published segmentation checkpoints (`layer0` .. `layer4`).
 
     Attributes:

@@ -18,12 +18,12 @@ Var = Any  # jittor.Var, which ships no types
 _DILATION = (1, 1, 2, 4)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(jt.nn.Module):
     """Two 3x3 convolutions; the stride sits in `conv1`, the dilation in `conv2`."""
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:  # noqa: ANN401
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
         super().__init__()
         self.conv1 = nn.Conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -38,12 +38,12 @@ class BasicBlock(nn.Module):
         return jt.maximum(self.bn2(self.conv2(x)) + shortcut, 0.0)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(jt.nn.Module):
     """1x1, 3x3 (stride and dilation) and 1x1 convolution to four times the channels."""
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:  # noqa: ANN401
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
         super().__init__()
         self.conv1 = nn.Conv(in_channels, channels, 1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -68,7 +68,7 @@ _DEPTHS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(jt.nn.Module):
     """ResNet feature extractor with keys as in the published segmentation checkpoints (`layer0` .. `layer4`).
 
     Attributes:
@@ -82,7 +82,9 @@ class ResNet(nn.Module):
         """Build the network for `depth` 18, 50 or 101; raises ValueError for another one."""
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(f"ResNet of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)")
+            raise ValueError(
+                f"ResNet of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
+            )
         block, counts = _DEPTHS[depth]
         self.out_channels = tuple(c * block.expansion for c in (64, 128, 256, 512))
         stem = nn.Sequential(
@@ -94,7 +96,9 @@ class ResNet(nn.Module):
             nn.Identity(),
             nn.Conv(64, 128, 3, padding=1, bias=False),
         )
-        self.layer0 = nn.Sequential(stem, BatchNormReLU(128), nn.Identity(), nn.Pool(3, stride=2, padding=1, op="maximum"))
+        self.layer0 = nn.Sequential(
+            stem, BatchNormReLU(128), nn.Identity(), nn.Pool(3, stride=2, padding=1, op="maximum")
+        )
         channels = 128
         for index, (width, count, dilation) in enumerate(zip((64, 128, 256, 512), counts, _DILATION, strict=True), 1):
             stride = 1 if index == 1 else 2
@@ -117,7 +121,7 @@ class ResNet(nn.Module):
         return key
 
 
-def initialise_convolutions(module: Any) -> None:  # noqa: ANN401
+def initialise_convolutions(module: Any) -> None:
     """Kaiming normal (fan out) for every convolution, as ImageNet backbones are initialised."""
     for m in module.modules():
         if isinstance(m, nn.Conv):

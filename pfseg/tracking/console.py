@@ -216,7 +216,7 @@ class RunConsole(Sink):
 class _Share(ProgressColumn):
     """The share done, nothing for a wait without a known end."""
 
-    def render(self, task: Any) -> Text:  # noqa: ANN401 - rich's Task, which it types loosely
+    def render(self, task: Any) -> Text:
         return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
 
 
@@ -241,7 +241,7 @@ def _grow(tree: Tree, values: dict[str, Any]) -> None:
         _grow(tree.add(label), {k: v for k, v in value.items() if k != "_target_"})
 
 
-def _value(value: Any) -> str:  # noqa: ANN401 - any YAML value
+def _value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

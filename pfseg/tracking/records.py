@@ -89,14 +89,14 @@ class RecordWriter:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+    def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
         """Append one row; NumPy and Jittor scalars are taken as numbers.
 
         Raises:
             JobError: the disk is full or the file can't be written; rows already there stay whole.
         """
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
-        line = (json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
+        line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
         end = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
@@ -203,17 +203,17 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def plain(value: Any) -> Any:
     """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return _plain(value.item()) if hasattr(value, "item") else str(value)
+    return plain(value.item()) if hasattr(value, "item") else str(value)
 
 
 def _unwritable(path: Path, error: OSError) -> JobError:

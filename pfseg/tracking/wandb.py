@@ -118,7 +118,7 @@ class WandbLogger(Sink):
             _end_service()
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
 
-    def _class_table(self, row: dict[str, Any]) -> Any:  # noqa: ANN401 - W&B is imported late
+    def _class_table(self, row: dict[str, Any]) -> Any:
         names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
         data = [[name, *(row.get(f"val/{column}/{name}") for column in _TABLE)] for name in names]
         return self._wandb.Table(columns=["class", *_TABLE], data=data)

