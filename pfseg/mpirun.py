@@ -5,6 +5,7 @@ It is found beside this Python (the PyPI package), then on the PATH.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -19,11 +20,17 @@ from pathlib import Path
 from typing import Protocol
 
 from pfseg.errors import JobError
-from pfseg.worker import die_with_parent
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
 _LEFTOVER_SECONDS = 1.0  # what ranks leave behind may run on for so long
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Listener(Protocol):
@@ -129,7 +136,7 @@ class Mpirun:
     def _end_leftovers(self) -> None:
         """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
         now = time.monotonic()
-        if now - self._looked < _LEFTOVER_SECONDS / 2:
+        if now - self._looked < _LEFTOVER_SECONDS:
             return
         self._looked = now
         session = self._session()

@@ -8,7 +8,6 @@ Loading processes started by `spawn` import this module again, so its imports st
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import PfsegError
+from pfseg.mpirun import die_with_parent
 from pfseg.tracking.records import plain, write_atomic
 
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -41,11 +39,6 @@ def load_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
 
 
-def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Let the kernel send `signum` to this process when its parent ends, however it ends."""
-    _prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
-
-
 def main(folder: Path, work: Job = job) -> int:
     """Run this rank's part of the job in `folder`.
 
@@ -57,8 +50,10 @@ def main(folder: Path, work: Job = job) -> int:
     Returns:
         0. A failing rank doesn't return: it leaves at once, past MPI_Finalize, which would wait for the others.
     """
-    # mpirun sends SIGUSR1 to the rank and all its children: a handler would leave the compilers and loading processes
-    # to die of it, and break Jittor's file lock. Blocked, in them too, it stays pending, and `stop` finds it there.
+    # mpirun sends SIGUSR1 to the rank and all its children: a handler would leave compilers and loading processes to
+    # die of it, and break Jittor's file lock. Ignored, also by children; and blocked, so that it stays pending for
+    # `stop` to find (Linux keeps a blocked signal even if it is ignored).
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     die_with_parent()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import ConfigError, DataError
+from pfseg.mpirun import die_with_parent
 from pfseg.tracking.records import RecordWriter
 from pfseg.worker import main
 
@@ -22,10 +23,28 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
     behave, last = config.get("behave", "well"), rank == size - 1
     writer = RecordWriter(folder / ("metrics.jsonl" if rank == 0 else f"rank{rank}.jsonl"))
-    child = subprocess.Popen(["sleep", "60"])  # as a loading process or a compiler would be
+    time.sleep(config.get("before", 0.0))
+    # As a loading process or a compiler would be, which the launcher has to end where it outlives its rank.
+    child = subprocess.Popen(["sh", "-c", "sleep 60"], preexec_fn=None if behave == "leftover" else die_with_parent)
     writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid(), child=child.pid)
+    try:
+        return _steps(config, folder, stop, writer, child, last)
+    finally:
+        if behave != "leftover":
+            child.kill()
+            child.wait()
+
+
+def _steps(
+    config: dict[str, Any],
+    folder: Path,
+    stop: Callable[[], bool],
+    writer: RecordWriter,
+    child: subprocess.Popen[bytes],
+    last: bool,
+) -> dict[str, Any]:
     if last:
-        _misbehave(behave)
+        _misbehave(config.get("behave", ""))
     for step in range(config.get("steps", 3)):
         if stop():
             assert child.poll() is None, "SIGUSR1 ended a child of the rank"
@@ -34,7 +53,11 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
             return {"status": "stopped", "step": step}
         writer.write("train", step=step, epoch=0, **{"train/loss": 1.0 / (step + 1)})
         time.sleep(config.get("seconds", 0.0))
-    return {"status": "done", "ranks": size, "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {
+        "status": "done",
+        "ranks": int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
 def _misbehave(behave: str) -> None:

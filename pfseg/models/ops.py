@@ -262,6 +262,14 @@ def _look_up(table: np.ndarray, indices: Var) -> Var:
     return jt.array(table).reindex(list(indices.shape), ["@e0(i0,i1)"], extras=[indices])
 
 
+def batched_matmul(a: Var, b: Var) -> Var:
+    """Product (N, P, R) of (N, P, Q) and (N, Q, R)."""
+    if jt.flags.use_cuda:
+        return jt.nn.bmm(a, b)
+    # Only plain matrix products go to oneDNN on a CPU, some thirty times as fast as Jittor's own loops.
+    return jt.stack([jt.matmul(a[i], b[i]) for i in range(a.shape[0])])
+
+
 def top_points(x: Var, count: int) -> Var:
     """Positions (N, min(count, H*W)) int32 of the largest entries of (N, 1, H, W)."""
     n = x.shape[0]

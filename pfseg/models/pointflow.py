@@ -91,8 +91,8 @@ class PointFlow(jt.nn.Module):
 
 def _flow(coarse: Var, fine: Var) -> Var:
     """Fuse points (N, C, P) of both maps: each fine point receives all coarse points by softmax affinity."""
-    affinity = nn.softmax(jt.nn.bmm(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
-    return jt.nn.bmm(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
+    affinity = nn.softmax(ops.batched_matmul(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
+    return ops.batched_matmul(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
 
 
 def _fine_indices(indices: Var, coarse: tuple[int, int], fine: tuple[int, int]) -> Var:

@@ -189,7 +189,7 @@ class RunConsole(Sink):
                 TextColumn("{task.fields[facts]}"),
                 console=self.console,
                 transient=True,
-                refresh_per_second=5,
+                refresh_per_second=2,
             )
             self._progress.start()
         if key not in self._tasks:
