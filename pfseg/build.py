@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pfseg import __version__
 from pfseg.config import compose
 from pfseg.data.base import SegmentationDataset
-from pfseg.errors import ConfigError
+from pfseg.errors import CheckpointError, ConfigError, PfsegError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
@@ -61,13 +62,18 @@ def _drive(config: Config) -> Config:
     if config["logger"]["name"] == "wandb":
         from pfseg.tracking.wandb import WandbLogger
 
-        wandb = WandbLogger(folder, config, console)
+        hydra = HydraConfig.get()
+        group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
+        wandb = WandbLogger(folder, config, console, group=group)
         sinks.append(wandb)
     code = 1
     try:
         result = run_job(folder, config, sinks=sinks)
         code = 0
         return result
+    except PfsegError as error:
+        code = error.exit_code
+        raise
     finally:
         if wandb:
             wandb.finish(code)
@@ -151,7 +157,6 @@ def load_pretrained(model: Any, config: Config, path: Path) -> str:
         CheckpointError: unreadable, or nothing in it matches.
     """
     from pfseg.engine.weights import match_weights, read_weights
-    from pfseg.errors import CheckpointError
     from pfseg.runtime import jt
 
     module, _, name = config["backbone"]["_target_"].rpartition(".")
@@ -260,8 +265,10 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
         trainer.restore(last)
         if records:
             records.drop_after(trainer.progress.step)
-    elif config["model"]["pretrained"]:
-        report = load_pretrained(model, config["model"], Path(config["model"]["pretrained"]))
+    else:
+        report = "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
+        if config["model"]["pretrained"]:
+            report = load_pretrained(model, config["model"], Path(config["model"]["pretrained"]))
         if records:
             records.write("message", step=0, epoch=0, level="info", text=report)
     if records:

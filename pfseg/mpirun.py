@@ -98,6 +98,7 @@ class Mpirun:
                     self._tell_ranks()
         finally:
             self._kill()
+            self._process.wait()
         self._reader.join(timeout=5)
         self._listener.poll()
         return self._process.returncode
@@ -131,7 +132,6 @@ class Mpirun:
         """Kill all of mpirun's session: ranks, their loading processes, compilers."""
         for pid, _ in self._session():
             _kill(pid)
-        self._process.wait()
 
     def _end_leftovers(self) -> None:
         """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""

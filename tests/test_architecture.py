@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("runtime", "devices", "provenance", "metrics", "validate"), 1),
-    **dict.fromkeys(("data", "models", "schema"), 2),
-    **dict.fromkeys(("losses", "tracking", "config"), 3),
-    **dict.fromkeys(("engine", "worker"), 4),
-    "launch": 5,
-    "build": 6,
-    **dict.fromkeys(("train", "evaluate", "__init__"), 7),
+    **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "validate"), 1),
+    **dict.fromkeys(("runtime", "data", "schema"), 2),
+    "models": 3,
+    **dict.fromkeys(("losses", "tracking", "config"), 4),
+    **dict.fromkeys(("engine", "worker"), 5),
+    "launch": 6,
+    "build": 7,
+    **dict.fromkeys(("train", "evaluate", "__init__"), 8),
 }
 # A rank enters by the worker, which hands over to build; `pfseg.create_model` is loaded on first use.
 UPWARDS = {("worker", "build"), ("__init__", "models")}

@@ -36,6 +36,8 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
+        for killed in path.parent.glob(f".{path.name}-*"):  # a kill while saving left it
+            killed.unlink()
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
     except JobError as error:
@@ -66,15 +68,23 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def check_fits(path: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another network than the config's.
+    """Refuse a checkpoint of another network or optimizer than the config's.
 
     Raises:
-        CheckpointError: names the first setting of `model` that changes the network and differs.
+        CheckpointError: names the first setting that changes the network, or the optimizer's state, and differs.
     """
-    theirs, ours = meta["config"]["model"], config["model"]
-    for key in sorted({*theirs, *ours} - {"name", "pretrained", "dropout", "num_edge_points"}):
+    theirs, ours = _kept(meta["config"]), _kept(config)
+    for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(
-                f"{path} was trained with model.{key}={theirs.get(key)}, this run has {ours.get(key)}; "
-                f"use model.{key}={theirs.get(key)}, or start a new run"
+                f"{path} was trained with {key}={theirs.get(key)}, this run has {ours.get(key)}; "
+                "resume without this change, or start a new run"
             )
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed run may not change, by dotted key."""
+    model = config["model"] | {f"backbone.{key}": value for key, value in config["model"]["backbone"].items()}
+    free = {"name", "pretrained", "dropout", "num_edge_points", "backbone"}
+    kept = {f"model.{key}": value for key, value in model.items() if key not in free}
+    return kept | {"optimizer.name": config["optimizer"]["name"]}

@@ -35,7 +35,7 @@ from pfseg.tracking.panels import save_panels
 from pfseg.tracking.records import RecordWriter
 
 Var = Any  # jittor.Var, which ships no types
-_DIVERGED = "the last checkpoint is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
+_DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
 
 
 @dataclass(frozen=True)
