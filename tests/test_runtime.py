@@ -1,0 +1,91 @@
+"""What happens before Jittor is imported; the import itself is what every other test of networks shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfseg import runtime
+from pfseg.runtime import jt
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """A Python prefix with the files of the oneDNN package."""
+    (tmp_path / "prefix" / "include" / "oneapi").mkdir(parents=True)
+    (tmp_path / "prefix" / "lib").mkdir()
+    (tmp_path / "prefix" / "include" / "dnnl.h").write_text("// header")
+    (tmp_path / "prefix" / "lib" / "libdnnl.so.2").write_text("library")
+    return tmp_path / "prefix"
+
+
+def check(folder: Path) -> None:
+    assert folder.name.startswith("dnnl")
+    assert (folder / "include" / "dnnl.h").read_text() == "// header"
+    for name in ("libmkldnn.so", "libdnnl.so", "libdnnl.so.2"):
+        assert (folder / "lib" / name).read_text() == "library"
+
+
+def test_onednn_is_linked_by_several_at_once(prefix, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: runtime.link_onednn(prefix, tmp_path / "home"), range(32)))
+    check(*set(folders))
+    assert [p.name for p in folders[0].parent.iterdir()] == [folders[0].name]  # nothing left over
+
+
+def test_links_into_a_deleted_environment_are_replaced(prefix, tmp_path):
+    folder = runtime.link_onednn(prefix, tmp_path / "home")
+    moved = prefix.rename(tmp_path / "moved")
+    assert not (folder / "lib" / "libmkldnn.so").exists()
+    check(runtime.link_onednn(moved, tmp_path / "home"))
+
+
+def test_missing_onednn_says_what_to_install(tmp_path):
+    with pytest.raises(runtime.RuntimeSetupError, match=r"oneDNN not found: .*pip install onednn-devel-cpu-gomp"):
+        runtime.link_onednn(tmp_path, tmp_path)
+
+
+def test_cuda_is_off_without_a_device_even_with_an_nvcc(monkeypatch):
+    monkeypatch.setattr(runtime, "visible_gpus", list)
+    monkeypatch.setenv("nvcc_path", "/usr/local/cuda/bin/nvcc")
+    assert not runtime.hide_unusable_cuda()
+    assert os.environ["nvcc_path"] == ""
+
+
+def test_cuda_stays_on_with_a_device_unless_the_cpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: ["0"])
+    monkeypatch.delenv("nvcc_path", raising=False)
+    monkeypatch.delenv("PFSEG_DEVICE", raising=False)
+    assert runtime.hide_unusable_cuda()
+    assert "nvcc_path" not in os.environ
+    monkeypatch.setenv("PFSEG_DEVICE", "cpu")
+    assert not runtime.hide_unusable_cuda()
+
+
+def test_jittor_starts_beside_a_useless_nvcc(tmp_path):
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 12.2, V12.2.140\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PFSEG_DEVICE": "cpu"}
+    env.pop("nvcc_path", None)
+    code = "from pfseg.runtime import jt; assert not jt.flags.use_cuda; assert float(jt.ones(3).sum()) == 3"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""  # Jittor's own notes stay out of the user's way
+
+
+def test_mpicc_is_found_beside_python():
+    assert runtime.find_mpicc() == str(Path(sys.executable).parent / "mpicc")
+
+
+def test_seeds():
+    draws = []
+    for _ in range(2):
+        runtime.seed_everything(5)
+        draws.append((np.random.rand(), float(jt.randn(1))))
+    assert draws[0] == draws[1]
