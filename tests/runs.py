@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = ["gpus=0", "ranks=1", "logger=none", "batch_size=2", "trainer.workers=0", "trainer.log_every=1"]
 SMALL = ["model.fpn_dim=32", "model.match_dim=16", "dataset.crop_size=64", "schedule.warmup_steps=0"]
 SCENES = ["dataset.size=64", "dataset.train_images=4", "dataset.val_images=3"]
-TINY = [*CPU, *SMALL, *SCENES, "trainer.bn_batches=0", "trainer.max_epochs=2"]  # 2 epochs of 2 steps
+LENGTH = ["trainer.max_epochs=2", "trainer.val_every=1", "trainer.bn_batches=0"]  # of 2 steps each
+TINY = [*CPU, *SMALL, *SCENES, *LENGTH]
 # One thread: two add up in another order each time, and the tests of one run would slow down each other.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "200"}
 

@@ -66,18 +66,25 @@ def load_model(model: Module, arrays: Arrays, source: str) -> None:
                 f"{source}: {key} has shape {tuple(arrays[key].shape)}, expected {tuple(var.shape)}; "
                 "it is of another model or class count (config: model, dataset.classes)"
             )
-    for key, var in state.items():
-        var.assign(jt.array(arrays[key]))
+    _assign(state, arrays)
 
 
 def load_optimizer(model: Module, optimizer: Any, arrays: Arrays, source: str) -> None:
     """Put the optimizer's state back; raises CheckpointError if it is of another optimizer."""
-    for key, var in _slots(optimizer, list(trainable(model))).items():
+    slots = _slots(optimizer, list(trainable(model)))
+    for key in slots:
         if key not in arrays:
             raise CheckpointError(
                 f"{source} lacks {key}: it was trained with another optimizer; resume with the optimizer of the run"
             )
+    _assign(slots, arrays)
+
+
+def _assign(state: dict[str, Any], arrays: Arrays) -> None:
+    for key, var in state.items():
         var.assign(jt.array(arrays[key]))
+    # Otherwise Jittor fuses the copies with what follows, which then rounds otherwise than in an undisturbed run.
+    jt.sync_all()
 
 
 class WeightAverage:
@@ -102,8 +109,7 @@ class WeightAverage:
 
     def load(self, arrays: Arrays) -> None:
         """Continue from stored averages."""
-        for key, var in self.average.items():
-            var.assign(jt.array(arrays[key]))
+        _assign(self.average, arrays)
 
     def export(self) -> Arrays:
         """The averages by key."""

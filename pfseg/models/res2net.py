@@ -9,7 +9,7 @@ from typing import Any
 
 from pfseg.models.batchnorm import BatchNorm2d
 from pfseg.models.ops import BatchNormReLU
-from pfseg.models.resnet import initialise_convolutions
+from pfseg.models.resnet import ResNet, initialise_convolutions
 from pfseg.runtime import jt
 
 nn = jt.nn
@@ -98,10 +98,4 @@ class Res2Net(jt.nn.Module):
             channels = out
         initialise_convolutions(self)
 
-    @staticmethod
-    def rename_pretrained(key: str) -> str:
-        """Key of an ImageNet file (`conv1.*`, `bn1.*`, ...) in this network."""
-        for old, new in (("conv1.", "layer0.0."), ("bn1.", "layer0.1.")):
-            if key.startswith(old):
-                return new + key[len(old) :]
-        return key
+    rename_pretrained = staticmethod(ResNet.rename_pretrained)

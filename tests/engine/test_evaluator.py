@@ -1,0 +1,151 @@
+"""Scores in windows, with networks that are known exactly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
+from pfseg.data.loader import EvalLoader
+from pfseg.engine.evaluator import Evaluator, window_starts
+from pfseg.errors import DataError
+from pfseg.mpirun import _command, _environment
+from pfseg.runtime import jt
+
+
+class Pictures(SegmentationDataset):
+    """Images given as arrays; the truth is class 1 where red is above 127, and unknown in the first row."""
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        self.classes = (ClassInfo("dark", (0, 0, 0)), ClassInfo("red", (255, 0, 0)))
+        self.warnings = []
+        rng = np.random.default_rng(0)
+        self.images = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Sample:
+        image = self.images[index]
+        mask = (image[..., 0] > 127).astype(np.uint8)
+        mask[0] = 255
+        return Sample(image, mask, f"{index}.png")
+
+
+class Network:
+    """Says class 1 where red is above 127, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def __call__(self, image: Any) -> Any:
+        self.seen.append(image.numpy())
+        red = image[:, :1]
+        return jt.concat([-red, red], 1)
+
+
+def evaluator(dataset: SegmentationDataset, **options: Any) -> Evaluator:
+    settings = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "window": None, **options}
+    return Evaluator(EvalLoader(dataset=dataset, workers=0), **settings)
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("size", "window", "starts"), [(512, 512, [0]), (1000, 512, [0, 488]), (9, 3, [0, 3, 6])])
+def test_window_starts(size: int, window: int, starts: list[int]):
+    assert window_starts(size, window) == starts
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 10])
+def test_windows_cover_everything_without_leaving_the_image(window: int):
+    for size in range(window, 40):
+        starts = window_starts(size, window)
+        assert starts == sorted(set(starts))
+        assert (starts[0], starts[-1]) == (0, size - window)
+        assert len(starts) == -(-size // window)
+        assert {place + start for start in starts for place in range(window)} == set(range(size))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("window", [None, (32, 48), (20, 200), (64, 64)])
+def test_windows_give_what_the_whole_image_gives(window: tuple[int, int] | None, batch_size: int):
+    pictures, network = Pictures((50, 70), (33, 40), (64, 64)), Network()
+    found = evaluator(pictures, window=window, batch_size=batch_size).run(network, ignore)
+    reds = sum(int((image[1:, :, 0] > 127).sum()) for image in pictures.images)
+    pixels = sum(image[1:, :, 0].size for image in pictures.images)
+    np.testing.assert_array_equal(found.confusion, [[pixels - reds, 0], [0, reds]])
+    assert found.images == 3
+    assert max(len(batch) for batch in network.seen) <= batch_size
+    if window:
+        assert {batch.shape[2:] for batch in network.seen} == {window}
+
+
+def test_whole_images_are_padded_with_the_mean_to_the_stride():
+    network = Network()
+    evaluator(Pictures((33, 70)), stride=32).run(network, ignore)
+    (batch,) = network.seen
+    assert batch.shape == (1, 3, 64, 96)
+    assert batch[:, :, :33, :70].all()
+    assert not batch[:, :, 33:].any()
+    assert not batch[:, :, :, 70:].any()
+
+
+def test_of_two_windows_the_later_wins():
+    calls = iter(range(2))
+
+    def one_class_a_window(image: Any) -> Any:
+        label = next(calls)
+        return jt.concat([jt.ones_like(image[:, :1]) * (1 - label), jt.ones_like(image[:, :1]) * label], 1)
+
+    found = evaluator(Pictures((4, 6)), window=(4, 4)).run(one_class_a_window, ignore)
+    np.testing.assert_array_equal(found.panels[0][2], [[0, 0, 1, 1, 1, 1]] * 4)
+
+
+@pytest.mark.parametrize("resolution", [0.5, 2.0])
+def test_another_resolution_is_scored_on_the_full_size(resolution: float):
+    pictures, network = Pictures((64, 64)), Network()
+    pictures.images[0][:] = 0
+    pictures.images[0][:, 32:] = 255
+    found = evaluator(pictures, resolution=resolution, window=(32, 32)).run(network, ignore)
+    assert {batch.shape[2:] for batch in network.seen} == {(32, 32)}
+    assert sum(map(len, network.seen)) == (1 if resolution == 0.5 else 16)
+    np.testing.assert_array_equal(found.confusion, [[63 * 32, 0], [0, 63 * 32]])
+    assert found.panels[0][2].shape == (64, 64)
+
+
+def test_progress_and_panels():
+    heard: list[tuple[int, int]] = []
+    found = evaluator(Pictures(*[(32, 32)] * 5), num_panels=2, batch_size=2).run(
+        Network(), lambda done, total: heard.append((done, total))
+    )
+    assert heard == [(0, 5), (2, 5), (4, 5), (5, 5)]
+    assert [panel[3] for panel in found.panels] == ["0.png", "1.png"]
+    image, mask, pred, _ = found.panels[0]
+    assert image.dtype == mask.dtype == pred.dtype == np.uint8
+    assert image.shape == (*mask.shape, 3) == (*pred.shape, 3)
+
+
+def test_nothing_to_score():
+    with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
+        evaluator(Pictures()).run(Network(), ignore)
+
+
+def test_the_sum_over_ranks_is_exact(tmp_path: Path):
+    script = tmp_path / "sum.py"
+    script.write_text(
+        "import numpy as np\n"
+        "from pfseg.engine.evaluator import sum_over_ranks\n"
+        "from pfseg.runtime import rank\n"
+        "counts = sum_over_ranks(np.array([2**40 + 1, rank()]))\n"
+        "assert counts.tolist() == [2**41 + 2, 1], counts\n"
+    )
+    command = [*_command(2), sys.executable, str(script)]
+    done = subprocess.run(command, env=_environment(2, []), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
