@@ -155,7 +155,7 @@ def test_schemas_name_what_the_constructors_take():
         (["trainer.max_epochs=null"], "trainer.max_epochs and trainer.max_steps are both null"),
         (["schedule.legacy=true"], "schedule.legacy=true goes with epochs only"),
         (["schedule=scl_poly"], "schedule.relax_epoch is not set"),
-        (["schedule=scl_poly", "schedule.relax_epoch=3"], "schedule.relax_epoch=99 is not below trainer.max_epochs"),
+        (["schedule=scl_poly", "schedule.relax_epoch=99"], "schedule.relax_epoch=99 is not below trainer.max_epochs"),
         (["dataset.scale_range=[2.0,0.5]"], r"dataset.scale_range=\[2.0, 0.5\]: expected \[low, high\]"),
         (["gpus=99"], "gpus=99 asks for more GPUs than are visible"),
         (["launch=inline", "ranks=2"], "launch=inline runs one rank, got ranks=2"),
