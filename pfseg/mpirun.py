@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -68,12 +69,15 @@ class Mpirun:
         self._told = self._first = self._looked = 0.0
         self._seen = time.monotonic()
         self._listener = listener
+        command = [*_command(ranks), sys.executable, *arguments]
+        # In the folder that all jobs share by default, one that ends makes another fail that starts just then.
+        self._scratch = tempfile.TemporaryDirectory(prefix="pfseg-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
-            [*_command(ranks), sys.executable, *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(ranks, gpus),
+            env=_environment(ranks, gpus) | {"PRTE_MCA_prte_tmpdir_base": self._scratch.name},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -99,6 +103,7 @@ class Mpirun:
         finally:
             self._kill()
             self._process.wait()
+            self._scratch.cleanup()
         self._reader.join(timeout=5)
         self._listener.poll()
         return self._process.returncode

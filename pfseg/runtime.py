@@ -126,8 +126,8 @@ def _import_jittor() -> Any:
     children = signal.getsignal(signal.SIGCHLD)
     import jittor
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, children)  # Jittor's handler ends this process when a child of it is killed
+    if threading.current_thread() is threading.main_thread():  # Jittor's ends this process when a child is killed
+        signal.signal(signal.SIGCHLD, children or signal.SIG_DFL)
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
     return jittor
 

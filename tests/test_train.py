@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
@@ -34,11 +35,22 @@ VARIANTS = {  # 8 steps each
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Run of a variant that nothing disturbed, made once."""
+
+    @functools.cache
+    def make(variant: str) -> Path:
+        folder = tmp_path_factory.mktemp(variant)
+        train(folder, *VARIANTS[variant])
+        return folder
+
+    return make
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    train(folder, *VARIANTS[request.param])
-    return folder
+def undisturbed(request: pytest.FixtureRequest, whole: Callable[[str], Path]) -> Path:
+    return whole(request.param)
 
 
 def known(values: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +169,8 @@ def test_killed_at_a_random_moment_and_resumed(undisturbed: Path, tmp_path: Path
     assert len((folder / "command.txt").read_text().splitlines()) == 2
 
 
-def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path):
-    folder, whole = tmp_path / "run", tmp_path / "whole"
+def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, whole: Callable[[str], Path]):
+    folder = tmp_path / "run"
     process = start("train.py", *TINY, *VARIANTS["sgd"], f"hydra.run.dir={folder}")
     wait_for(lambda: last_step(folder), process)
     process.terminate()
@@ -182,8 +194,7 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path):
     assert sorted(path.name for path in last.parent.iterdir()) == files
 
     resume(folder)
-    worked(whole, *VARIANTS["sgd"])
-    assert_same_run(folder, whole)
+    assert_same_run(folder, whole("sgd"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4], ids=["mid-epoch", "end of an epoch", "last step"])
