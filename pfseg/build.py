@@ -26,6 +26,7 @@ from pfseg.errors import CheckpointError, ConfigError, PfsegError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
+from pfseg.validate import check_fits
 
 Config = dict[str, Any]
 
@@ -201,7 +202,7 @@ def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) 
 def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     from pfseg.data.loader import TrainLoader
     from pfseg.engine import state
-    from pfseg.engine.checkpoint import check_fits, load_checkpoint
+    from pfseg.engine.checkpoint import load_checkpoint
     from pfseg.engine.schedule import make_schedule
     from pfseg.engine.trainer import Plan, Trainer
     from pfseg.runtime import jt, rank, seed_everything, world_size
@@ -261,7 +262,7 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     )
     last = folder / "checkpoints" / "last.safetensors"
     if config["resume"]:
-        check_fits(last, load_checkpoint(last)[1], config)
+        check_fits(last, load_checkpoint(last)[1]["config"], config)
         trainer.restore(last)
         if records:
             records.drop_after(trainer.progress.step)

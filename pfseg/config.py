@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra.version
 from hydra import compose as hydra_compose
@@ -30,7 +30,7 @@ from pfseg.data.base import parse_classes
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.schema import Evaluate, Train
-from pfseg.validate import unknown_key, validate
+from pfseg.validate import check_fits, unknown_key, validate
 
 _VERSION_BASE = "1.3"
 _TO_GIVE = {  # what to put for a key that has to be given
@@ -105,7 +105,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             what = "a backbone file (.pth, .pkl, .safetensors)"
             config["model"]["pretrained"] = str(_existing("model.pretrained", file, what))
         if config["resume"] is not None:
-            config["resume"] = str(_resumable(config["resume"]))
+            config["resume"] = str(folder := _resumable(config["resume"]))
+            stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))
+            check_fits(folder / "checkpoints" / "last.safetensors", cast(dict[str, Any], stored), config)
     else:
         config["checkpoint"] = str(find_checkpoint(config["checkpoint"]))
         if config["eval_size"] is not None:
@@ -243,6 +245,8 @@ def _resumable(resume: str) -> Path:
         raise ConfigError(
             f"resume={resume} is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>"
         )
+    if not (folder / "resolved.yaml").is_file():
+        raise ConfigError(f"resume={resume} has no resolved.yaml: it never started; start a new run")
     if not (folder / "checkpoints" / "last.safetensors").is_file():
         raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
     return folder

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pfseg.errors import ConfigError
+from pfseg.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -233,3 +233,27 @@ def _show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_fits(path: Path, stored: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another network or optimizer than the config's.
+
+    Raises:
+        CheckpointError: names the first setting that changes the network, or the optimizer's state, and differs.
+    """
+    theirs, ours = _kept(stored), _kept(config)
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path} was trained with {key}={theirs.get(key)}, this run has {ours.get(key)}; "
+                "resume without this change, or start a new run"
+            )
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed run may not change, by dotted key."""
+    backbone = config["model"].get("backbone") or {}  # a network of the user's own may have none
+    model = config["model"] | {f"backbone.{key}": value for key, value in backbone.items()}
+    free = {"name", "pretrained", "dropout", "num_edge_points", "backbone"}
+    kept = {f"model.{key}": value for key, value in model.items() if key not in free}
+    return kept | {"optimizer.name": config["optimizer"]["name"]}

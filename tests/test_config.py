@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -197,9 +198,15 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "a=b c"
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("[name=x, model=pfnet_r50, seed=1, resume='/old']\n")
+    save(folder)
+    return folder
+
+
+def save(folder: Path) -> None:
+    """Leave what a training leaves in its folder once it has saved."""
+    (folder / "resolved.yaml").write_text(yaml.safe_dump(checked()))
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.safetensors").touch()
-    return folder
 
 
 def test_resume_replays_the_run(run: Path):
@@ -216,6 +223,9 @@ def test_resume_refuses_what_it_cannot_continue(run: Path):
         expand_resume([f"resume={run}"], multirun=True)
     (run / "checkpoints" / "last.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"has no checkpoints/last\.safetensors"):
+        expand_resume([f"resume={run}"])
+    (run / "resolved.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"has no resolved\.yaml: it never started"):
         expand_resume([f"resume={run}"])
     (run / ".hydra" / "overrides.yaml").unlink()
     with pytest.raises(ConfigError, match="is no run folder"):
@@ -280,8 +290,7 @@ def test_checking_loads_neither_jittor_nor_opencv(tmp_path: Path):
 def test_a_run_is_resumed_in_its_folder(tmp_path: Path):
     folder = Path(command(tmp_path, "name=a=b c", "seed=5").stdout)
     assert folder.parts[-3] == "a=b c"
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "last.safetensors").touch()
+    save(folder)
     relative = folder.relative_to(tmp_path)
     for epochs in (3, 4):
         done = command(tmp_path, f"resume={relative}", f"trainer.max_epochs={epochs}")
@@ -289,6 +298,8 @@ def test_a_run_is_resumed_in_its_folder(tmp_path: Path):
         saved = list(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
         assert saved == ["name='a=b c'", "seed=5", f"trainer.max_epochs={epochs}", f"resume='{folder}'"]
     assert command(tmp_path, f"resume={relative}", "seed=-1").returncode == 2
+    done = command(tmp_path, f"resume={relative}", "model=pfnet_r50")
+    assert done.returncode == 1 and "was trained with model.backbone.depth=18, this run has 50; resume" in done.stderr
     assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == saved
 
 

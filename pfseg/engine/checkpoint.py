@@ -65,26 +65,3 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
             "give plain weights as model.pretrained instead"
         )
     return json.loads(header[_HEADER]), keys
-
-
-def check_fits(path: Path, meta: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another network or optimizer than the config's.
-
-    Raises:
-        CheckpointError: names the first setting that changes the network, or the optimizer's state, and differs.
-    """
-    theirs, ours = _kept(meta["config"]), _kept(config)
-    for key in sorted({*theirs, *ours}):
-        if theirs.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"{path} was trained with {key}={theirs.get(key)}, this run has {ours.get(key)}; "
-                "resume without this change, or start a new run"
-            )
-
-
-def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed run may not change, by dotted key."""
-    model = config["model"] | {f"backbone.{key}": value for key, value in config["model"]["backbone"].items()}
-    free = {"name", "pretrained", "dropout", "num_edge_points", "backbone"}
-    kept = {f"model.{key}": value for key, value in model.items() if key not in free}
-    return kept | {"optimizer.name": config["optimizer"]["name"]}

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pfseg.engine.checkpoint import check_fits, load_checkpoint, save_checkpoint
+from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.errors import CheckpointError
+from pfseg.validate import check_fits
 
 ARRAYS = {"layer0.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer/values/x": np.ones(2, np.float32)}
 META = {"step": 3, "config": {"name": "Straße"}, "scores": {"mIoU": 12.5, "IoU/car": math.nan}}
@@ -98,12 +99,12 @@ def test_plain_weights_are_no_checkpoint(tmp_path: Path):
 )
 def test_another_network_or_optimizer_is_refused(key: str, value: object, said: str):
     with pytest.raises(CheckpointError, match=said):
-        check_fits(Path("last.safetensors"), {"config": CONFIG}, changed(key, value))
+        check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.dropout", 0.0), ("model.name", "mine"), ("optimizer.lr", 0.1)])
 def test_other_changes_are_taken(key: str, value: object):
-    check_fits(Path("last.safetensors"), {"config": CONFIG}, changed(key, value))
+    check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
 
 
 def changed(key: str, value: object) -> dict[str, Any]:
