@@ -15,6 +15,7 @@ the launcher sets per rank.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -53,34 +54,27 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
     prefix = prefix or Path(sys.prefix)
     home = home or Path(os.environ.get("JITTOR_HOME") or Path.home())
     folder = home / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER.get(os.uname().machine, "dnnl_lnx")
-    if (folder / "lib" / "libmkldnn.so").exists() and (folder / "include" / "dnnl.h").exists():
-        return folder
     header, library = prefix / "include" / "dnnl.h", prefix / "lib" / "libdnnl.so.2"
-    if not (header.exists() and library.exists()):
-        raise RuntimeSetupError(
-            f"oneDNN not found: expected {header} and {library}; run `pip install onednn-devel-cpu-gomp==2022.2.1` "
-            "in the Python environment that runs pfseg"
-        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".link-", dir=folder.parent))
-    (new / "include").mkdir()
-    (new / "lib").mkdir()
-    for path in (prefix / "include").glob("*dnnl*"):
-        (new / "include" / path.name).symlink_to(path)
-    (new / "include" / "oneapi").symlink_to(prefix / "include" / "oneapi")
-    for name in ("libmkldnn.so", "libdnnl.so", "libdnnl.so.2"):
-        (new / "lib" / name).symlink_to(library.resolve())
-    stale = Path(tempfile.mkdtemp(prefix=".stale-", dir=folder.parent))
-    try:  # rename is atomic; the loser of a race finds the winner's folder in place
-        if folder.exists():
-            os.replace(folder, stale / "old")
-        os.replace(new, folder)
-    except OSError:
-        if not (folder / "lib" / "libmkldnn.so").exists():
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
+    with open(folder.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if (folder / "lib" / "libmkldnn.so").exists() and (folder / "include" / "dnnl.h").exists():
+            return folder
+        if not (header.exists() and library.exists()):
+            raise RuntimeSetupError(
+                f"oneDNN not found: expected {header} and {library}; run `pip install onednn-devel-cpu-gomp==2022.2.1` "
+                "in the Python environment that runs pfseg"
+            )
+        shutil.rmtree(folder, ignore_errors=True)  # links into an environment that is gone
+        new = Path(tempfile.mkdtemp(prefix=".link-", dir=folder.parent))
+        (new / "include").mkdir()
+        (new / "lib").mkdir()
+        for path in (prefix / "include").glob("*dnnl*"):
+            (new / "include" / path.name).symlink_to(path)
+        (new / "include" / "oneapi").symlink_to(prefix / "include" / "oneapi")
+        for name in ("libmkldnn.so", "libdnnl.so", "libdnnl.so.2"):
+            (new / "lib" / name).symlink_to(library.resolve())
+        new.rename(folder)
     return folder
 
 
