@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfseg.devices import visible_gpus
+from pfseg.errors import PfsegError
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
 
 
-class RuntimeSetupError(RuntimeError):
+class RuntimeSetupError(PfsegError):
     """The machine lacks something that Jittor cannot run without; the message says what to install."""
 
 
