@@ -3,11 +3,11 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check
+.PHONY: help install train test check bench-data
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: $(STAMP) ## make .venv and install pfseg with all that it needs
 
@@ -21,6 +21,9 @@ check: $(STAMP) ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+
+bench-data: $(STAMP) ## time preparation and loading beside what the published tools do
+	$(VENV)/bin/python benchmarks/data.py $(ARGS)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"pfseg needs Python 3.11, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'

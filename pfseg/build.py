@@ -20,8 +20,14 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pfseg import __version__
+from pfseg.checks import pair
 from pfseg.config import compose
-from pfseg.data.base import SegmentationDataset
+from pfseg.data.archive import find_in_folders
+from pfseg.data.base import Scene, SegmentationDataset
+from pfseg.data.folder import FolderDataset
+from pfseg.data.loader import EvalLoader, TrainLoader
+from pfseg.data.overlap import find_overlap
+from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import CheckpointError, ConfigError, PfsegError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
@@ -138,11 +144,38 @@ def instantiate(config: Config, **given: Any) -> Any:
 
 def build_dataset(config: Config, split: str) -> SegmentationDataset:
     """Build a split of the data set that `config` (the group `dataset`) describes."""
+    if config.get("source") == "scenes":
+        return _build_scenes(config, split)
     module, _, name = config["_target_"].rpartition(".")
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
     arguments = {key: value for key, value in config.items() if key == "_target_" or key in parameters}
     dataset: SegmentationDataset = instantiate(arguments, split=split)
     return dataset
+
+
+def _build_scenes(config: Config, split: str) -> SceneDataset:
+    """Build a split whose samples are windows of whole scenes, without patches."""
+    keys = ("classes", "ignore", "bands", "stretch", "on_error")
+    sizes = {key: value and pair(value) for key, value in config["prepare"].items() if key in ("size", "stride")}
+    shared = {key: config[key] for key in keys} | sizes
+    scenes = _find_scenes(config, split)
+    dataset = SceneDataset(split=split, scenes=scenes, **shared)
+    dataset.warnings += getattr(scenes, "faults", [])  # a finder of the user's own may return a plain list
+    return dataset
+
+
+def _find_scenes(config: Config, split: str) -> list[Scene]:
+    root = Path(config["root"])
+    if config["prepare"]["scenes"]:
+        return cast(list[Scene], instantiate(config["prepare"]["scenes"], src=root))
+    patches = {**config, "source": "patches"}
+    splits = config["splits"] or {split: split}
+    chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
+
+    def build(name: str) -> FolderDataset:
+        return cast(FolderDataset, build_dataset(patches, name))
+
+    return find_in_folders(root, chosen, build, config["images"], config["mask_suffix"])
 
 
 def build_model(config: Config, num_classes: int) -> Any:
@@ -174,13 +207,29 @@ def load_pretrained(model: Any, config: Config, path: Path) -> str:
     return match.report()
 
 
+def build_loader(config: Config, dataset: SegmentationDataset, **process: int) -> TrainLoader:
+    """Build what draws, augments and batches training samples; `process`: rank, world_size and workers."""
+    data = config["dataset"]
+    shared: Config = {key: data[key] for key in ("mean", "std", "ignore_index", "resolution", "class_uniform")}
+    return TrainLoader(
+        dataset=dataset,
+        augment=instantiate(config["augment"]),
+        crop_size=tuple(data["crop_size"]),
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        edge_rule=data["edge"]["rule"],
+        edge_thickness=data["edge"]["thickness"],
+        multiple=config["trainer"]["accumulate"],
+        **shared | process,
+    )
+
+
 def _loader_workers(config: Config) -> int:
     wanted = config.get("trainer", {}).get("workers", "auto")
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
 
 
 def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) -> Any:
-    from pfseg.data.loader import EvalLoader
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size
 
@@ -200,7 +249,6 @@ def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) 
 
 
 def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
-    from pfseg.data.loader import TrainLoader
     from pfseg.engine import state
     from pfseg.engine.checkpoint import load_checkpoint
     from pfseg.engine.schedule import make_schedule
@@ -210,29 +258,14 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     seed_everything(config["seed"])
     data, options = config["dataset"], dict(config["trainer"])
     train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
+    if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
+        train_set.warnings.append(overlap)
     model = build_model(config["model"], train_set.num_classes)
     if world_size() > 1:
         model.mpi_param_broadcast()
     optimizer_options = dict(config["optimizer"])
     optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
-    loader = TrainLoader(
-        dataset=train_set,
-        augment=instantiate(config["augment"]),
-        crop_size=tuple(data["crop_size"]),
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        mean=data["mean"],
-        std=data["std"],
-        edge_rule=data["edge"]["rule"],
-        edge_thickness=data["edge"]["thickness"],
-        ignore_index=data["ignore_index"],
-        resolution=data["resolution"],
-        class_uniform=data["class_uniform"],
-        rank=rank(),
-        world_size=world_size(),
-        workers=_loader_workers(config),
-        multiple=options["accumulate"],
-    )
+    loader = build_loader(config, train_set, rank=rank(), world_size=world_size(), workers=_loader_workers(config))
     evaluator = _build_evaluator(config, val_set, model.output_stride)
     plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
     steps_per_epoch = loader.batches_per_epoch // plan.accumulate
@@ -286,6 +319,8 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
             images_train=len(train_set),
             images_val=len(val_set),
         )
+        if isinstance(train_set, SceneDataset):
+            records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
     try:
         return trainer.run()
     finally:

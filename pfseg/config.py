@@ -1,7 +1,7 @@
-"""From the command line to a checked configuration, without Jittor: Hydra, resumed runs, cross-field checks.
+"""From the command line to a checked configuration, without Jittor: Hydra, resumed runs, faults in one line.
 
-`main` is what train.py and evaluate.py call. Whatever is wrong with the settings is found before Hydra writes
-anything, and said in one line that names the key and the remedy.
+`main` is what train.py, evaluate.py and `python -m pfseg.prepare` call. Whatever is wrong with the settings is found
+before Hydra writes anything, and said in one line that names the key and the remedy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -26,10 +26,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pfseg.data.base import parse_classes
+from pfseg.checks import (
+    check_classes,
+    check_lengths,
+    check_preparation,
+    check_preview,
+    check_ranges,
+    check_sizes,
+    existing,
+    pair,
+)
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.schema import Evaluate, Train
+from pfseg.schema import Evaluate, PrepareJob, Preview, Train
 from pfseg.validate import check_fits, unknown_key, validate
 
 _VERSION_BASE = "1.3"
@@ -37,7 +46,10 @@ _TO_GIVE = {  # what to put for a key that has to be given
     "checkpoint": "run folder or .safetensors file",
     "dataset.root": "folder of the data set",
     "dataset.classes": "class table, best in a YAML file of your own: see conf/dataset/folder.yaml",
+    "src": "folder of the unpacked archive or the scenes",
+    "out": "folder for the patches",
 }
+_SCHEMAS = {"train": Train, "evaluate": Evaluate, "prepare": PrepareJob, "preview": Preview}
 
 
 def config_dir() -> Path:
@@ -77,7 +89,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """Check a composed configuration and resolve it.
 
     Args:
-        cfg: as composed from train.yaml or evaluate.yaml.
+        cfg: as composed from train.yaml, evaluate.yaml, prepare.yaml or preview.yaml.
 
     Returns:
         Plain dictionaries, lists and scalars, with what follows from other values filled in: sizes as
@@ -87,6 +99,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: an unknown or missing key, a wrong type or range, values that don't go together, or a file,
             folder or device that isn't there.
     """
+    if cfg.get("verify") == "only" and OmegaConf.is_missing(cfg, "src") and not OmegaConf.is_missing(cfg, "out"):
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"src": cfg.out}))  # a check of patches needs no archive
     try:
         for key in sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(f"{key} is not set: add {key}=<{_TO_GIVE.get(key, 'value')}>")
@@ -94,16 +108,24 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'a value'} cannot be resolved: {_first_line(error)}") from error
     assert isinstance(raw, dict)
-    schema = Evaluate if raw.get("job") == "evaluate" else Train
+    schema = _SCHEMAS.get(raw.get("job", ""), Train)
+    if schema is PrepareJob and "prepare" not in raw["dataset"]:
+        raise ConfigError(f"dataset={raw['dataset'].get('name')} has no files to cut: choose another data set")
     config: dict[str, Any] = validate(raw, schema)
+    if schema is PrepareJob:
+        check_preparation(config)
+        return config
+    if schema is Preview:
+        check_preview(config)
+        return config
     if schema is Train:
-        _check_lengths(config)
-        _check_classes(config)
-        _check_sizes(config)
-        _check_ranges(config)
+        check_lengths(config)
+        check_classes(config)
+        check_sizes(config)
+        check_ranges(config)
         if (file := config["model"]["pretrained"]) is not None:
             what = "a backbone file (.pth, .pkl, .safetensors)"
-            config["model"]["pretrained"] = str(_existing("model.pretrained", file, what))
+            config["model"]["pretrained"] = str(existing("model.pretrained", file, what))
         if config["resume"] is not None:
             config["resume"] = str(folder := _resumable(config["resume"]))
             stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))
@@ -111,9 +133,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     else:
         config["checkpoint"] = str(find_checkpoint(config["checkpoint"]))
         if config["eval_size"] is not None:
-            config["eval_size"] = _pair(config["eval_size"])
+            config["eval_size"] = pair(config["eval_size"])
     if (root := config["dataset"]["root"]) is not None:
-        config["dataset"]["root"] = str(_existing("dataset.root", root, "the folder of the data set", folder=True))
+        config["dataset"]["root"] = str(existing("dataset.root", root, "the folder of the data set", folder=True))
     config["ranks"] = plan_ranks(config)[0]
     if config["launch"]["name"] == "inline" and config["ranks"] != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={config['ranks']}: add ranks=1 or use launch=mpi")
@@ -250,67 +272,6 @@ def _resumable(resume: str) -> Path:
     if not (folder / "checkpoints" / "last.safetensors").is_file():
         raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
     return folder
-
-
-def _check_lengths(config: Mapping[str, Any]) -> None:
-    trainer, schedule = config["trainer"], config["schedule"]
-    epochs = trainer["max_epochs"]
-    if epochs is None and trainer["max_steps"] is None:
-        raise ConfigError(
-            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
-        )
-    if schedule.get("legacy") and schedule["per"] != "epoch":
-        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
-    relax = schedule.get("relax_epoch")
-    if relax is not None and epochs is not None and relax >= epochs:
-        raise ConfigError(f"schedule.relax_epoch={relax} is not below trainer.max_epochs={epochs}: lower it")
-
-
-def _check_classes(config: dict[str, Any]) -> None:
-    count = len(parse_classes(config["dataset"]["classes"]))
-    wanted = config["model"]["num_classes"]
-    if wanted not in (None, count):
-        raise ConfigError(
-            f"model.num_classes={wanted}, but dataset.classes of {config['dataset']['name']} lists {count}: "
-            f"set model.num_classes={count}, or null to follow the data set"
-        )
-    config["model"]["num_classes"] = count
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    dataset, model = config["dataset"], config["model"]
-    least = {"pytorch": 64, "jittor": 32 * max(model.get("salient_pool", 1), model.get("edge_pool", 1))}.get(
-        model.get("variant", ""), 1
-    )
-    for key in ("crop_size", "eval_size"):
-        if dataset[key] is None:
-            continue
-        given, dataset[key] = dataset[key], _pair(dataset[key])
-        if min(dataset[key]) < least:
-            other = ", or use model.variant=pytorch (64 px)" if least > 64 and min(dataset[key]) >= 64 else ""
-            raise ConfigError(
-                f"dataset.{key}={given} is too small for model.variant={model['variant']}, which takes {least} px a "
-                f"side at least: set dataset.{key}={least}{other}"
-            )
-
-
-def _check_ranges(config: Mapping[str, Any]) -> None:
-    for group, key in (("dataset", "scale_range"), ("augment", "scale_range"), ("augment", "blur")):
-        bounds = config[group].get(key)
-        if bounds is not None and (bounds[0] > bounds[1] or (key == "scale_range" and bounds[0] <= 0)):
-            raise ConfigError(f"{group}.{key}={bounds}: expected [low, high], both above 0 and in this order")
-
-
-def _existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:
-    path = Path(given).expanduser().absolute()
-    if path.is_dir() if folder else path.is_file():
-        return path
-    fault = "is not a " + ("folder" if folder else "file") if path.exists() else "does not exist"
-    raise ConfigError(f"{key}={given} {fault} (looked in {path}): set {key}=<{what}>")
-
-
-def _pair(size: int | list[int]) -> list[int]:
-    return [size, size] if isinstance(size, int) else size
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> ConfigError:

@@ -18,6 +18,7 @@ Decay = Annotated[float, Limit(least=0, below=1)]
 Count = Annotated[int, Limit(least=1)]
 Natural = Annotated[int, Limit(least=0)]
 Size = Count | tuple[Count, Count]  # pixels of a square, or height and width
+Percent = Annotated[float, Limit(least=0, most=100)]
 Range = tuple[NonNegative, NonNegative]
 
 
@@ -71,6 +72,23 @@ class Dataset:
 
 
 @dataclass
+class Target:
+    """A class or function, with whatever keywords it has."""
+
+    _target_: str
+
+
+@dataclass
+class Prepare:
+    """How whole scenes are found and cut; see conf/dataset/folder.yaml for each key."""
+
+    scenes: Annotated[Target, Kinds("_target_", {}, Target)] | None
+    size: Size | None
+    stride: Size | None
+    expected: dict[str, Any] | None
+
+
+@dataclass
 class SyntheticData(Dataset):
     """Procedural scenes: their side in pixels, how many, and their own seed."""
 
@@ -87,8 +105,13 @@ class FolderData(Dataset):
     root: str
     images: str
     masks: str
+    mask_suffix: str
     splits: dict[str, Any] | None
     ignore: list[Any]
+    bands: tuple[Natural, Natural, Natural] | None
+    stretch: tuple[Percent, Percent] | None
+    source: Literal["patches", "scenes"]
+    prepare: Prepare
 
 
 @dataclass
@@ -105,13 +128,6 @@ class Res2Net:
 
     _target_: str
     depth: Literal[101]
-
-
-@dataclass
-class Target:
-    """A class of the user's own."""
-
-    _target_: str
 
 
 @dataclass
@@ -258,6 +274,7 @@ class Augment(Target):
     saturation: Share
     hue: Share
     max_class_share: Share | None
+    cutmix: Share
 
 
 @dataclass
@@ -314,6 +331,30 @@ class Train:
 
 
 @dataclass
+class Preview(Train):
+    """conf/preview.yaml."""
+
+    job: Literal["preview"]  # type: ignore[assignment]
+    out: str
+    rows: Count
+    samples: Count
+
+
+@dataclass
+class PrepareJob:
+    """conf/prepare.yaml."""
+
+    job: Literal["prepare"]
+    src: str
+    out: str
+    overwrite: bool
+    verify: bool | Literal["only"]
+    compression: Literal["fast"] | Annotated[int, Limit(least=1, most=9)]
+    workers: Literal["auto"] | Count
+    dataset: Annotated[FolderData, Kinds("_target_", {"pfseg.data.folder.FolderDataset": FolderData}, FolderData)]
+
+
+@dataclass
 class DataRoot:
     """Where the data lie now."""
 
@@ -326,7 +367,7 @@ class Evaluate:
 
     job: Literal["evaluate"]
     checkpoint: str
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "test"]
     batch_size: Count | None
     eval_size: Size | None
     gpus: Literal["auto"] | Natural | list[Natural]

@@ -19,7 +19,10 @@ LENGTH = ["trainer.max_steps=2", "trainer.val_every=2"]  # with two images and t
 # Names as in the unpacked archives and the prepared patches: (image, mask) of each split.
 LAYOUTS = {
     "dubai": ("Tile {n}/images/image_part_00{n}.jpg", "Tile {n}/masks/image_part_00{n}.png"),
-    "isaid": ("{split}/images/P000{n}_0_896_512_1408.png", "{split}/masks/P000{n}_0_896_512_1408.png"),
+    "isaid": (
+        "{split}/images/P000{n}_0_896_512_1408.png",
+        "{split}/masks/P000{n}_0_896_512_1408_instance_color_RGB.png",
+    ),
     "potsdam": ("{split}/images/top_potsdam_2_1{n}.tif", "{split}/masks/top_potsdam_2_1{n}.tif"),
     "vaihingen": ("{split}/images/top_mosaic_09cm_area{n}.tif", "{split}/masks/top_mosaic_09cm_area{n}.tif"),
     "gaofen_img": ("{split}/image/{n}.tif", "{split}/gt/{n}.png"),
@@ -51,8 +54,8 @@ def fake(root: Path, dataset: dict[str, Any], size: int) -> None:
             labels[: size // 2] = 1
             write(root / mask, codes[labels])
             listed.append(image)
-        if dataset["splits"]:
-            (root / dataset["splits"][split]).write_text("\n".join(listed))
+        if dataset["splits"] and (source := dataset["splits"][split]).endswith(".txt"):
+            (root / source).write_text("\n".join(listed))
 
 
 def check_two_steps(config: dict[str, Any], folder: Path) -> None:

@@ -346,7 +346,7 @@ def town(tmp_path: Path) -> Path:
     root = tmp_path / "town"
     for split in ("train", "val"):
         for number in range(3):
-            image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+            image = np.random.default_rng([len(split), number]).integers(0, 256, (64, 64, 3), np.uint8)
             mask = np.full((64, 64), 1, np.uint8)
             mask[: 20 + number] = 0
             write(root / split / "images" / f"{number}.jpg", image)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pfseg.data.cache import cache_folder
 from pfseg.errors import ConfigError
 
 IGNORE = 255  # the label of pixels without a class, in every mask of every data set
@@ -48,6 +50,23 @@ class Sample:
     image: np.ndarray
     mask: np.ndarray
     name: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A whole image of a published archive, to be cut into patches or read by windows.
+
+    Attributes:
+        name: unique within its split; starts the names of its patches.
+        split: `train`, `val` or `test`.
+        image: file.
+        mask: file; None where the archive has none for it.
+    """
+
+    name: str
+    split: str
+    image: Path
+    mask: Path | None
 
 
 class SegmentationDataset(ABC):
@@ -88,6 +107,18 @@ class SegmentationDataset(ABC):
     def read_mask(self, index: int) -> np.ndarray:
         """Mask of sample `index`, (H, W) uint8; to be overridden where it is cheaper than `read`."""
         return self.read(index).mask
+
+    def image_files(self) -> list[Path]:
+        """Files that the images come from; none where code makes them."""
+        return []
+
+    def mask_key(self) -> Any:
+        """All that the masks depend on, as JSON can hold it; None: unknown, so nothing about them can be stored."""
+        return None
+
+    def cache_folders(self) -> list[Path]:
+        """Folders to store things about this data set in, the best first."""
+        return [cache_folder()]
 
 
 def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,23 +16,131 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, class_ids, parse_color
+from pfseg.data.header import Header, read_header
 from pfseg.errors import ConfigError, DataError
 
 _UNKNOWN = 254
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # BigTIFF has the "+"
+_PERCENTILE_PIXELS = 1 << 20  # so many are looked at, in a grid
+_BAND_PIXELS = 1 << 18  # are converted at a time, which fits a processor's cache
+_LARGE = 1 << 26  # bytes of a file from which on it is not read into memory as a whole
 _AGAIN = "copy it again, or leave damaged files out with dataset.on_error=skip"
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence[float] | None = None) -> np.ndarray:
     """Read an image as it is stored, whatever its EXIF orientation.
 
+    Args:
+        path: the file.
+        bands: channels of the file, counted from 0, that become red, green and blue; None takes the first three, or
+            repeats grey, and drops an alpha channel.
+        stretch: percentiles [low, high] of each channel that become 0 and 255 in images of more than 8 bits; None
+            maps the full range of 16 bits. Images of 8 bits stay as they are.
+
     Returns:
-        (H, W, 3) uint8 RGB; grey images are repeated, 16 bits reduced to 8.
+        (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
-        DataError: missing, empty, truncated or no image.
+        DataError: missing, empty, truncated or no image; fewer channels than `bands` asks for, more than four without
+            `bands`, or values that are no whole numbers of 8 or 16 bits without `stretch`.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.cvtColor(_decode(path, _read_bytes(path), flags), cv2.COLOR_BGR2RGB)
+    pixels = _choose(_read_pixels(path), bands, path)
+    if pixels.dtype != np.uint8:
+        pixels = _to_8_bits(pixels, stretch, path)
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    """Channels of a file in its own order, (H, W) or (H, W, C)."""
+    data = _read_bytes(path)
+    tiff = data[:4] in _TIFF
+    try:
+        pixels = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    except DataError:
+        if tiff:
+            return _read_by_rasterio(path)
+        raise
+    if tiff and _is_misread(pixels, _header(path)):
+        return _read_by_rasterio(path)
+    if pixels.ndim == 2:
+        return pixels
+    return _swap_red_and_blue(pixels)
+
+
+def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
+    """Turn (H, W, 3 or 4) of OpenCV's order around in place: a second copy of a large scene may not fit in memory."""
+    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    rows = max(1, _BAND_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        pixels[top : top + rows] = cv2.cvtColor(pixels[top : top + rows], code)
+    return pixels
+
+
+def _is_misread(pixels: np.ndarray, header: Header | None) -> bool:
+    """Whether OpenCV left out channels of a TIFF, or took those of 16 bits that lie one after another for pixels."""
+    if header is None or header.channels == 1:
+        return False
+    return pixels.ndim == 2 or pixels.shape[2] < header.channels or (header.planar and pixels.dtype != np.uint8)
+
+
+def _read_by_rasterio(path: Path) -> np.ndarray:
+    try:
+        import rasterio
+    except ImportError as error:
+        raise DataError(
+            f"{path} is a TIFF that OpenCV cannot decode in full; rasterio reads more kinds: pip install 'pfseg[geo]' "
+            f"(if it is damaged, {_AGAIN})"
+        ) from error
+    try:
+        with warnings.catch_warnings(action="ignore"), rasterio.open(path) as file:
+            return np.moveaxis(file.read(), 0, 2)
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"{path} cannot be decoded: {error}; {_AGAIN}") from error
+
+
+def _choose(pixels: np.ndarray, bands: Sequence[int] | None, path: Path) -> np.ndarray:
+    """The three channels to show, or grey without its channel axis."""
+    count = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if bands is not None:
+        if max(bands) >= count:
+            raise DataError(
+                f"{path} has {count} {'channel' if count == 1 else 'channels'}, but bands={list(bands)} asks for "
+                f"channel {max(bands)}, counted from 0 (config: dataset.bands)"
+            )
+        return pixels.reshape(*pixels.shape[:2], count)[..., list(bands)]
+    if count > 4:
+        raise DataError(
+            f"{path} has {count} channels; say which are red, green and blue, such as bands=[2,1,0] "
+            "(config: dataset.bands)"
+        )
+    if count <= 2:
+        return pixels.reshape(*pixels.shape[:2], count)[..., 0]
+    return pixels[..., :3]
+
+
+def _to_8_bits(pixels: np.ndarray, stretch: Sequence[float] | None, path: Path) -> np.ndarray:
+    if stretch is None:
+        if pixels.dtype == np.uint16:
+            return (pixels >> 8).astype(np.uint8)
+        raise DataError(
+            f"{path} has values of {pixels.dtype}; expected 8 or 16 bits without sign, or percentiles that become "
+            "black and white, such as stretch=[2,98] (config: dataset.stretch)"
+        )
+    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // _PERCENTILE_PIXELS))
+    some = pixels[::step, ::step].astype(np.float64)
+    low, high = np.nanpercentile(some, stretch, axis=(0, 1)) if np.isfinite(some).any() else (0.0, 1.0)
+    scaled = (pixels - low) * (255 / np.maximum(high - low, 1e-12))
+    return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+
+
+def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
+    """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
+    if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):
+        raise ConfigError(
+            f"stretch={list(stretch)} is not [low, high] with 0 <= low < high <= 100, in percent (config: "
+            "dataset.stretch)"
+        )
+    return stretch
 
 
 class MaskReader:
@@ -56,6 +169,10 @@ class MaskReader:
                 raise ConfigError(f"{entry!r} of `ignore` is class {name}; drop either (config: dataset.ignore)")
         self.ids.setdefault(IGNORE, IGNORE)
 
+    def key(self) -> Any:
+        """What the labels depend on besides the file, as JSON can hold it."""
+        return sorted(self.ids.items()), sorted(self.colors.items())
+
     def read(self, path: Path, name: str) -> tuple[np.ndarray, str | None]:
         """Read one mask: single-channel ids, a palette PNG or RGB colours.
 
@@ -69,13 +186,34 @@ class MaskReader:
         Raises:
             DataError: unreadable, or an id outside the class table.
         """
+        mask, unknown = self.read_counted(path, name)
+        if not unknown:
+            return mask, None
+        some = ", ".join(f"{color:06X}" for color in most_common(unknown, 3))
+        share = _percent(sum(unknown.values()) / mask.size)
+        return mask, (
+            f"{name}: {share} of its pixels have colours outside the class table "
+            f"({len(unknown)} in all, most often {some}) and are ignored (config: dataset.classes, dataset.ignore)"
+        )
+
+    def read_counted(self, path: Path, name: str) -> tuple[np.ndarray, Counter[int]]:
+        """Read one mask as `read` does.
+
+        Returns:
+            (H, W) uint8 labels or 255, and the number of pixels of each colour 0xRRGGBB that became 255 because the
+            class table lacks it.
+
+        Raises:
+            DataError: unreadable, or an id outside the class table.
+        """
         data = _read_bytes(path)
         pixels = _decode(path, data, cv2.IMREAD_UNCHANGED)
         if pixels.ndim == 2:
-            return self._from_ids(pixels // _grey_step(data), name), None
+            step = _grey_step(data)
+            return self._from_ids(pixels // step if step > 1 else pixels, name), Counter()
         if pixels.dtype != np.uint8:
             raise DataError(f"{name} has colours of {pixels.dtype}; expected 8 bits per channel: convert the masks")
-        return self._from_colors(pixels, name)
+        return self._from_colors(pixels)
 
     def _from_ids(self, pixels: np.ndarray, name: str) -> np.ndarray:
         if pixels.dtype not in (np.uint8, np.uint16):
@@ -84,7 +222,7 @@ class MaskReader:
         for identity, label in self.ids.items():
             if identity < len(table):
                 table[identity] = label
-        mask = table[pixels]
+        mask = cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels]
         unknown = mask == _UNKNOWN
         if unknown.any():
             value = int(pixels[unknown].min())
@@ -93,28 +231,31 @@ class MaskReader:
                 for identity, label in sorted(self.ids.items())
             )
             raise DataError(
-                f"{name} has the value {value} (values outside the class table: {_percent(unknown)} of its pixels); "
-                f"the table has {known}; add a class with `id: {value}` or list it under `ignore` "
+                f"{name} has the value {value} (values outside the class table: {_percent(unknown.mean())} of its "
+                f"pixels); the table has {known}; add a class with `id: {value}` or list it under `ignore` "
                 "(config: dataset.classes, dataset.ignore)"
             )
         return mask
 
-    def _from_colors(self, pixels: np.ndarray, name: str) -> tuple[np.ndarray, str | None]:
+    def _from_colors(self, pixels: np.ndarray) -> tuple[np.ndarray, Counter[int]]:
+        mask = np.empty(pixels.shape[:2], dtype=np.uint8)
+        found: Counter[int] = Counter()
+        rows = max(1, _BAND_PIXELS // pixels.shape[1])  # what lies between colours and labels takes 20 bytes a pixel
+        for top in range(0, len(pixels), rows):
+            self._look_up(pixels[top : top + rows], mask[top : top + rows], found)
+        return mask, found
+
+    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, found: Counter[int]) -> None:
         if pixels.shape[2] == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
         # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
         codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF
-        mask = np.take(self._color_table, codes)
+        mask[:] = self._color_table[codes]
         unknown = mask == _UNKNOWN
-        if not unknown.any():
-            return mask, None
-        found, counts = np.unique(codes[unknown], return_counts=True)
-        some = ", ".join(f"{found[place]:06X}" for place in np.argsort(-counts, kind="stable")[:3])
-        mask[unknown] = IGNORE
-        return mask, (
-            f"{name}: {_percent(unknown)} of its pixels have colours outside the class table "
-            f"({len(found)} in all, most often {some}) and are ignored (config: dataset.classes, dataset.ignore)"
-        )
+        if unknown.any():
+            colors, counts = np.unique(codes[unknown], return_counts=True)
+            found.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
+            mask[unknown] = IGNORE
 
     @cached_property
     def _color_table(self) -> np.ndarray:
@@ -124,9 +265,22 @@ class MaskReader:
         return table
 
 
-def _read_bytes(path: Path) -> bytes:
+def most_common(counts: Counter[int], number: int) -> list[int]:
+    """The most frequent keys, of equal ones the smallest first."""
+    return sorted(counts, key=lambda key: (-counts[key], key))[:number]
+
+
+def _header(path: Path) -> Header | None:
+    with path.open("rb") as file:
+        return read_header(file)
+
+
+def _read_bytes(path: Path) -> bytes | mmap.mmap:
+    """Bytes of a file; those of a large one stay on disk."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            is_large = os.fstat(file.fileno()).st_size > _LARGE
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_large else file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; {_AGAIN}") from error
     if not data:
@@ -136,10 +290,14 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
+def _decode(path: Path, data: bytes | mmap.mmap, flags: int) -> np.ndarray:
     """Decode from memory: OpenCV's own file access fails on some non-ASCII paths."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        if isinstance(data, bytes):
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        else:  # OpenCV takes memory for the pixels twice as it is
+            with path.open("rb") as file:
+                pixels = cv2.imread(f"/proc/self/fd/{file.fileno()}", flags)
     except cv2.error as error:
         raise DataError(f"{path} cannot be decoded: {str(error).strip().splitlines()[-1]}; {_AGAIN}") from error
     if pixels is None:
@@ -147,11 +305,11 @@ def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:
     return pixels
 
 
-def _is_truncated(data: bytes) -> bool:
+def _is_truncated(data: bytes | mmap.mmap) -> bool:
     """Whether the end marker of a JPEG or PNG is missing: OpenCV fills what is missing of a JPEG with grey."""
-    if data.startswith(b"\x89PNG"):
+    if data[:4] == b"\x89PNG":
         return b"IEND" not in data[-4096:]
-    if not data.startswith(b"\xff\xd8"):
+    if data[:2] != b"\xff\xd8":
         return False
     # A thumbnail in the header has an end marker of its own: only what follows the image's first scan counts.
     place = 2
@@ -160,11 +318,11 @@ def _is_truncated(data: bytes) -> bool:
     return data.find(b"\xff\xd9", place) < 0
 
 
-def _grey_step(data: bytes) -> int:
+def _grey_step(data: bytes | mmap.mmap) -> int:
     """What OpenCV multiplies the values of a grey PNG of less than 8 bits with: 1 bit gives 0 and 255."""
-    depth, kind = data[24:26] if data.startswith(b"\x89PNG") else (8, 0)
+    depth, kind = data[24:26] if data[:4] == b"\x89PNG" else (8, 0)
     return 255 // ((1 << depth) - 1) if kind == 0 and depth < 8 else 1
 
 
-def _percent(where: np.ndarray) -> str:
-    return f"{100 * float(where.mean()):.3g} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

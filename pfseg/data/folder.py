@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset, parse_classes
-from pfseg.data.decode import MaskReader, read_image
+from pfseg.data.cache import stat_of
+from pfseg.data.decode import MaskReader, check_stretch, read_image
 from pfseg.errors import ConfigError, DataError
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_DEFAULT_SPLITS = {"train": "train", "val": "val"}
+_DEFAULT_SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 
 class FolderDataset(SegmentationDataset):
@@ -32,17 +34,21 @@ class FolderDataset(SegmentationDataset):
         masks: masks
         splits: {train: train, val: val}                       # folders: <root>/train/images/..., nested ones too
         # splits: {train: split_train.txt, val: split_val.txt} # lists of image paths below the root
+        # splits: {train: [train, more], val: test}            # several of them
         # splits: {val: 0.2, seed: 0}                          # a share of all images below the root
 
     Args:
-        split: `train` or `val`, a key of `splits`.
+        split: `train`, `val` or `test`, a key of `splits`.
         root: folder of the data set.
         classes: the class table, see `pfseg.data.base.parse_classes`.
         images: name of the folders with images; may have several parts, such as `data/rgb`.
         masks: name of the folders with masks, which lie where those with images lie.
-        splits: for each split a folder or a list (`.txt`) below the root; or `val`, a share between 0 and 1, with a
-            `seed`. Default: the folders `train` and `val`.
+        mask_suffix: what the stems of masks have after those of their images; files that end so are no images.
+        splits: for each split a folder or a list (`.txt`) below the root, or several; or `val`, a share between 0
+            and 1, with a `seed`. Default: the folders `train`, `val` and `test`.
         ignore: colours and ids in masks that mean "no class". 255 is always among them unless a class has that id.
+        bands: channels that become red, green and blue, see `pfseg.data.decode.read_image`.
+        stretch: percentiles that become black and white in images of more than 8 bits, see there too.
         on_error: `raise`, or `skip` to leave out what cannot be read and count it in the warnings.
 
     Raises:
@@ -58,8 +64,11 @@ class FolderDataset(SegmentationDataset):
         classes: Iterable[Mapping[str, Any] | ClassInfo],
         images: str = "images",
         masks: str = "masks",
+        mask_suffix: str = "",
         splits: Mapping[str, Any] | None = None,
         ignore: Sequence[Any] = (),
+        bands: Sequence[int] | None = None,
+        stretch: Sequence[float] | None = None,
         on_error: str = "raise",
     ) -> None:
         """Find the files of the split."""
@@ -69,7 +78,13 @@ class FolderDataset(SegmentationDataset):
         self.reader = MaskReader(self.classes, ignore)
         self.on_error = on_error
         self.warnings = []
+        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, check_stretch(stretch)
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
+        if self.images == self.masks and not mask_suffix:
+            raise ConfigError(
+                f"images and masks both lie in folders called {images!r}: say what ends the stems of masks, such as "
+                "_label (config: dataset.mask_suffix)"
+            )
         if not self.root.is_dir():
             raise DataError(
                 f"data folder {self.root} not found (looked in {self.root.absolute()}); unpack the data set there "
@@ -88,7 +103,7 @@ class FolderDataset(SegmentationDataset):
             DataError: either is unreadable, their sizes differ, or the mask has an id outside the class table.
         """
         path = self.files[index][0]
-        image, mask = read_image(path), self.read_mask(index)
+        image, mask = read_image(path, self.bands, self.stretch), self.read_mask(index)
         if image.shape[:2] != mask.shape:
             (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
             raise DataError(
@@ -105,6 +120,19 @@ class FolderDataset(SegmentationDataset):
             self.warnings.append(warning)
         return mask
 
+    def image_files(self) -> list[Path]:
+        """Image files in the order of the samples."""
+        return [image for image, _ in self.files]
+
+    def mask_key(self) -> Any:
+        """Names, sizes and times of the mask files, and what turns their pixels into labels."""
+        return [[self._name(mask), *stat_of(mask)] for _, mask in self.files], self.reader.key()
+
+    def cache_folders(self) -> list[Path]:
+        """A hidden folder beside the data, or the common one where that cannot be written or is marked so."""
+        marked = not self.root.stat().st_mode & 0o222  # the superuser could write there all the same
+        return [*([] if marked else [self.root / ".pfseg"]), *super().cache_folders()]
+
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
 
@@ -112,15 +140,20 @@ class FolderDataset(SegmentationDataset):
         share = splits.get("val")
         if isinstance(share, float):
             return self._by_ratio(split, share, splits)
-        source = splits.get(split)
-        if not isinstance(source, str):
+        given = splits.get(split)
+        sources = [given] if isinstance(given, str) else given
+        if not isinstance(sources, Sequence) or not sources or not all(isinstance(source, str) for source in sources):
             raise ConfigError(
-                f"splits has no folder or list for {split!r}: got {dict(splits)}; give a folder or a .txt list for "
+                f"splits has no folder or list for {split!r}: got {dict(splits)}; give folders or .txt lists for "
                 "train and val, or a share such as {val: 0.2, seed: 0} (config: dataset.splits)"
             )
-        if source.endswith(".txt"):
-            return self._from_list(self.root / source, split)
-        return self._below(self.root / source, split)
+        found = (
+            self._from_list(self.root / source, split)
+            if source.endswith(".txt")
+            else self._below(self.root / source, split)
+            for source in sources
+        )
+        return list(dict.fromkeys(chain.from_iterable(found)))  # folders and lists may overlap
 
     def _by_ratio(self, split: str, share: float, splits: Mapping[str, Any]) -> list[Path]:
         if not 0 < share < 1 or not set(splits) <= {"val", "seed"} or split not in ("train", "val"):
@@ -162,7 +195,7 @@ class FolderDataset(SegmentationDataset):
             path
             for images in sorted({*folder.glob(self.images), *folder.glob(f"**/{self.images}")})
             for path in sorted(images.iterdir())
-            if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+            if self._is_image(path)
         ]
         if not paths:
             raise DataError(
@@ -171,6 +204,10 @@ class FolderDataset(SegmentationDataset):
             )
         return paths
 
+    def _is_image(self, path: Path) -> bool:
+        is_mask = bool(self.mask_suffix) and path.stem.endswith(self.mask_suffix)
+        return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not is_mask
+
     def _pair(self, images: list[Path], split: str) -> list[tuple[Path, Path]]:
         folders: dict[Path, dict[str, Path]] = {}
         pairs = []
@@ -178,9 +215,10 @@ class FolderDataset(SegmentationDataset):
             folder = self._mask_folder(image)
             if folder not in folders:
                 folders[folder] = _masks_by_stem(folder)
-            mask = folders[folder].get(image.stem)
+            stem = image.stem + self.mask_suffix
+            mask = folders[folder].get(stem)
             if mask is None:
-                self._fault(f"{image} has no mask: expected {folder / image.stem}{{{','.join(EXTENSIONS)}}}")
+                self._fault(f"{image} has no mask: expected {folder / stem}{{{','.join(EXTENSIONS)}}}")
             else:
                 pairs.append((image, mask))
         if not pairs:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import IGNORE, Sample, SegmentationDataset
+from pfseg.data.cache import cached_array, key_of
 from pfseg.data.edges import edge_map
 from pfseg.data.normalise import Normalise
-from pfseg.data.sampling import ClassIndex, Draw, class_centres, epoch_order
-from pfseg.data.transforms import Augment, rescale
-from pfseg.data.workers import Workers
+from pfseg.data.sampling import MIXED, TILE, ClassIndex, Draw, class_centres, draw_partner, epoch_order
+from pfseg.data.transforms import Augment, paste, rescale
+from pfseg.data.workers import Workers, peak_mib
 from pfseg.errors import ConfigError, DataError
 
 _BATCHES_AHEAD = 2
@@ -48,6 +49,7 @@ class TrainLoader:
 
     Attributes:
         batches_per_epoch: of this rank, the same for all ranks.
+        worker_mib: largest memory that a loading process of this rank has used so far, in MiB; None without any.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class TrainLoader:
         self._notes = _Notes(dataset)
         maker = _Maker(dataset, augment, crop_size, seed, edge_rule, edge_thickness, resolution)
         self._workers = Workers(maker, workers)
+        self._mix_share = getattr(augment, "cutmix", 0.0)  # an augmentation of the user's own may have none
         self._class_index: ClassIndex | None = None
+        self.worker_mib: int | None = None
         self.batches_per_epoch = len(self._order(0)) // (batch_size * world_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -104,13 +108,15 @@ class TrainLoader:
         if self.class_uniform:
             draws = self._index().draw(order, share=self.class_uniform, seed=self.seed, epoch=epoch)
         tasks = (
-            _Task(epoch, position, draws[position])
+            _Task(epoch, position, draws[position], self._partner(draws, position, epoch))
             for batch in range(start, self.batches_per_epoch)
             for position in self._positions(batch)
         )
         made: list[_Made] = []
         for one in self._workers.map(tasks, ahead=_BATCHES_AHEAD * self.batch_size):
             self._notes.add(one.warnings)
+            if self._workers.workers:
+                self.worker_mib = max(self.worker_mib or 0, one.mib)
             made.append(one)
             if len(made) == self.batch_size:
                 yield self._collate(made)
@@ -134,19 +140,32 @@ class TrainLoader:
             multiple=self.multiple,
         )
 
+    def _partner(self, draws: Sequence[Draw], position: int, epoch: int) -> Draw | None:
+        if not self._mix_share:
+            return None
+        return draw_partner(draws, position, share=self._mix_share, seed=self.seed, epoch=epoch)
+
     def _positions(self, batch: int) -> range:
         first = (batch * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
     def _index(self) -> ClassIndex:
         if self._class_index is None:
-            index = ClassIndex(self.dataset.num_classes)
-            found = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
-            for sample, (centres, warnings) in enumerate(found):
-                self._notes.add(warnings)
-                index.add(sample, centres)
-            self._class_index = index
+            key = self.dataset.mask_key()
+            name = f"classes-{key_of(key, TILE)}"
+            folders = [] if key is None else self.dataset.cache_folders()
+            table = cached_array(folders, name, self._find_places)
+            self._class_index = ClassIndex(self.dataset.num_classes, table)
         return self._class_index
+
+    def _find_places(self) -> np.ndarray:
+        """Sample, label, y and x of the places of all classes, (N, 4) int32."""
+        rows: list[tuple[int, int, int, int]] = []
+        found = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
+        for sample, (centres, warnings) in enumerate(found):
+            self._notes.add(warnings)
+            rows += [(sample, *centre) for centre in centres]
+        return np.array(rows, np.int32).reshape(-1, 4)
 
     def _collate(self, made: list[_Made]) -> dict[str, Any]:
         height, width = self.crop_size
@@ -214,6 +233,7 @@ class _Task:
     epoch: int
     position: int
     draw: Draw
+    partner: Draw | None = None
 
 
 @dataclass
@@ -223,6 +243,7 @@ class _Made:
     edge: np.ndarray
     name: str
     warnings: list[str]
+    mib: int
 
 
 @dataclass
@@ -269,8 +290,16 @@ class _Maker(_Reader):
         """Do a task; a data set that skips faults goes on to the next sample that can be read."""
         if isinstance(task, int):
             return self._centres(task), self._take_warnings()
-        rng = np.random.default_rng([self.seed, task.epoch, task.position])
-        sample, centre = self._next_readable(task.draw)
+        place = [self.seed, task.epoch, task.position]
+        image, mask, name = self._augmented(task.draw, np.random.default_rng(place))
+        if task.partner is not None:
+            rng = np.random.default_rng([*place, MIXED])
+            image, mask = paste((image, mask), self._augmented(task.partner, rng)[:2], rng)
+        edge = edge_map(mask, rule=self.edge_rule, thickness=self.edge_thickness)
+        return _Made(image, mask, edge, name, self._take_warnings(), peak_mib())
+
+    def _augmented(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
+        sample, centre = self._next_readable(draw)
         image, mask = sample.image, sample.mask
         if self.resolution != 1:
             image, mask = rescale(image, mask, self.resolution)
@@ -278,10 +307,9 @@ class _Maker(_Reader):
                 scaled = [min(int(at * self.resolution), side - 1) for at, side in zip(centre, mask.shape, strict=True)]
                 centre = (scaled[0], scaled[1])
         image, mask = self.augment(image, mask, rng, self.crop_size, centre=centre)
-        edge = edge_map(mask, rule=self.edge_rule, thickness=self.edge_thickness)
-        return _Made(image, mask, edge, sample.name, self._take_warnings())
+        return image, mask, sample.name
 
-    def _centres(self, index: int) -> list[tuple[int, tuple[int, int]]]:
+    def _centres(self, index: int) -> list[tuple[int, int, int]]:
         try:
             return class_centres(self.dataset.read_mask(index))
         except DataError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from pfseg.data.base import IGNORE
 
 # Fourth word of the seed, which is 0 for the samples: they use [seed, epoch, position].
-_ORDER, _CLASSES = 1, 2
-_TILE = 1024
+_ORDER, _CLASSES, _MIX = 1, 2, 3
+MIXED = 4  # of the sample that CutMix takes a part from
+TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,12 @@ class ClassIndex:
 
     Args:
         num_classes: number of classes K.
+        table: (N, 4) integers: sample, label, y and x of each place, see `class_centres`.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        """Start without any place."""
-        self.places: list[list[Draw]] = [[] for _ in range(num_classes)]
-
-    def add(self, index: int, centres: list[tuple[int, tuple[int, int]]]) -> None:
-        """Add what `class_centres` found in the mask of sample `index`."""
-        for label, centre in centres:
-            self.places[label].append(Draw(index, centre))
+    def __init__(self, num_classes: int, table: np.ndarray) -> None:
+        """Sort the places by class."""
+        self.places = [table[table[:, 1] == label] for label in range(num_classes)]
 
     def draw(self, order: np.ndarray, *, share: float, seed: int, epoch: int) -> list[Draw]:
         """Replace a share of an epoch's samples by samples drawn class by class.
@@ -83,27 +81,34 @@ class ClassIndex:
             class that occurs gets equally many of them (give or take one).
         """
         draws = [Draw(int(index)) for index in order]
-        present = [places for places in self.places if places]
+        present = [places for places in self.places if len(places)]
         if not present:
             return draws
         rng = np.random.default_rng([seed, epoch, 0, _CLASSES])
         positions = rng.permutation(len(order))[: round(share * len(order))]
         for turn, position in enumerate(positions):
             places = present[turn % len(present)]
-            draws[position] = places[rng.integers(len(places))]
+            index, _, y, x = places[rng.integers(len(places))].tolist()
+            draws[position] = Draw(index, (y, x))
         return draws
 
 
-def class_centres(mask: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
-    """Per tile of 1024 px and label, the (y, x) of its pixel nearest to its centroid in the tile."""
+def draw_partner(draws: Sequence[Draw], position: int, *, share: float, seed: int, epoch: int) -> Draw | None:
+    """Another draw of the epoch to mix into the sample at `position` (CutMix), for a share of the positions."""
+    rng = np.random.default_rng([seed, epoch, position, _MIX])
+    return draws[rng.integers(len(draws))] if rng.random() < share else None
+
+
+def class_centres(mask: np.ndarray) -> list[tuple[int, int, int]]:
+    """Per tile of 1024 px and label: the label and the y and x of its pixel nearest to its centroid in the tile."""
     centres = []
-    for top in range(0, mask.shape[0], _TILE):
-        for left in range(0, mask.shape[1], _TILE):
-            tile = mask[top : top + _TILE, left : left + _TILE]
+    for top in range(0, mask.shape[0], TILE):
+        for left in range(0, mask.shape[1], TILE):
+            tile = mask[top : top + TILE, left : left + TILE]
             for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)):
                 if label == IGNORE:
                     continue
                 y, x = np.nonzero(tile == label)
                 nearest = int(np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2))
-                centres.append((int(label), (top + int(y[nearest]), left + int(x[nearest]))))
+                centres.append((int(label), top + int(y[nearest]), left + int(x[nearest])))
     return centres

@@ -7,6 +7,8 @@ so that texture, shape and context have to be learnt.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
@@ -60,6 +62,10 @@ class SyntheticDataset(SegmentationDataset):
     def __len__(self) -> int:
         """Number of scenes of the split."""
         return self._length
+
+    def mask_key(self) -> Any:
+        """The settings, from which each scene follows."""
+        return self.split, self.size, self.seed, len(self)
 
     def read(self, index: int) -> Sample:
         """Make scene `index`."""

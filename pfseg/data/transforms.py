@@ -37,6 +37,7 @@ class Augment:
         hue: turn of the colour circle, at most value (of 1) either way.
         max_class_share: take another crop, up to ten times, while one class covers more than this share of the
             crop's labelled pixels; null for any crop.
+        cutmix: share of samples that get a rectangle of another augmented sample; the loader adds it by `paste`.
 
     Raises:
         ConfigError: a value outside its range.
@@ -56,6 +57,7 @@ class Augment:
         saturation: float = 0.0,
         hue: float = 0.0,
         max_class_share: float | None = None,
+        cutmix: float = 0.0,
     ) -> None:
         """Check and keep the settings."""
         shares = {
@@ -66,6 +68,7 @@ class Augment:
             "saturation": saturation,
             "hue": hue,
             "max_class_share": 1.0 if max_class_share is None else max_class_share,
+            "cutmix": cutmix,
         }
         for name, value in shares.items():
             if not 0 <= value <= 1:
@@ -74,7 +77,7 @@ class Augment:
         self.blur = _check_range("blur", blur)
         self.hflip, self.vflip, self.rot90, self.rotate = hflip, vflip, rot90, rotate
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.max_class_share = max_class_share
+        self.max_class_share, self.cutmix = max_class_share, cutmix
 
     def __call__(
         self,
@@ -141,15 +144,20 @@ class Augment:
         return pad(image, mask, crop_size, ignore_index=ignore_index, fill=fill)
 
     def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
+        turns = 0
         if self.rot90:
             square = mask.shape[0] == mask.shape[1]
             turns = int(rng.integers(4)) if square else 2 * int(rng.integers(2))
-            image, mask = np.rot90(image, turns), np.rot90(mask, turns)
-        if rng.random() < self.hflip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        if rng.random() < self.vflip:
-            image, mask = image[::-1], mask[::-1]
-        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        # Quarter turns and flips together are a transposition or none, then a flip of the rows and of the columns.
+        swap, rows, columns = turns in (1, 3), turns in (1, 2), turns in (2, 3)
+        columns ^= bool(rng.random() < self.hflip)
+        rows ^= bool(rng.random() < self.vflip)
+        if swap:
+            image, mask = cv2.transpose(image), cv2.transpose(mask)
+        if rows or columns:
+            code = -1 if rows and columns else int(columns)
+            image, mask = cv2.flip(image, code), cv2.flip(mask, code)
+        return image, mask
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.brightness or self.contrast:
@@ -203,6 +211,19 @@ def pad(
     sides = (down // 2, down - down // 2, right // 2, right - right // 2)
     image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=fill)
     return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[ignore_index])
+
+
+def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
+    """Put a random rectangle of one sample into another of the same size (CutMix).
+
+    Any share of the area up to half is as likely as any other, and so is any place inside; the rectangle has the
+    sample's own shape.
+    """
+    image, mask = (array.copy() for array in pair)
+    share = np.sqrt(rng.uniform(0, 0.5))  # of the sides
+    place = tuple(_place(side, max(1, round(share * side)), rng, None) for side in mask.shape)
+    image[place], mask[place] = other[0][place], other[1][place]
+    return image, mask
 
 
 def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float, ignore_index: int, fill: tuple[int, int, int]) -> Pair:

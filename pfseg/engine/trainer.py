@@ -255,6 +255,7 @@ class Trainer:
         speed = self._images / max(self._seconds, 1e-9)
         per_step = self.loader.batch_size * self.plan.accumulate * world_size()
         row = {f"train/{name}": value for name, value in terms.items()}
+        memory = {"data/worker_mib": self.loader.worker_mib} if self.loader.worker_mib else {}
         self._record(
             "train",
             **{"train/loss": sum(terms.values()), **row},
@@ -263,6 +264,7 @@ class Trainer:
                 "train/images_per_s": speed,
                 "train/eta_s": (self.total_steps - step - 1) * per_step / max(speed, 1e-9),
             },
+            **memory,
         )
         self._images, self._seconds = 0, 0.0
 

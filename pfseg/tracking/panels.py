@@ -47,19 +47,61 @@ def save_panels(
     sizes = [_fit(truth.shape[0], truth.shape[1], height) for _, truth, _, _ in rows]
     column = max(120, *(size[0] for size in sizes))  # a caption needs some width
     width = 3 * column + 2 * _GAP
-    head = _paper(32, width)
-    for position, text in enumerate(_HEADS):
-        _write(head, text, (position * (column + _GAP), 4), size=17, bold=True)
-    parts = [head]
+    parts = [_heads(_HEADS, column, width)]
     for (image, truth, pred, name), size in zip(rows, sizes, strict=True):
-        parts.append(_caption(name, truth, pred, ignore_index, width))
-        strip = _paper(size[1], width)
-        for position, cell in enumerate(_cells(image, truth, pred, palette, size)):
-            left = position * (column + _GAP)
-            strip[:, left : left + size[0]] = cell
-        parts += [strip, _paper(_GAP, width)]
+        strip = _strip(_cells(image, (truth, pred), palette, size), column, width)
+        parts += [_caption(name, _right(truth, pred, ignore_index), width), strip, _paper(_GAP, width)]
     ignored = any((truth == ignore_index).any() for _, truth, _, _ in rows)
-    page = np.vstack([*parts, _legend(classes, ignored, width)])
+    _save_page(path, [*parts, _legend(classes, ignored, width)], width)
+
+
+def save_samples(
+    path: Path,
+    rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
+    classes: Sequence[ClassInfo],
+    *,
+    ignore_index: int = 255,
+    height: int = 280,
+) -> None:
+    """Write one picture of training samples, a row for each.
+
+    Args:
+        path: the PNG file; written whole or not at all.
+        rows: image (H, W, 3) uint8 RGB; mask (H, W), integers in [0, K) or `ignore_index`, laid over the image in
+            class colours, hatched where ignored; edge (H, W), 0 or 1, in white over the darkened image; name, shown
+            above the row with its largest classes.
+        classes: the class table, K rows.
+        ignore_index: label without a class.
+        height: see `save_panels`.
+
+    Raises:
+        JobError: the file can't be written.
+    """
+    palette = np.array([info.color for info in classes], np.uint8)
+    sizes = [_fit(mask.shape[0], mask.shape[1], height) for _, mask, _, _ in rows]
+    column = max(120, *(size[0] for size in sizes))
+    width = 3 * column + 2 * _GAP
+    parts = [_heads(("image", "mask", "edges"), column, width)]
+    for (image, mask, edge, name), size in zip(rows, sizes, strict=True):
+        plain, labels = _cells(image, (mask,), palette, size)
+        over = cv2.addWeighted(labels, 0.6, plain, 0.4, 0)
+        line = cv2.resize(edge.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
+        edges = (plain * 0.35 * (1 - line) + 255 * line).astype(np.uint8)
+        parts += [_caption(name, _largest(mask, classes, ignore_index), width)]
+        parts += [_strip([plain, _framed(over), _framed(edges)], column, width), _paper(_GAP, width)]
+    ignored = any((mask == ignore_index).any() for _, mask, _, _ in rows)
+    _save_page(path, [*parts, _legend(classes, ignored, width)], width)
+
+
+def _largest(mask: np.ndarray, classes: Sequence[ClassInfo], ignore_index: int) -> str:
+    """The three classes that cover most, such as `road 61 %, tree 30 %`."""
+    labels, counts = np.unique(mask[mask != ignore_index], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:3]
+    return ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in order) or "ignored"
+
+
+def _save_page(path: Path, parts: Sequence[np.ndarray], width: int) -> None:
+    page = np.vstack(parts)
     framed = np.full((page.shape[0] + 2 * _MARGIN, width + 2 * _MARGIN, 3), _PAPER, np.uint8)
     framed[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = page
     done, content = cv2.imencode(".png", framed[..., ::-1])
@@ -67,32 +109,53 @@ def save_panels(
     write_atomic(path, content.tobytes())
 
 
+def _heads(texts: Sequence[str], column: int, width: int) -> np.ndarray:
+    head = _paper(32, width)
+    for position, text in enumerate(texts):
+        _write(head, text, (position * (column + _GAP), 4), size=17, bold=True)
+    return head
+
+
+def _strip(cells: Sequence[np.ndarray], column: int, width: int) -> np.ndarray:
+    strip = _paper(cells[0].shape[0], width)
+    for position, cell in enumerate(cells):
+        left = position * (column + _GAP)
+        strip[:, left : left + cell.shape[1]] = cell
+    return strip
+
+
 def _paper(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), _PAPER, np.uint8)
 
 
-def _caption(name: str, truth: np.ndarray, pred: np.ndarray, ignore_index: int, width: int) -> np.ndarray:
+def _right(truth: np.ndarray, pred: np.ndarray, ignore_index: int) -> str:
     counted = truth != ignore_index
-    share = f"{100 * (pred == truth)[counted].mean():.1f} % of pixels right" if counted.any() else "no labelled pixel"
-    share_width = _text_width(share, 13)
+    return f"{100 * (pred == truth)[counted].mean():.1f} % of pixels right" if counted.any() else "no labelled pixel"
+
+
+def _caption(name: str, note: str, width: int) -> np.ndarray:
+    note_width = _text_width(note, 13)
     strip = _paper(20, width)
-    _write(strip, _shorten(name, width - share_width - 24, 13), (0, 2), size=13, color=_FAINT)
-    _write(strip, share, (width - share_width, 2), size=13, color=_FAINT)
+    _write(strip, _shorten(name, width - note_width - 24, 13), (0, 2), size=13, color=_FAINT)
+    _write(strip, note, (width - note_width, 2), size=13, color=_FAINT)
     return strip
 
 
 def _cells(
-    image: np.ndarray, truth: np.ndarray, pred: np.ndarray, palette: np.ndarray, size: tuple[int, int]
+    image: np.ndarray, masks: Sequence[np.ndarray], palette: np.ndarray, size: tuple[int, int]
 ) -> list[np.ndarray]:
     cells = [_resize(image, size)]
-    for labels in (truth, pred):
+    for labels in masks:
         known = labels < len(palette)
         cell = _resize(palette[np.where(known, labels, 0)], size)
         shown = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
         cells.append(np.where(shown[..., None], cell, _hatch(size)))
-    for cell in cells:
-        cell[[0, -1]] = cell[:, [0, -1]] = _LINE
-    return cells
+    return [_framed(cell) for cell in cells]
+
+
+def _framed(cell: np.ndarray) -> np.ndarray:
+    cell[[0, -1]] = cell[:, [0, -1]] = _LINE
+    return cell
 
 
 def _fit(rows: int, columns: int, height: int) -> tuple[int, int]:

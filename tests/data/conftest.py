@@ -7,6 +7,13 @@ import pytest
 from data.fakes import COLORS, write
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The common cache folder of the test."""
+    monkeypatch.setenv("PFSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def town(tmp_path: Path) -> Path:
     """Root with six images in train and two in val; in image n the first n + 1 rows are class 0, the rest class 1."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,47 @@ def test_other_folder_names_and_endings(town):
     dataset = build(town, images="rgb/8bit", masks="gt")
     assert len(dataset) == 6
     assert dataset.read(0).name == "train/rgb/8bit/tile 0.jpg"
+
+
+def test_masks_with_a_suffix_in_the_same_folder(town):
+    for mask in (town / "train" / "masks").iterdir():
+        mask.rename(town / "train" / "images" / f"{mask.stem}_label.png")
+    dataset = build(town, masks="images", mask_suffix="_label")
+    assert [image.name for image, _ in dataset.files] == [f"tile {number}.jpg" for number in range(6)]
+    assert (dataset.read(2).mask == 0).sum() == 3 * 48
+    (town / "train" / "images" / "tile 1_label.png").unlink()
+    with pytest.raises(DataError, match=r"tile 1.jpg has no mask: expected .*images/tile 1_label\{.png,"):
+        build(town, masks="images", mask_suffix="_label")
+
+
+def test_several_sources_make_one_split(town):
+    (town / "few.txt").write_text("train/images/tile 1.jpg\nval/images/tile 0.jpg\n")
+    dataset = build(town, splits={"train": ["val", "few.txt"], "val": "val"})
+    names = [dataset.read(index).name for index in range(len(dataset))]
+    assert names == ["val/images/tile 0.jpg", "val/images/tile 1.jpg", "train/images/tile 1.jpg"]
+
+
+def test_the_split_test(town):
+    shutil.copytree(town / "val", town / "test")
+    assert len(build(town, split="test")) == 2
+
+
+def test_bands_and_stretch_reach_the_image(town):
+    pixels = np.linspace(100, 400, 40 * 48).reshape(40, 48).astype(np.uint16)
+    (town / "train" / "images" / "tile 0.jpg").unlink()
+    write(town / "train" / "images" / "tile 0.tif", np.dstack([pixels, pixels[::-1], pixels * 0]))
+    image = build(town, bands=[2, 1, 1], stretch=[0, 100]).read(0).image
+    assert not image[..., 0].any()
+    assert image[0, -1, 1] == 255
+    assert image[-1, 0, 2] == 0
+
+
+def test_what_is_known_about_masks_changes_with_them(town):
+    first = build(town).mask_key()
+    assert build(town).mask_key() == first
+    assert build(town, ignore=["010203"]).mask_key() != first
+    os.utime(town / "train" / "masks" / "tile 0.png", ns=(1, 1))
+    assert build(town).mask_key() != first
 
 
 def test_of_several_masks_the_lossless_one_is_taken(town):
@@ -123,7 +165,11 @@ def test_unknown_colours_are_gathered(town):
     ("keywords", "message"),
     [
         ({"on_error": "ignore"}, "on_error='ignore' is neither raise nor skip"),
-        ({"split": "test"}, "splits has no folder or list for 'test'"),
+        ({"split": "extra"}, "splits has no folder or list for 'extra'"),
+        ({"splits": {"train": []}}, "splits has no folder or list for 'train'"),
+        ({"splits": {"train": ["train", 3]}}, "splits has no folder or list for 'train'"),
+        ({"masks": "images"}, r"images and masks both lie in folders called 'images': .*dataset.mask_suffix"),
+        ({"stretch": [98, 2]}, r"stretch=\[98, 2\] is not \[low, high\] .*dataset.stretch"),
         ({"splits": {"train": 3}}, "splits has no folder or list for 'train'"),
         ({"splits": {"val": 1.5}}, "is no share; expected"),
         ({"splits": {"val": 0.2, "train": "train"}}, "is no share; expected"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from data.fakes import CLASSES, write
@@ -193,3 +196,129 @@ def test_evaluation_leaves_out_and_counts(town):
     strict = EvalLoader(dataset=FolderDataset(split="val", root=town, classes=CLASSES), workers=0)
     with pytest.raises(DataError, match=r"tile 0.jpg is empty"):
         list(strict)
+
+
+def test_a_part_of_another_sample_is_mixed_in():
+    """Of images of one grey level each, a sample with two levels is a mixed one."""
+
+    def batches(share: float, **keywords: object) -> list[dict]:
+        loader = build(Numbered(40), augment=Augment(cutmix=share), batch_size=4, **keywords)
+        return list(loader.epoch(0)) + list(loader.epoch(1))
+
+    def mixed(batch: dict) -> list[bool]:
+        return [len(np.unique(image)) > 1 for image in batch["image"]]
+
+    plain, half = batches(0.0), batches(0.5)
+    assert not any(flag for batch in plain for flag in mixed(batch))
+    flags = [flag for batch in half for flag in mixed(batch)]
+    assert 0.3 < np.mean(flags) < 0.7
+    assert same(half, batches(0.5))
+    for batch, untouched in zip(half, plain, strict=True):
+        # image and mask come from the same places, and the other samples are as without it
+        levels = np.rint(255 * batch["image"][:, 0])
+        assert (levels == batch["mask"])[batch["mask"] != 9].all()
+        kept = [not flag for flag in mixed(batch)]
+        np.testing.assert_array_equal(batch["image"][kept], untouched["image"][kept])
+    assert not same(half, batches(0.5, seed=1))
+
+
+def test_what_is_mixed_in_is_drawn_class_by_class_too():
+    settings = {"crop_size": (8, 8), "class_uniform": 1.0, "batch_size": 4}
+    augment = Augment(scale_range=[1, 1], cutmix=1.0)
+    loader = build(Numbered(40), augment=augment, **settings)
+    draws = loader._index().draw(loader._order(0), share=1.0, seed=0, epoch=0)
+    partners = [loader._partner(draws, position, 0) for position in range(40)]
+    assert all(partner in draws and partner.centre is not None for partner in partners)
+    assert {partner.index for partner in partners} <= set(range(10))  # which hold the classes of the table
+
+
+class Counted(FolderDataset):
+    """Counts the masks that are read."""
+
+    read_masks = 0
+
+    def read_mask(self, index: int) -> np.ndarray:
+        self.read_masks += 1
+        return super().read_mask(index)
+
+
+def places(root: Path, **keywords: object) -> tuple[int, np.ndarray]:
+    dataset = Counted(split="train", root=root, classes=CLASSES, **keywords)
+    found = build(dataset, class_uniform=0.5)._index().places
+    return dataset.read_masks, np.concatenate(found)
+
+
+def test_places_of_classes_are_kept_beside_the_data(town):
+    count, first = places(town)
+    assert count == 6
+    assert len(list((town / ".pfseg").glob("classes-*[!k]"))) == 1
+    count, again = places(town)
+    assert count == 0
+    np.testing.assert_array_equal(first, again)
+    assert places(town, ignore=["010203"])[0] == 6  # another table
+    write(town / "train" / "masks" / "tile 5.png", np.zeros((40, 48), np.uint8))
+    assert places(town)[0] == 6  # another file
+    (town / "train" / "masks" / "tile 5.png").unlink()
+    assert places(town, on_error="skip")[0] == 5  # one less
+
+
+def test_places_of_a_read_only_data_set_are_kept_in_the_common_folder(town, cache):
+    town.chmod(0o555)
+    try:
+        assert places(town)[0] == 6
+        assert not (town / ".pfseg").exists()
+        assert len(list(cache.glob("classes-*[!k]"))) == 1
+        assert places(town)[0] == 0
+    finally:
+        town.chmod(0o755)
+
+
+def test_places_with_damaged_masks_left_out(town):
+    (town / "train" / "masks" / "tile 2.png").write_bytes(b"")
+    count, found = places(town, on_error="skip")
+    assert count == 6
+    assert set(found[:, 0]) == {0, 1, 3, 4, 5}
+    assert places(town, on_error="skip")[0] == 0
+    with pytest.raises(DataError, match=r"tile 2.png is empty"):
+        list(build(Counted(split="train", root=town, classes=CLASSES), class_uniform=0.5).epoch(0))
+
+
+def test_places_of_a_data_set_that_says_nothing_about_its_masks_are_not_kept(cache):
+    list(build(Numbered(), class_uniform=0.5).epoch(0))
+    assert not cache.exists()
+
+
+def test_memory_of_the_loading_processes(town):
+    dataset = FolderDataset(split="train", root=town, classes=CLASSES)
+    alone, helped = build(dataset), build(dataset, workers=1)
+    for loader in (alone, helped):
+        assert loader.worker_mib is None
+        list(loader.epoch(0))
+    assert alone.worker_mib is None
+    assert 20 < helped.worker_mib < 2000
+    helped.close()
+
+
+class Logged(Numbered):
+    """Notes in a file which samples are read."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(40)
+        self.log = log
+
+    def read(self, index: int) -> Sample:
+        with open(self.log, "a") as file:
+            file.write(f"{index}\n")
+        return super().read(index)
+
+
+def test_only_a_few_batches_are_made_ahead(tmp_path):
+    """What waits is bounded by batches, however slowly the training takes them."""
+    log = tmp_path / "read"
+    loader = build(Logged(log), workers=1, batch_size=2)
+    epoch = loader.epoch(0)
+    next(epoch)
+    time.sleep(1.5)
+    assert len(log.read_text().split()) <= 2 * (1 + 2) + 1
+    epoch.close()
+    loader.close()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfseg.data.sampling import ClassIndex, Draw, class_centres, epoch_order
+from pfseg.data.sampling import ClassIndex, Draw, class_centres, draw_partner, epoch_order
 
 
 def test_order_holds_every_sample_and_wraps_round():
@@ -31,18 +31,16 @@ def test_centres_lie_on_their_class_tile_by_tile():
     mask[0:11, 0:11] = 4
     mask[1030:1033, 5] = 4
     mask[500, 20] = 2
-    assert sorted(class_centres(mask)) == [(2, (500, 20)), (4, (5, 5)), (4, (1031, 5))]
+    assert sorted(class_centres(mask)) == [(2, 500, 20), (4, 5, 5), (4, 1031, 5)]
     ring = np.zeros((9, 9), dtype=np.uint8)
     ring[1:8, 1:8] = 1
     ring[3:6, 3:6] = 0
-    for label, (y, x) in class_centres(ring):
+    for label, y, x in class_centres(ring):
         assert ring[y, x] == label
 
 
 def test_a_share_is_drawn_class_by_class():
-    index = ClassIndex(4)
-    index.add(0, [(0, (1, 1)), (2, (5, 6))])
-    index.add(1, [(0, (2, 2))])
+    index = ClassIndex(4, np.array([[0, 0, 1, 1], [0, 2, 5, 6], [1, 0, 2, 2]]))
     order = np.zeros(40, dtype=np.int64)
     draws = index.draw(order, share=0.5, seed=0, epoch=0)
     drawn = [draw for draw in draws if draw.centre]
@@ -53,4 +51,19 @@ def test_a_share_is_drawn_class_by_class():
 
 
 def test_nothing_to_draw_from():
-    assert ClassIndex(2).draw(np.arange(3), share=1.0, seed=0, epoch=0) == [Draw(0), Draw(1), Draw(2)]
+    draws = ClassIndex(2, np.empty((0, 4), int)).draw(np.arange(3), share=1.0, seed=0, epoch=0)
+    assert draws == [Draw(0), Draw(1), Draw(2)]
+
+
+def test_partners_depend_on_seed_epoch_and_position_only():
+    draws = [Draw(index) for index in range(50)]
+
+    def partners(share: float, seed: int = 0, epoch: int = 0) -> list[Draw | None]:
+        return [draw_partner(draws, position, share=share, seed=seed, epoch=epoch) for position in range(50)]
+
+    assert partners(0.3) == partners(0.3)
+    assert partners(0.3) != partners(0.3, seed=1)
+    assert partners(0.3) != partners(0.3, epoch=1)
+    assert set(partners(0.0)) == {None}
+    assert len(set(partners(1.0)) - {None}) > 20
+    assert 5 < sum(partner is not None for partner in partners(0.3)) < 25

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pfseg.data.transforms import Augment, pad, rescale, resize
+from pfseg.data.transforms import Augment, pad, paste, rescale, resize
 from pfseg.errors import ConfigError
 
 
@@ -151,6 +151,23 @@ def test_blur_smooths():
     assert np.diff(soft[..., 1].astype(int)).std() < 0.5 * np.diff(sharp[..., 1].astype(int)).std()
 
 
+def test_paste_takes_image_and_mask_of_one_rectangle():
+    first, second = pair(40, 60), (np.full((40, 60, 3), 77, np.uint8), np.full((40, 60), 88, np.uint8))
+    shares = []
+    for seed in range(200):
+        image, mask = paste(first, second, np.random.default_rng(seed))
+        y, x = np.nonzero(mask == 88)
+        box = np.zeros(mask.shape, bool)
+        box[y.min() : y.max() + 1, x.min() : x.max() + 1] = True
+        np.testing.assert_array_equal(mask == 88, box)
+        assert (image[box] == 77).all()
+        np.testing.assert_array_equal(image[~box], first[0][~box])
+        shares.append(box.mean())
+    assert max(shares) < 0.55
+    assert np.mean(shares) == pytest.approx(0.25, abs=0.05)
+    np.testing.assert_array_equal(first[1], pair(40, 60)[1])  # its arguments are left alone
+
+
 def test_shrinking_averages_and_enlarging_does_not_invent_labels():
     board = np.indices((40, 40)).sum(axis=0).astype(np.uint8) % 2
     image, mask = resize(np.repeat(board[..., None] * 200, 3, axis=2), board * 7, (20, 20))
@@ -166,6 +183,7 @@ def test_shrinking_averages_and_enlarging_does_not_invent_labels():
     [
         ({"hflip": 1.5}, r"hflip=1.5 is not between 0 and 1 \(config: augment.hflip\)"),
         ({"max_class_share": -1}, "max_class_share=-1 is not"),
+        ({"cutmix": 2}, r"cutmix=2 is not between 0 and 1 \(config: augment.cutmix\)"),
         ({"scale_range": [2, 1]}, r"scale_range=\[2, 1\] is not \[low, high\]"),
         ({"scale_range": [1]}, r"scale_range=\[1\] is not"),
         ({"blur": [0, 1]}, r"blur=\[0, 1\] is not .*augment.blur"),

@@ -1,0 +1,109 @@
+"""Checks of a configuration across its keys, and what follows from several of them; each raises ConfigError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pfseg.data.base import parse_classes
+from pfseg.data.tiling import windows
+from pfseg.errors import ConfigError
+
+
+def check_lengths(config: Mapping[str, Any]) -> None:
+    """Refuse a training without an end, and a schedule that does not fit its length."""
+    trainer, schedule = config["trainer"], config["schedule"]
+    epochs = trainer["max_epochs"]
+    if epochs is None and trainer["max_steps"] is None:
+        raise ConfigError(
+            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
+        )
+    if schedule.get("legacy") and schedule["per"] != "epoch":
+        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
+    relax = schedule.get("relax_epoch")
+    if relax is not None and epochs is not None and relax >= epochs:
+        raise ConfigError(f"schedule.relax_epoch={relax} is not below trainer.max_epochs={epochs}: lower it")
+
+
+def check_classes(config: dict[str, Any]) -> None:
+    """Fill in `model.num_classes`; refuse another number than the class table's."""
+    count = len(parse_classes(config["dataset"]["classes"]))
+    wanted = config["model"]["num_classes"]
+    if wanted not in (None, count):
+        raise ConfigError(
+            f"model.num_classes={wanted}, but dataset.classes of {config['dataset']['name']} lists {count}: "
+            f"set model.num_classes={count}, or null to follow the data set"
+        )
+    config["model"]["num_classes"] = count
+
+
+def check_sizes(config: dict[str, Any]) -> None:
+    """Turn crop and window into [height, width]; refuse what is too small for the network."""
+    dataset, model = config["dataset"], config["model"]
+    least = {"pytorch": 64, "jittor": 32 * max(model.get("salient_pool", 1), model.get("edge_pool", 1))}.get(
+        model.get("variant", ""), 1
+    )
+    for key in ("crop_size", "eval_size"):
+        if dataset[key] is None:
+            continue
+        given, dataset[key] = dataset[key], pair(dataset[key])
+        if min(dataset[key]) < least:
+            other = ", or use model.variant=pytorch (64 px)" if least > 64 and min(dataset[key]) >= 64 else ""
+            raise ConfigError(
+                f"dataset.{key}={given} is too small for model.variant={model['variant']}, which takes {least} px a "
+                f"side at least: set dataset.{key}={least}{other}"
+            )
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Refuse ranges that are upside down."""
+    for group, key in (("dataset", "scale_range"), ("augment", "scale_range"), ("augment", "blur")):
+        bounds = config[group].get(key)
+        if bounds is not None and (bounds[0] > bounds[1] or (key == "scale_range" and bounds[0] <= 0)):
+            raise ConfigError(f"{group}.{key}={bounds}: expected [low, high], both above 0 and in this order")
+
+
+def check_preparation(config: dict[str, Any]) -> None:
+    """Fill in paths, window and stride of a preparation; refuse those that can't be."""
+    parse_classes(config["dataset"]["classes"])
+    config["src"] = str(existing("src", config["src"], "the folder of the archive or the scenes", folder=True))
+    config["out"] = str(Path(config["out"]).expanduser().absolute())
+    config["dataset"]["root"] = config["src"]
+    prepare = config["dataset"]["prepare"]
+    for key in ("size", "stride"):
+        if prepare[key] is not None:
+            prepare[key] = pair(prepare[key])
+    if prepare["size"] is not None:
+        prepare["stride"] = prepare["stride"] or prepare["size"]
+        windows((1, 1), tuple(prepare["size"]), tuple(prepare["stride"]))
+    elif prepare["stride"] is not None:
+        raise ConfigError(
+            f"dataset.prepare.stride={prepare['stride']} needs a size: set dataset.prepare.size, or stride=null"
+        )
+
+
+def check_preview(config: dict[str, Any]) -> None:
+    """Check and fill in what training samples depend on; ranks, devices and weights are of no account."""
+    check_classes(config)
+    check_sizes(config)
+    check_ranges(config)
+    if Path(config["out"]).suffix.lower() != ".png":
+        raise ConfigError(f"out={config['out']} is no .png file: set out=<name>.png")
+    config["out"] = str(Path(config["out"]).expanduser().absolute())
+    if (root := config["dataset"]["root"]) is not None:
+        config["dataset"]["root"] = str(existing("dataset.root", root, "the folder of the data set", folder=True))
+
+
+def existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:
+    """Absolute path of a file or folder that the key `key` gives; refuse one that isn't there."""
+    path = Path(given).expanduser().absolute()
+    if path.is_dir() if folder else path.is_file():
+        return path
+    fault = "is not a " + ("folder" if folder else "file") if path.exists() else "does not exist"
+    raise ConfigError(f"{key}={given} {fault} (looked in {path}): set {key}=<{what}>")
+
+
+def pair(size: int | list[int]) -> list[int]:
+    """A size as [height, width]."""
+    return [size, size] if isinstance(size, int) else size

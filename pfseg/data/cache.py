@@ -1,0 +1,106 @@
+"""Results kept on disk between runs: written whole, made by one process while the others that need them wait."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_DIGEST = 32  # bytes of SHA-256
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: `PFSEG_CACHE` of the environment, or `~/.cache/pfseg`."""
+    return Path(os.environ.get("PFSEG_CACHE") or "~/.cache/pfseg").expanduser()
+
+
+def key_of(*parts: Any) -> str:
+    """Short text that differs wherever any of the parts (which JSON can hold) does."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def stat_of(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns, which tell whether a file was changed; zeros if it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, a file `<path>.lock` beside it, and wait for it if another process has it.
+
+    The lock ends with its process, however that ends. Raises OSError if the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "a") as file:
+        with suppress(OSError):  # some network file systems have no locks: then two processes may do the same work
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write instead of `path`, which it replaces at the end; removed if anything fails."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """Load an array, or build it and store it for the next time.
+
+    Args:
+        folders: where it may lie; the first that can be written is used. Without any it is built each time.
+        name: of the file; to hold the key of everything that the array depends on.
+        build: makes the array; other processes that ask for `name` wait for it.
+    """
+    path = _writable(folders, name)
+    if path is None:
+        return build()
+    with locked(path):
+        array = _load(path)
+        if array is None:
+            array = build()
+            with suppress(OSError):  # a full disk costs the time to build it again, not the run
+                _save(path, array)
+        return array
+
+
+def _writable(folders: Sequence[Path], name: str) -> Path | None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            open(folder / f"{name}.lock", "a").close()
+            return folder / name
+    return None
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """The stored array, None if there is none or it is damaged."""
+    with suppress(OSError, ValueError, EOFError):
+        data = path.read_bytes()
+        if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
+            array: np.ndarray = np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False)
+            return array
+    return None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    body = io.BytesIO()
+    np.save(body, array, allow_pickle=False)
+    with replacing(path) as new:
+        new.write_bytes(hashlib.sha256(body.getvalue()).digest() + body.getvalue())

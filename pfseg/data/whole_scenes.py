@@ -1,0 +1,221 @@
+"""Training straight from whole scenes: windows of them, as `pfseg.prepare` would cut them, read when they are needed.
+
+A scene is decoded once into an uncompressed file of the cache, (H, W, 4) uint8: red, green, blue and label. That file
+is mapped into memory, so that a window costs its own pixels only.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, parse_classes
+from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
+from pfseg.data.decode import MaskReader, check_stretch, read_image
+from pfseg.data.header import read_header
+from pfseg.data.tiling import Window, windows
+from pfseg.errors import ConfigError, DataError, JobError
+
+_BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
+
+
+class SceneDataset(SegmentationDataset):
+    """Windows of whole scenes: the same samples as the patches that `pfseg.prepare` writes.
+
+    Args:
+        split: which scenes are taken.
+        scenes: of any split.
+        classes: the class table, see `pfseg.data.base.parse_classes`.
+        size: (h, w) of the windows; scenes smaller than that are padded at the bottom and right, the image with 0, the
+            mask with 255. None takes each scene as a whole.
+        stride: (rows, columns) from one window to the next; None: the size.
+        ignore: see `pfseg.data.folder.FolderDataset`, as for the next three.
+        bands: channels that become red, green and blue.
+        stretch: percentiles that become black and white in images of more than 8 bits.
+        on_error: `raise`, or `skip` to leave out what cannot be read.
+
+    Attributes:
+        folder: where the decoded scenes lie: `scenes` in the folder `PFSEG_CACHE` of the environment, or in
+            `~/.cache/pfseg`.
+
+    Raises:
+        ConfigError: a keyword that does not fit.
+        DataError: no scene of the split, or one that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        scenes: Iterable[Scene],
+        classes: Iterable[Mapping[str, Any] | ClassInfo],
+        size: Sequence[int] | None,
+        stride: Sequence[int] | None = None,
+        ignore: Sequence[Any] = (),
+        bands: Sequence[int] | None = None,
+        stretch: Sequence[float] | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        """Find out the sizes of the scenes; none is decoded yet."""
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
+        self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
+        self.reader = MaskReader(self.classes, ignore)
+        self.bands, self.stretch = bands, check_stretch(stretch)
+        self.size, self.stride = size, stride or size
+        self.folder = cache_folder() / "scenes"
+        self.scenes: dict[Scene, tuple[int, int]] = {}
+        self.samples: list[tuple[Scene, Window]] = []
+        for scene in scenes:
+            if scene.split == split:
+                self._add(scene)
+        if not self.samples:
+            raise DataError(f"no scene of the split {split!r} can be used (config: dataset.root, dataset.prepare)")
+
+    def __len__(self) -> int:
+        """Number of windows of all scenes."""
+        return len(self.samples)
+
+    def read(self, index: int) -> Sample:
+        """Read a window.
+
+        Raises:
+            DataError: its scene cannot be read, or image and mask differ in size.
+            JobError: the cache cannot be written, for instance because the disk is full.
+        """
+        scene, window = self.samples[index]
+        pixels = self._padded(self._decoded(scene)[window.slices])
+        name = f"{scene.split}/{scene.name}_{window.y0}_{window.y1}_{window.x0}_{window.x1}"
+        return Sample(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), cv2.extractChannel(pixels, 3), name)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Read the mask of a window."""
+        scene, window = self.samples[index]
+        return cv2.extractChannel(self._padded(self._decoded(scene)[window.slices]), 3)
+
+    def image_files(self) -> list[Path]:
+        """Image files of the scenes."""
+        return [scene.image for scene in self.scenes]
+
+    def mask_key(self) -> Any:
+        """Sizes and times of the scenes, and what turns them into masks of windows."""
+        return [self._key(scene) for scene in self.scenes], self.size, self.stride
+
+    def describe(self) -> str:
+        """What is cut from what, and how much room the decoded scenes take."""
+        there = sum(self._path(scene).is_file() for scene in self.scenes)
+        gib = sum(4 * height * width for height, width in self.scenes.values()) / 2**30
+        return (
+            f"{len(self)} windows of {len(self.scenes)} scenes, each decoded once into {self.folder} "
+            f"({there} are there; {gib:.2f} GiB in all; PFSEG_CACHE=<folder> puts them elsewhere)"
+        )
+
+    def _add(self, scene: Scene) -> None:
+        try:
+            shape = _shape(scene)
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            self.warnings.append(f"left out: {error}")
+            return
+        self.scenes[scene] = shape
+        size, stride = self.size or shape, self.stride or shape
+        found = windows(shape, (size[0], size[1]), (stride[0], stride[1]))
+        self.samples += [(scene, window) for window in found]
+
+    def _padded(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = self.size or pixels.shape[:2]
+        below, right = height - pixels.shape[0], width - pixels.shape[1]
+        if not below and not right:
+            return pixels
+        fill = (0, 0, 0, IGNORE)
+        return cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
+
+    def _key(self, scene: Scene) -> str:
+        assert scene.mask is not None
+        files = [[str(path.absolute()), *stat_of(path)] for path in (scene.image, scene.mask)]
+        return key_of(files, self.reader.key(), self.bands, self.stretch)
+
+    def _path(self, scene: Scene) -> Path:
+        return self.folder / f"{self._key(scene)}.npy"
+
+    def _decoded(self, scene: Scene) -> np.ndarray:
+        """The decoded scene (H, W, 4) uint8, mapped into memory for reading."""
+        path, shape = self._path(scene), self.scenes[scene]
+        if (found := _open(path, shape)) is not None:
+            return found
+        try:
+            with locked(path):
+                if (found := _open(path, shape)) is not None:
+                    return found  # another process was quicker
+                image, mask = self._decode(scene)
+                with replacing(path) as new:
+                    _write(new, image, mask)
+        except OSError as error:
+            disk = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
+            raise JobError(
+                f"the decoded scene {scene.name} ({4 * shape[0] * shape[1] >> 20} MiB) cannot be written to "
+                f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
+                "space or set PFSEG_CACHE=<folder on another disk>"
+            ) from error
+        found = _open(path, shape)
+        if found is None:
+            raise DataError(f"{path} changed while it was written; start again")
+        return found
+
+    def _decode(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        assert scene.mask is not None
+        mask, warning = self.reader.read(scene.mask, str(scene.mask))
+        if warning:
+            self.warnings.append(warning)
+        image = read_image(scene.image, self.bands, self.stretch)
+        if image.shape[:2] != mask.shape:
+            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+            raise DataError(
+                f"{scene.image} has {width}x{height} px but its mask {scene.mask} {mask_width}x{mask_height}; "
+                "both must have the same size"
+            )
+        return image, mask
+
+
+def _shape(scene: Scene) -> tuple[int, int]:
+    """(H, W) of a scene, from its header where that can be read.
+
+    Raises:
+        DataError: it has no mask, or is unreadable.
+    """
+    if scene.mask is None:
+        raise DataError(f"scene {scene.image} has no mask; add it, or leave it out with dataset.on_error=skip")
+    try:
+        with open(scene.image, "rb") as file:
+            header = read_header(file)
+    except OSError:
+        header = None
+    if header is not None:
+        return header.height, header.width
+    height, width = read_image(scene.image).shape[:2]  # names the fault of an unreadable file
+    return height, width
+
+
+def _open(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Map a decoded scene; None if it is not there, or damaged."""
+    try:
+        pixels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == (*shape, 4) and pixels.dtype == np.uint8 else None
+
+
+def _write(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (*mask.shape, 4)}
+    rows = max(1, _BAND_BYTES // (4 * mask.shape[1]))
+    with open(path, "wb") as file:  # written, not mapped: a full disk then is an error and no fatal signal
+        np.lib.format.write_array_header_1_0(file, header)
+        for top in range(0, len(mask), rows):
+            band = slice(top, top + rows)
+            file.write(cv2.merge((*cv2.split(image[band]), mask[band])).data)
