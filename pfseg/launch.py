@@ -31,7 +31,7 @@ import yaml
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError, JobError
 from pfseg.mpirun import POLL_SECONDS, STOPPING, Mpirun
-from pfseg.provenance import command_line, environment
+from pfseg.provenance import command_line, data_state, environment
 from pfseg.tracking.records import Follower, Sink, shown, write_atomic
 from pfseg.worker import write_result
 
@@ -80,7 +80,8 @@ def run_job(
     folder = Path(folder).resolve()
     ranks, gpus = plan_ranks(config)
     write_atomic(folder / "resolved.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    write_atomic(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    origin = environment() | {"data": data_state(config.get("dataset", {}).get("root"))}
+    write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
     commands = folder / "command.txt"
     earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
     write_atomic(commands, f"{earlier}{command_line()}\n")  # a line for the start and for each resumption

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -44,6 +45,14 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpus": _gpus(),
     }
+
+
+def data_state(root: str | None) -> dict[str, Any] | None:
+    """Describe the data below `root`: SHA-256 of its index.json, which prepared patches have; None without a root."""
+    if root is None:
+        return None
+    index = Path(root) / "index.json"
+    return {"root": root, "index": hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else None}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

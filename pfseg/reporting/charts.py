@@ -1,0 +1,189 @@
+"""Curves as inline SVG: ticks, scales, smoothing. The page's script adds the read-out under the pointer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT = 420, 250  # small enough that a phone shows the text at its size
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 28
+_MAX_POINTS = 300  # of a curve; a longer one is drawn as the range of each stretch
+_LOG_RATIO = 50.0  # a scale that spans more is logarithmic
+_DOTTED = 40  # curves of so few points show them
+
+
+@dataclass
+class Curve:
+    """Values of a run over its steps; `color` is the run's number on the page."""
+
+    color: int
+    name: str
+    points: Points
+
+
+@dataclass
+class _Scale:
+    """Maps values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = self.low, self.high, min(max(value, self.low), self.high)
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
+
+
+def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be_log: bool = False) -> str:
+    """Draw curves over steps.
+
+    Args:
+        title: above the chart.
+        curves: those without points are left out.
+        smoothed: draw a moving average, the values themselves faintly behind it.
+        may_be_log: take a logarithmic scale where the values span more than a factor of 50.
+
+    Returns:
+        A `<figure>`; empty where no curve has points.
+    """
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return ""
+    lines = [smooth(curve.points) if smoothed else curve.points for curve in curves]
+    x, y = _scales(curves, lines, may_be_log)
+    parts = [_axes(x, y)]
+    for curve, line in zip(curves, lines, strict=True):
+        raw = f'<path class="raw" d="{_path(_thin(curve.points), x, y)}"/>' if line is not curve.points else ""
+        dots = "".join(f'<circle cx="{x(s)}" cy="{y(v)}" r="2.2"/>' for s, v in line) if len(line) <= _DOTTED else ""
+        parts.append(f'<g class="run r{curve.color}">{raw}<path d="{_path(_every(line), x, y)}"/>{dots}</g>')
+    data = {
+        "x": [x.low, x.high, x.start, x.end],
+        "curves": [
+            {"run": curve.color, "name": curve.name, "points": [[s, _short(v)] for s, v in _every(line)]}
+            for curve, line in zip(curves, lines, strict=True)
+        ],
+    }
+    note = " <small>log scale</small>" if y.log else ""
+    return (
+        f'<figure class="chart" data-chart="{escape(json.dumps(data, ensure_ascii=False))}">'
+        f"<figcaption>{escape(title)}{note}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over steps">{"".join(parts)}'
+        f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg><div class="readout"></div></figure>'
+    )
+
+
+def smooth(points: Points) -> Points:
+    """Moving average, exponentially weighted over some 3 % of the points; short curves come back as they are."""
+    if len(points) < 20:
+        return points
+    weight = math.exp(-30 / len(points))
+    total, weights, result = 0.0, 0.0, []
+    for step, value in points:
+        total, weights = weight * total + value, weight * weights + 1
+        result.append((step, total / weights))
+    return result
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten within [low, high], about `count` of them."""
+    rough = (high - low) / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within [low, high], with their multiples by 2 and 5 where these are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(decades) <= 3 else (1,)
+    every = max(1, len(decades) // 6)
+    marks = [factor * 10.0**decade for decade in decades[::every] for factor in factors]
+    return [mark for mark in marks if low * 0.999 <= mark <= high * 1.001]
+
+
+def tick_label(value: float) -> str:
+    """A number as short as it goes: 1500 as 1.5k, 0.00001 as 1e-5."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    if value and abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.6g}"
+
+
+def _scales(curves: Sequence[Curve], lines: Sequence[Points], may_be_log: bool) -> tuple[_Scale, _Scale]:
+    steps = [step for line in lines for step, _ in line]
+    values = [value for line in lines for _, value in line]
+    for curve in curves:  # rare spikes may leave the picture
+        ordered = sorted(value for _, value in curve.points)
+        rare = len(ordered) // 50
+        values += [ordered[rare], ordered[-1 - rare]]
+    low, high = min(values), max(values)
+    log = may_be_log and low > 0 and high / low > _LOG_RATIO
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
+    elif not log:
+        margin = (high - low) * 0.05
+        low, high = (0.0 if 0 <= low < (high - low) * 0.25 else low - margin), high + margin
+    first, last = min(steps), max(steps)
+    if first == last:
+        first, last = first - 1, last + 1
+    x = _Scale(first, last, _LEFT, WIDTH - _RIGHT)
+    return x, _Scale(low, high, HEIGHT - _BOTTOM, _TOP, log)
+
+
+def _axes(x: _Scale, y: _Scale) -> str:
+    parts = []
+    for mark in log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high):
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(mark) + 4}" text-anchor="end">{tick_label(mark)}</text>'
+        )
+    floor = HEIGHT - _BOTTOM
+    for mark in ticks(x.low, x.high):
+        if mark == int(mark):
+            parts.append(
+                f'<line class="grid" x1="{x(mark)}" x2="{x(mark)}" y1="{floor}" y2="{floor + 4}"/>'
+                f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{tick_label(mark)}</text>'
+            )
+    return "".join(parts)
+
+
+def _path(points: Points, x: _Scale, y: _Scale) -> str:
+    return "M" + "L".join(f"{x(step)} {y(value)}" for step, value in points)
+
+
+def _stretches(points: Points) -> list[Points]:
+    size = -(-len(points) // _MAX_POINTS)
+    return [points[i : i + size] for i in range(0, len(points), size)]
+
+
+def _thin(points: Points) -> Points:
+    """Least and largest value of each stretch, so that a long curve keeps its spread."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    ends = []
+    for stretch in _stretches(points):
+        values = [value for _, value in stretch]
+        ends += [(stretch[0][0], min(values)), (stretch[0][0], max(values))]
+    return ends
+
+
+def _every(points: Points) -> Points:
+    """The last point of each stretch: enough of a smooth curve."""
+    return [stretch[-1] for stretch in _stretches(points)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,88 @@
+"""Mean, spread and paired differences of scores over seeds, with intervals from Student's t distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Scores of repeated runs: their number, mean, and standard deviation of the sample (None of a single one)."""
+
+    n: int
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over seeds of (second - first), the half width of its interval, and the number of seeds in common."""
+
+    n: int
+    mean: float
+    half_width: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return abs(self.mean) > self.half_width
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation, with n - 1 below the square root, of at least one value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Spread(len(values), mean, None)
+    return Spread(len(values), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
+
+
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], confidence: float = 0.95
+) -> Difference | None:
+    """Compare two settings over the seeds that both were run with.
+
+    Args:
+        first: score by seed.
+        second: likewise.
+        confidence: of the interval, such as 0.95.
+
+    Returns:
+        The mean difference and its interval by the paired t test; None with fewer than two seeds in common.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if len(seeds) < 2:
+        return None
+    found = spread([second[seed] - first[seed] for seed in seeds])
+    assert found.std is not None, "two values have a standard deviation"
+    return Difference(found.n, found.mean, t_quantile(found.n - 1, confidence) * found.std / math.sqrt(found.n))
+
+
+def t_quantile(freedom: int, confidence: float) -> float:
+    """The t that Student's distribution stays within, on both sides, with probability `confidence`.
+
+    The probability is a finite sum in the angle atan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and 26.7.4),
+    which is inverted by halving an interval.
+
+    Args:
+        freedom: degrees of freedom, 1 or more.
+        confidence: in (0, 1).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(freedom, middle) < confidence else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(freedom: int, angle: float) -> float:
+    """Probability of |t| < sqrt(freedom) * tan(angle)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

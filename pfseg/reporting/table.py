@@ -1,0 +1,302 @@
+"""The table of runs, and its forms: terminal, CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from pfseg.errors import ConfigError
+from pfseg.reporting.runs import Run, number
+from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
+from pfseg.reporting.statistics import Spread
+from pfseg.validate import unknown_key
+
+Cell = str | float | Spread | None
+STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "magenta"}
+_WIDE = 100  # columns of a terminal that shows a row for each run
+_DIGITS = {"kappa": 4, "loss": 4}
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `key` names it for sorting, `digits` rounds its scores, `right` aligns numbers."""
+
+    key: str
+    title: str
+    digits: int | None = None
+    setting: bool = False
+    right: bool = False
+
+
+@dataclass
+class Row:
+    """Cells by column; `run` of a run's row, `group` of the row of a group's means."""
+
+    cells: dict[str, Cell]
+    run: Run | None = None
+    group: SeedGroup | None = None
+
+
+@dataclass
+class Table:
+    """Runs in the order of the table, then the means of the seed groups."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs in their order."""
+        return [row.run for row in self.rows if row.run is not None]
+
+
+def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
+    """Put the runs into a table.
+
+    Args:
+        runs: in any order.
+        sort: `key`, `key:asc` or `key:desc`; key is a column or any setting. Default: the best mIoU first.
+
+    Raises:
+        ConfigError: no such column or setting, or another direction.
+    """
+    settings = differing(runs)
+    names = list(dict.fromkeys(name for run in runs if run.best for name in run.best.scores if "/" not in name))
+    columns = [Column("run", "run"), Column("status", "status")]
+    columns += [Column("job", "job")] * (len({run.job for run in runs}) > 1)
+    columns += [Column("mIoU", "best mIoU", 2, right=True), Column("last", "last mIoU", 2, right=True)]
+    columns += [Column(key, key, setting=True, right=_numeric(key, runs)) for key in settings]
+    columns += [Column(name, name, _DIGITS.get(name, 2), right=True) for name in names if name != "mIoU"]
+    columns += [Column("steps", "steps", right=True), Column("time", "time", right=True), Column("detail", "note")]
+    rows = _sorted([Row(_cells(run, settings), run) for run in runs], sort)
+    means = [Row(_means(group, columns), group=group) for group in group_seeds(runs)]
+    used = {c.key for c in columns for row in rows if row.cells.get(c.key) not in (None, "")}
+    kept = [column for column in columns if column.key in used or column.key in ("mIoU", "last")]
+    return Table(kept, rows + means)
+
+
+def text(column: Column, cell: Cell) -> str:
+    """A cell as a person reads it; `-` where a score has no value."""
+    if isinstance(cell, Spread):
+        digits = column.digits if column.digits is not None else 2
+        return f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.std is not None else "")
+    if cell is None:
+        return "-" if column.digits is not None else ""
+    if isinstance(cell, str):
+        return cell
+    if column.key == "time":
+        return duration(cell)
+    return f"{cell:.{column.digits}f}" if column.digits is not None else str(cell)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print to a terminal: a line for each run, or where it is narrow a few."""
+    if console.width < _WIDE:
+        _print_stacked(table, console)
+        return
+    settings = [column for column in table.columns if column.setting]
+    shown = [column for column in table.columns if not column.setting and column.key != "detail"]
+    shown = _fitting(table, shown, settings, console.width)
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in shown:
+        grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        if column.key == "run" and settings:
+            grid.add_column("settings", overflow="fold", ratio=1)
+    for row in table.rows:
+        cells: list[Text] = []
+        for column in shown:
+            cells.append(_styled(column, row))
+            if column.key == "run" and settings:
+                cells.append(Text(_settings(row, settings)))
+        grid.add_row(*cells, end_section=_last_run(table, row))
+    console.print(grid)
+    for row in table.rows:
+        if row.cells.get("detail"):
+            console.print(Text.assemble((f"{row.cells['run']}: ", "bold"), str(row.cells["detail"])), soft_wrap=True)
+
+
+def to_csv(table: Table) -> str:
+    """Values in full precision; of a seed group a row of means and one of standard deviations."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([column.title for column in table.columns])
+    for row in table.rows:
+        if row.group is None:
+            writer.writerow(["" if (cell := row.cells.get(c.key)) is None else cell for c in table.columns])
+        else:
+            n = len(row.group.runs)
+            writer.writerow(_csv_group(row, table.columns, f"mean of {n} seeds", lambda cell: cell.mean))
+            writer.writerow(_csv_group(row, table.columns, f"std of {n} seeds", lambda cell: cell.std))
+    return file.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |\n"
+
+    escaped = [[_markdown(text(c, row.cells.get(c.key))) for c in table.columns] for row in table.rows]
+    rule = ["---:" if column.right else "---" for column in table.columns]
+    return line([_markdown(c.title) for c in table.columns]) + line(rule) + "".join(map(line, escaped))
+
+
+def to_latex(table: Table) -> str:
+    r"""A `tabular` for `\usepackage{booktabs}`."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"    {' & '.join(map(_latex, cells))} \\\\\n"
+
+    head = line([column.title for column in table.columns])
+    runs = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group is None]
+    means = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group]
+    layout = "".join("r" if column.right else "l" for column in table.columns)
+    body = "".join(runs) + ("    \\midrule\n" + "".join(means) if means else "")
+    return (
+        f"% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{layout}}}\n    \\toprule\n{head}    \\midrule\n{body}"
+        "    \\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def _numeric(key: str, runs: Sequence[Run]) -> bool:
+    return all(number(run.settings[key]) is not None for run in runs if run.settings.get(key) is not None)
+
+
+def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {key: show(run.settings[key]) for key in settings if key in run.settings}
+    scores = dict(run.best.scores) if run.best else {}
+    faults = f"{run.unreadable} unreadable line{'s' * (run.unreadable > 1)} left out" if run.unreadable else ""
+    steps = f"{run.steps}/{run.total}" if run.total and run.steps < run.total else run.steps
+    return {
+        **{key: value for key, value in scores.items() if "/" not in key},
+        **cells,
+        "run": run.name,
+        "status": run.status,
+        "job": run.job,
+        "mIoU": run.best.miou if run.best else None,
+        "last": run.last.miou if run.last else None,
+        "steps": steps,
+        "time": run.seconds,
+        "detail": "; ".join(part for part in (run.detail, faults) if part),
+    }
+
+
+def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {key: show(value) for key, value in group.settings.items()}
+    cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
+    members = [_cells(run, ()) for run in group.runs]
+    for column in columns:
+        if column.digits is not None:
+            values = [cell if isinstance(cell := member.get(column.key), float) else None for member in members]
+            cells[column.key] = group.spread(values)
+    return cells
+
+
+def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+    key, _, direction = (sort or "mIoU:desc").partition(":")
+    if direction not in ("", "asc", "desc"):
+        raise ConfigError(f"--sort {sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
+    values = {id(row): _sort_value(row, key) for row in rows}
+    if sort and all(value is None for value in values.values()):
+        known = {name for row in rows if row.run for name in (*row.cells, *row.run.settings)}
+        if key not in known:
+            raise unknown_key(
+                key, {name for name in known if "." not in name or name.startswith(key.partition(".")[0])}
+            )
+    with_value = [row for row in rows if values[id(row)] is not None]
+    numeric = all(isinstance(values[id(row)], float) for row in with_value)
+
+    def order(row: Row) -> Any:
+        return values[id(row)] if numeric else str(values[id(row)])
+
+    without = [row for row in rows if values[id(row)] is None]
+    return sorted(with_value, key=order, reverse=direction == "desc") + without
+
+
+def _sort_value(row: Row, key: str) -> float | str | None:
+    assert row.run is not None, "means are not sorted"
+    value: Any = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return str(value)
+    return None if value is None else show(value)
+
+
+def _fitting(table: Table, columns: list[Column], settings: list[Column], width: int) -> list[Column]:
+    """Leave out the further scores, the last ones first, until the rest fits."""
+
+    def needed(column: Column) -> int:
+        return 2 + max(len(column.title), *(len(text(column, row.cells.get(column.key))) for row in table.rows))
+
+    room = width - (max(len(_settings(row, settings)) for row in table.rows) + 2 if settings else 0)
+    room = max(room, width * 2 // 3)
+    shown = list(columns)
+    always = {"run", "status", "job", "mIoU", "last", "steps", "time"}
+    for column in reversed(columns):
+        if column.key not in always and sum(map(needed, shown)) > room:
+            shown.remove(column)
+    return shown
+
+
+def _print_stacked(table: Table, console: Console) -> None:
+    settings = [column for column in table.columns if column.setting]
+    plain = [c for c in table.columns if not c.setting and c.key not in ("run", "status", "detail")]
+    for row in table.rows:
+        status = str(row.cells.get("status") or "")
+        console.print(Text.assemble((str(row.cells["run"]), "bold"), "  ", (status, STYLES.get(status, ""))))
+        facts = [f"{c.title} {text(c, cell)}" for c in plain if (cell := row.cells.get(c.key)) is not None]
+        for line in (_settings(row, settings), "   ".join(facts), str(row.cells.get("detail") or "")):
+            if line:
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+
+
+def _settings(row: Row, settings: Sequence[Column]) -> str:
+    return " ".join(f"{c.key}={row.cells[c.key]}" for c in settings if row.cells.get(c.key) is not None)
+
+
+def _styled(column: Column, row: Row) -> Text:
+    cell = text(column, row.cells.get(column.key))
+    if column.key == "status":
+        return Text(cell, style=STYLES.get(cell, ""))
+    return Text(cell, style="bold" if column.key in ("run", "mIoU") else "")
+
+
+def _last_run(table: Table, row: Row) -> bool:
+    return row.run is not None and row is [r for r in table.rows if r.run][-1]
+
+
+def _csv_group(
+    row: Row, columns: Sequence[Column], name: str, part: Callable[[Spread], float | None]
+) -> list[str | float | None]:
+    cells: dict[str, Any] = {**row.cells, "run": name}
+    return [part(cell) if isinstance(cell := cells.get(c.key), Spread) else cell for c in columns]
+
+
+def _markdown(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
+
+
+def _latex(value: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in value)
