@@ -34,7 +34,9 @@ def cut_scene(
                 patch = np.zeros((size, size, *scene.shape[2:]), dtype=np.float64)
                 part = scene[y : y + size, x : x + size]
                 patch[: part.shape[0], : part.shape[1]] = part
-                cv2.imwrite(str(out / f"{image_path.stem}_{y}_{y + size}_{x}_{x + size}{suffix}.png"), patch)
+                cv2.imwrite(
+                    str(out / f"{image_path.stem}_{y}_{y + size}_{x}_{x + size}{suffix}.png"), patch.astype(np.uint8)
+                )
                 patches += not suffix
     return patches
 

@@ -28,7 +28,7 @@ from pfseg.data.folder import FolderDataset
 from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
-from pfseg.errors import CheckpointError, ConfigError, PfsegError
+from pfseg.errors import ConfigError, PfsegError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
@@ -115,7 +115,7 @@ def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretr
     config = cast(Config, OmegaConf.to_container(composed))
     model = build_model(config, num_classes)
     if pretrained is not None:
-        load_pretrained(model, config, Path(pretrained))
+        load_initial(model, config | {"pretrained": pretrained})
     return model
 
 
@@ -144,10 +144,13 @@ def instantiate(config: Config, **given: Any) -> Any:
 
 def build_dataset(config: Config, split: str) -> SegmentationDataset:
     """Build a split of the data set that `config` (the group `dataset`) describes."""
-    if config.get("source") == "scenes":
-        return _build_scenes(config, split)
     module, _, name = config["_target_"].rpartition(".")
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    root = parameters.get("root")
+    if root is not None and root.default is root.empty and config["root"] is None:
+        raise ConfigError(f"dataset.root is null, but {name} needs it: add dataset.root=<folder of the data set>")
+    if config.get("source") == "scenes":
+        return _build_scenes(config, split)
     arguments = {key: value for key, value in config.items() if key == "_target_" or key in parameters}
     dataset: SegmentationDataset = instantiate(arguments, split=split)
     return dataset
@@ -180,31 +183,27 @@ def _find_scenes(config: Config, split: str) -> list[Scene]:
 
 def build_model(config: Config, num_classes: int) -> Any:
     """Build the network that `config` (the group `model`) describes."""
-    arguments = {key: value for key, value in config.items() if key not in ("name", "pretrained", "num_classes")}
+    arguments = {
+        key: value for key, value in config.items() if key not in ("name", "pretrained", "init", "num_classes")
+    }
     return instantiate(arguments, num_classes=num_classes)
 
 
-def load_pretrained(model: Any, config: Config, path: Path) -> str:
-    """Load backbone weights into `layer0` .. `layer4`; returns what was loaded, skipped and reshaped.
+def load_initial(model: Any, config: Config) -> str:
+    """Load the weights that `config` (the group `model`) starts from; returns what was loaded and what was not.
 
     Raises:
-        CheckpointError: unreadable, or nothing in it matches.
+        CheckpointError: unreadable, or of another network.
     """
-    from pfseg.engine.weights import match_weights, read_weights
-    from pfseg.runtime import jt
+    from pfseg.engine.initial import load_backbone, load_network
 
-    module, _, name = config["backbone"]["_target_"].rpartition(".")
-    rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
-    state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
-    match = match_weights({key: tuple(var.shape) for key, var in state.items()}, read_weights(path), rename)
-    if not match.loaded:
-        raise CheckpointError(
-            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}; "
-            f"give a backbone file of this network (config: model.pretrained). {match.report()}"
-        )
-    for key, value in match.loaded.items():
-        state[key].assign(jt.array(value))
-    return match.report()
+    if config["init"]:
+        return load_network(model, Path(config["init"]))
+    if config["pretrained"]:
+        module, _, name = config["backbone"]["_target_"].rpartition(".")
+        rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
+        return load_backbone(model, Path(config["pretrained"]), rename)
+    return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 
 def build_loader(config: Config, dataset: SegmentationDataset, **process: int) -> TrainLoader:
@@ -229,7 +228,7 @@ def _loader_workers(config: Config) -> int:
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
 
 
-def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) -> Any:
+def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int, *, boundary: bool = False) -> Any:
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size
 
@@ -245,6 +244,7 @@ def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int) 
         resolution=data["resolution"],
         ignore_index=data["ignore_index"],
         num_panels=config["trainer"]["num_samples"],
+        boundary=boundary,
     )
 
 
@@ -300,9 +300,7 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
         if records:
             records.drop_after(trainer.progress.step)
     else:
-        report = "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
-        if config["model"]["pretrained"]:
-            report = load_pretrained(model, config["model"], Path(config["model"]["pretrained"]))
+        report = load_initial(model, config["model"])
         if records:
             records.write("message", step=0, epoch=0, level="info", text=report)
     if records:
@@ -349,7 +347,7 @@ def _evaluate(config: Config, folder: Path) -> Config:
     model = build_model(stored["model"], dataset.num_classes)
     state.load_model(model, {k: v for k, v in arrays.items() if not k.startswith(SECTIONS)}, str(path))
     model.eval()
-    evaluator = _build_evaluator(stored, dataset, model.output_stride)
+    evaluator = _build_evaluator(stored, dataset, model.output_stride, boundary=config["boundary"])
     names = [c.name for c in dataset.classes]
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
     step = meta["progress"]["step"]
@@ -366,7 +364,7 @@ def _evaluate(config: Config, folder: Path) -> Config:
             write("message", level="warning", text=warning)
     finally:
         evaluator.loader.close()
-    result = scores(found.confusion, names)
+    result = scores(found.confusion, names) | (found.boundary.scores(names) if found.boundary else {})
     if rank() == 0:
         if found.panels:
             save_panels(folder / "samples.png", found.panels, dataset.classes)

@@ -38,6 +38,17 @@ def check_classes(config: dict[str, Any]) -> None:
     config["model"]["num_classes"] = count
 
 
+def check_initial(model: dict[str, Any]) -> None:
+    """Fill in the paths of the weights to start from; refuse two of them, and files that aren't there."""
+    if model["pretrained"] is not None and model["init"] is not None:
+        raise ConfigError(
+            "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
+        )
+    for key, what in (("pretrained", "a backbone file"), ("init", "a checkpoint or weights of a whole network")):
+        if (file := model[key]) is not None:
+            model[key] = str(existing(f"model.{key}", file, f"{what} (.pth, .pkl, .safetensors)"))
+
+
 def check_sizes(config: dict[str, Any]) -> None:
     """Turn crop and window into [height, width]; refuse what is too small for the network."""
     dataset, model = config["dataset"], config["model"]

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.checks import (
     check_classes,
+    check_initial,
     check_lengths,
     check_preparation,
     check_preview,
@@ -123,9 +124,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_classes(config)
         check_sizes(config)
         check_ranges(config)
-        if (file := config["model"]["pretrained"]) is not None:
-            what = "a backbone file (.pth, .pkl, .safetensors)"
-            config["model"]["pretrained"] = str(existing("model.pretrained", file, what))
+        check_initial(config["model"])
         if config["resume"] is not None:
             config["resume"] = str(folder := _resumable(config["resume"]))
             stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))

@@ -31,7 +31,7 @@ from pfseg.tracking.console import PLAIN_WIDTH
 from pfseg.tracking.records import shown
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
-_PATHS = ("dataset.root", "checkpoint", "model.pretrained")
+_PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
 _MISSING = object()
 _WORDS = ("null", "true", "false", "nan", "inf")
 _MARKS = {"refuse": ("red", "differs"), "warn": ("yellow", "differs"), "same": ("green", "same")}

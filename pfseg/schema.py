@@ -137,6 +137,7 @@ class Model(Target):
     name: str
     num_classes: Count | None
     pretrained: str | None
+    init: str | None
 
 
 @dataclass
@@ -349,7 +350,7 @@ class PrepareJob:
     out: str
     overwrite: bool
     verify: bool | Literal["only"]
-    compression: Literal["fast"] | Annotated[int, Limit(least=1, most=9)]
+    compression: Annotated[int, Limit(least=0, most=3)]
     workers: Literal["auto"] | Count
     dataset: Annotated[FolderData, Kinds("_target_", {"pfseg.data.folder.FolderDataset": FolderData}, FolderData)]
 
@@ -370,6 +371,7 @@ class Evaluate:
     split: Literal["train", "val", "test"]
     batch_size: Count | None
     eval_size: Size | None
+    boundary: bool
     gpus: Literal["auto"] | Natural | list[Natural]
     ranks: Literal["auto"] | Count
     seed: Annotated[int, Limit(least=0, below=2**31)]

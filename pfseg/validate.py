@@ -254,6 +254,6 @@ def _kept(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that a resumed run may not change, by dotted key."""
     backbone = config["model"].get("backbone") or {}  # a network of the user's own may have none
     model = config["model"] | {f"backbone.{key}": value for key, value in backbone.items()}
-    free = {"name", "pretrained", "dropout", "num_edge_points", "backbone"}
+    free = {"name", "pretrained", "init", "dropout", "num_edge_points", "backbone"}
     kept = {f"model.{key}": value for key, value in model.items() if key not in free}
     return kept | {"optimizer.name": config["optimizer"]["name"]}

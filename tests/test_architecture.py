@@ -11,14 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "validate"), 1),
+    **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
     **dict.fromkeys(("runtime", "data", "schema"), 2),
     **dict.fromkeys(("models", "checks"), 3),
     **dict.fromkeys(("losses", "tracking", "config"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
     "launch": 6,
     "build": 7,
-    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "__init__"), 8),
+    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 8),
 }
 # A rank enters by the worker, which hands over to build; `pfseg.create_model` is loaded on first use.
 UPWARDS = {("worker", "build"), ("__init__", "models")}

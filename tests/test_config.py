@@ -161,6 +161,8 @@ def test_schemas_name_what_the_constructors_take():
         (["gpus=99"], "gpus=99 asks for more GPUs than are visible"),
         (["launch=inline", "ranks=2"], "launch=inline runs one rank, got ranks=2"),
         (["model.pretrained=no.pth"], "model.pretrained=no.pth does not exist .*: set model.pretrained=<a backbone"),
+        (["model.init=no.pth"], "model.init=no.pth does not exist .*: set model.init=<a checkpoint or weights of"),
+        (["model.init=a.pth", "model.pretrained=b.pth"], "model.pretrained and model.init are both set: .* leave out"),
         (["resume=nowhere"], "resume=nowhere does not exist"),
     ],
 )

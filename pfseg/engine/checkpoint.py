@@ -51,6 +51,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {key: file.get_tensor(key) for key in keys}, meta
 
 
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """The metadata of a checkpoint, with its `config`; None for any other file."""
+    try:
+        meta = _open(path)[0]
+    except CheckpointError:
+        return None
+    return meta if isinstance(meta, dict) and isinstance(meta.get("config"), dict) else None
+
+
 def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         with safe_open(path, framework="np") as file:
@@ -62,6 +71,9 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
     if _HEADER not in header:
         raise CheckpointError(
             f"{path} holds weights but no pfseg metadata: expected a file written by train.py; "
-            "give plain weights as model.pretrained instead"
+            "make a checkpoint of plain weights by python -m pfseg.convert, or start from them by model.init"
         )
-    return json.loads(header[_HEADER]), keys
+    try:
+        return json.loads(header[_HEADER]), keys
+    except ValueError as error:
+        raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from pfseg.boundary import BoundaryScores
 from pfseg.data.base import Sample
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
@@ -30,11 +31,13 @@ class Evaluation:
         confusion: (K, K) int64 over all ranks, [truth, prediction].
         panels: (image, mask, prediction, name) of this rank's first images.
         images: number of images over all ranks.
+        boundary: boundary scores over all ranks, where they are wanted.
     """
 
     confusion: np.ndarray
     panels: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = field(default_factory=list)
     images: int = 0
+    boundary: BoundaryScores | None = None
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Evaluator:
         resolution: factor that images are resized by for the network; logits are resized back.
         ignore_index: label that is not counted.
         num_panels: images to keep for the panels.
+        boundary: also measure boundary scores.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class Evaluator:
         resolution: float = 1.0,
         ignore_index: int = 255,
         num_panels: int = 4,
+        boundary: bool = False,
     ) -> None:
         self.loader, self.num_classes = loader, num_classes
         self.normalise = Normalise(mean, std)
         self.window, self.stride = window, stride
         self.batch_size, self.resolution = batch_size, resolution
-        self.ignore_index, self.num_panels = ignore_index, num_panels
+        self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
 
     def run(self, predict: Callable[[Var], Var], progress: Callable[[int, int], None]) -> Evaluation:
         """Predict all images.
@@ -97,6 +102,8 @@ class Evaluator:
             DataError: no image, or none that can be read.
         """
         found = Evaluation(np.zeros((self.num_classes, self.num_classes), np.int64))
+        if self.boundary:
+            found.boundary = BoundaryScores(self.num_classes, self.ignore_index)
         queue: list[tuple[_Image, int, int, np.ndarray]] = []
         progress(0, len(self.loader))
         for _, sample in self.loader:
@@ -110,6 +117,9 @@ class Evaluator:
         if world_size() > 1:
             counts = sum_over_ranks(np.append(found.confusion.ravel(), found.images))
             found.confusion, found.images = counts[:-1].reshape(found.confusion.shape), int(counts[-1])
+            if found.boundary:
+                totals = found.boundary.totals
+                found.boundary.totals = sum_over_ranks(totals.ravel()).reshape(totals.shape)
         if not found.images:
             raise DataError("no image could be read, so there is nothing to score; check the split (config: dataset)")
         return found
@@ -162,15 +172,17 @@ class Evaluator:
             planes = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in pred]
             pred = np.argmax(planes, axis=0).astype(np.uint8)
         found.confusion += confusion_matrix(pred, sample.mask, self.num_classes, self.ignore_index)
+        if found.boundary:
+            found.boundary.add(pred, sample.mask)
         found.images += 1
         if len(found.panels) < self.num_panels:
             found.panels.append((sample.image, sample.mask, pred, sample.name))
 
 
 def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
-    """Sum (N,) int64 over all ranks; exact up to 2**53."""
+    """Sum (N,) int64 or float64 over all ranks; whole numbers exactly up to 2**53."""
     # Jittor makes float64 float32 unless told not to, and has no sum of int64.
-    return jt.array(counts, dtype="float64").mpi_all_reduce("add").numpy().astype(np.int64)
+    return jt.array(counts, dtype="float64").mpi_all_reduce("add").numpy().astype(counts.dtype)
 
 
 def window_starts(size: int, window: int) -> list[int]:

@@ -171,7 +171,7 @@ def _parse(data: bytes, limit: int) -> tuple[Any, _Fetch]:
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 2**27:  # length of the JSON header
         arrays = {
             name: np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in deserialize(data)
+            for name, entry in sorted(deserialize(data))  # which comes in no order
             if not name.startswith(_OWN_SECTIONS)
         }
         return arrays, storages.__getitem__

@@ -132,6 +132,8 @@ class RunConsole(Sink):
         title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{mark}"
         self._line(title, "bold green" if best else "bold")
         self.console.print(self._class_table(row))
+        if "val/boundary_IoU" in row:
+            self.console.print(_boundary_table(row))
         present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
         others = [f"{name} {_number(row[f'val/{name}'], form)}" for name, form in present.items()]
         self._line("   ".join(others))
@@ -211,6 +213,19 @@ class RunConsole(Sink):
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _boundary_table(row: dict[str, Any]) -> Table:
+    keys = [key for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("boundary", no_wrap=True, overflow="ellipsis")
+    for key in keys:
+        table.add_column(key.removeprefix("val/boundary_"), justify="right")
+    for name in (key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")):
+        table.add_row(Text(name), *(_number(row[f"{key}/{name}"], ".2f") for key in keys))
+    table.add_section()
+    table.add_row(Text("mean", style="bold"), *(Text(_number(row[key], ".2f"), style="bold") for key in keys))
+    return table
 
 
 class _Share(ProgressColumn):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from pfseg.engine.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from pfseg.errors import CheckpointError
 from pfseg.validate import check_fits
 
@@ -84,8 +84,21 @@ def test_truncated(path: Path, keep: int):
 
 def test_plain_weights_are_no_checkpoint(tmp_path: Path):
     save_file(ARRAYS, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"no pfseg metadata: .* give plain weights as model\.pretrained instead"):
+    with pytest.raises(CheckpointError, match=r"no pfseg metadata: .* make a checkpoint of plain weights by"):
         load_checkpoint(tmp_path / "weights.safetensors")
+
+
+def test_metadata_alone(path: Path, tmp_path: Path):
+    save_checkpoint(path, ARRAYS, META)
+    assert read_meta(path)["config"] == META["config"]
+    damaged = tmp_path / "damaged.safetensors"
+    save_file(ARRAYS, damaged, metadata={"pfseg": "{"})
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors has damaged metadata \(.+\); use another"):
+        load_checkpoint(damaged)
+    for text in ("{", "[]", "{}", '{"config": 3}'):
+        save_file(ARRAYS, damaged, metadata={"pfseg": text})
+        assert read_meta(damaged) is None
+    assert read_meta(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pfseg.boundary import BoundaryScores
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.engine.evaluator import Evaluator, window_starts
@@ -132,6 +133,19 @@ def test_progress_and_panels():
     assert image.shape == (*mask.shape, 3) == (*pred.shape, 3)
 
 
+def test_boundary_scores_over_the_images():
+    pictures = Pictures((40, 50), (33, 64))
+    assert evaluator(pictures).run(Network(), ignore).boundary is None
+    right = evaluator(pictures, boundary=True, window=(32, 32)).run(Network(), ignore).boundary
+    assert set(right.scores(["dark", "red"]).values()) == {100}
+    wrong = evaluator(pictures, boundary=True).run(lambda image: -Network()(image), ignore)
+    expected = BoundaryScores(2)
+    for _, mask, pred, _ in wrong.panels:
+        expected.add(pred, mask)
+    assert wrong.boundary.totals[-3].tolist() == [2, 2]
+    np.testing.assert_array_equal(wrong.boundary.totals, expected.totals)
+
+
 def test_nothing_to_score():
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
         evaluator(Pictures()).run(Network(), ignore)
@@ -145,6 +159,8 @@ def test_the_sum_over_ranks_is_exact(tmp_path: Path):
         "from pfseg.runtime import rank\n"
         "counts = sum_over_ranks(np.array([2**40 + 1, rank()]))\n"
         "assert counts.tolist() == [2**41 + 2, 1], counts\n"
+        "shares = sum_over_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
+        "assert shares.tolist() == [2 / 3, 0.1], shares\n"
     )
     command = [*_command(2), sys.executable, str(script)]
     done = subprocess.run(command, env=_environment(2, []), capture_output=True, text=True, timeout=300)

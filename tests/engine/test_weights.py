@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import copyreg
-import hashlib
 import io
 import os
 import pickle
 import struct
 import sys
-import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -15,110 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
+from weight_files import Parameter, Storage, Tensor, add_names, jittor_file, tensor, torch_stream, torch_zip
 
 from pfseg.engine.weights import match_weights, read_weights
 from pfseg.errors import CheckpointError
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
-CODES = {"Float": "f4", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Byte": "u1", "Bool": "?", "Double": "f8"}
-
-
-# --- writers: what PyTorch does, without PyTorch
-
-
-class Storage:
-    def __init__(self, values, kind="Float"):
-        self.values, self.kind = np.asarray(values, CODES[kind]), kind
-
-
-class Tensor:
-    """A view of a storage: element strides, as in PyTorch."""
-
-    def __init__(self, storage, start, shape, strides, rebuild="_rebuild_tensor_v2"):
-        self.args, self.rebuild = (storage, start, shape, strides), rebuild
-
-    def __reduce__(self):
-        more = (False, OrderedDict()) if self.rebuild.endswith("v2") else ()
-        return getattr(sys.modules["torch._utils"], self.rebuild), (*self.args, *more)
-
-
-class Parameter:
-    def __init__(self, data):
-        self.data = data
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_parameter, (self.data, True, OrderedDict())
-
-
-def tensor(values, kind="Float"):
-    values = np.asarray(values)
-    strides = [int(np.prod(values.shape[axis + 1 :])) for axis in range(values.ndim)]
-    return Tensor(Storage(values.reshape(-1), kind), 0, values.shape, tuple(strides))
 
 
 @pytest.fixture
 def names(monkeypatch):
-    """Modules whose functions a pickle may name, of libraries that need not be installed."""
-
-    def function(module, name, kind=types.FunctionType):
-        made = type(name, (), {}) if kind is type else (lambda *_: None)
-        made.__module__, made.__name__, made.__qualname__ = module, name, name
-        setattr(sys.modules[module], name, made)
-        return made
-
-    for module in ("torch", "torch._utils", "jittor", "numpy._core", "numpy._core.multiarray"):
-        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-    for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
-        function("torch._utils", name)
-    for name in CODES:
-        function("torch", f"{name}Storage", type)
-    return function
-
-
-class Pickler(pickle.Pickler):
-    def __init__(self, file, legacy):
-        super().__init__(file, protocol=2)
-        self.storages, self.legacy = [], legacy
-
-    def persistent_id(self, value):
-        if not isinstance(value, Storage):
-            return None
-        if value not in self.storages:
-            self.storages.append(value)
-        kind = getattr(sys.modules["torch"], f"{value.kind}Storage")
-        pid = ("storage", kind, str(self.storages.index(value)), "cpu", value.values.size)
-        return (*pid, None) if self.legacy else pid
-
-
-def torch_zip(root, *, order=b"little", cut=0, compression=zipfile.ZIP_STORED) -> bytes:
-    stream, out = io.BytesIO(), io.BytesIO()
-    pickler = Pickler(stream, legacy=False)
-    pickler.dump(root)
-    with zipfile.ZipFile(out, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", stream.getvalue())
-        archive.writestr("archive/byteorder", order)
-        for index, storage in enumerate(pickler.storages):
-            data = storage.values.tobytes()
-            archive.writestr(f"archive/data/{index}", data[: len(data) - cut])
-        archive.writestr("archive/version", "3\n")
-    return out.getvalue()
-
-
-def torch_stream(root) -> bytes:
-    out = io.BytesIO()
-    for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
-        pickle.dump(part, out, protocol=2)
-    pickler = Pickler(out, legacy=True)
-    pickler.dump(root)
-    pickle.dump([str(index) for index in range(len(pickler.storages))], out, protocol=2)
-    for storage in pickler.storages:
-        out.write(struct.pack("<q", storage.values.size) + storage.values.tobytes())
-    return out.getvalue()
-
-
-def jittor_file(root, protocol=4) -> bytes:
-    data = pickle.dumps(root, protocol)
-    return data + hashlib.sha1(data).digest() + b"HCAJSLHD"
+    return add_names(monkeypatch)
 
 
 @pytest.fixture
@@ -236,7 +141,7 @@ def test_safetensors_without_our_own_sections(read, tmp_path):
     others = {"optimizer/a": A, "train/step": A, "ema/a": A, "bn.num_batches_tracked": A}
     save_file(arrays | others, tmp_path / "weights.anything")
     found = read_weights(str(tmp_path / "weights.anything"))
-    same(dict(sorted(found.items())), dict(sorted((arrays | {"h": A}).items())))
+    same(found, dict(sorted((arrays | {"h": A}).items())))
 
 
 def test_safetensors_bfloat16(read):

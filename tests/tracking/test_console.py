@@ -56,6 +56,20 @@ def test_the_config_is_a_tree_of_groups() -> None:
     ]
 
 
+def test_boundary_scores_are_a_table_of_their_own() -> None:
+    console, file = make()
+    scores = {"boundary_F@0.0005": 12.5, "boundary_F@0.001875": None, "boundary_IoU": 3.25}
+    classes = {f"{key}/{name}": value for key, value in scores.items() for name in ("road", "roof")}
+    console.record(VAL | {f"val/{key}": value for key, value in (scores | classes).items()})
+    lines = file.getvalue().splitlines()
+    first = next(index for index, line in enumerate(lines) if line.split()[:1] == ["boundary"])
+    assert lines[first].split() == ["boundary", "F@0.0005", "F@0.001875", "IoU"]
+    assert [line.split() for line in lines[first + 2 :]][:2] == [[n, "12.50", "-", "3.25"] for n in ("road", "roof")]
+    assert ["mean", "12.50", "-", "3.25"] in [line.split() for line in lines[first:]]
+    console.record(VAL)
+    assert file.getvalue().count("F@") == 2, "only where they were measured"
+
+
 def test_plain_lines_where_stdout_is_no_terminal() -> None:
     console, file = make()
     for row in (START, TRAIN, VAL, {"event": "end", "step": 20, "epoch": 3, "status": "done"}):

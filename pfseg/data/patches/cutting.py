@@ -18,7 +18,8 @@ import numpy as np
 from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids
 from pfseg.data.decode import MaskReader, most_common, read_image
 from pfseg.data.header import read_header
-from pfseg.data.patches.files import count_labels, mask_counts, png_fault, write_file
+from pfseg.data.patches.files import count_labels, write_file
+from pfseg.data.patches.png import encode_png
 from pfseg.data.tiling import Window, windows
 from pfseg.errors import DataError
 
@@ -76,7 +77,7 @@ class Cutter:
         mask_suffix: what the stems of masks have after those of their images.
         bands: see `pfseg.data.decode.read_image`.
         stretch: see there too.
-        compression: `fast`, or a zlib level from 1 to 9.
+        compression: level of `encode_png`, 0 to 3.
         verify: read back what was written.
     """
 
@@ -90,7 +91,7 @@ class Cutter:
         mask_suffix: str = "",
         bands: Sequence[int] | None = None,
         stretch: Sequence[float] | None = None,
-        compression: str | int = "fast",
+        compression: int = 2,
         verify: bool = True,
     ) -> None:
         """Prepare the tables."""
@@ -99,9 +100,7 @@ class Cutter:
         self.size, self.stride = size, stride or size
         self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, stretch
         self.verify = verify
-        # OpenCV's defaults filter each row by its left neighbours alone; naming a level tries all filters.
-        self._options = [] if compression == "fast" else [cv2.IMWRITE_PNG_COMPRESSION, int(compression)]
-        self._options += [] if compression == "fast" else [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
+        self.compression = compression
         self.codes = mask_codes(self.classes, ignore)
 
     def load(self, scene: Scene, pool: Executor) -> LoadedScene:
@@ -161,32 +160,27 @@ class Cutter:
         if loaded.labels is not None:
             labels = _padded(loaded.labels[window.slices], shape, IGNORE)
             counts = count_labels(labels)
-            path = target.masks / mask_name(name, self.mask_suffix)
-            self._write_mask(path, labels, counts)
+            self._write(target.masks / mask_name(name, self.mask_suffix), self._coded(labels, counts, name))
             row["pixels"] = {info.name: int(n) for info, n in zip(self.classes, counts, strict=False) if n}
             row["ignored"] = int(counts[IGNORE])
-        pixels = cv2.cvtColor(loaded.image[window.slices], cv2.COLOR_RGB2BGR)
-        path = target.images / name
-        write_file(path, self._encode(_padded(pixels, shape, 0)))
-        if self.verify and (fault := png_fault(path, shape)):
-            raise DataError(f"{path} {fault} after it was written: check the disk")
+        self._write(target.images / name, _padded(loaded.image[window.slices], shape, 0))
         return row
 
-    def _write_mask(self, path: Path, labels: np.ndarray, counts: np.ndarray) -> None:
+    def _coded(self, labels: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:
         if counts[IGNORE] and self.codes.ignore is None:
             raise DataError(
-                f"{path.name} has pixels without a class (padding, colours that are unknown or ignored), but 255 is a "
+                f"{name} has pixels without a class (padding, colours that are unknown or ignored), but 255 is a "
                 "class here and no other value means that; add one to `ignore`, or leave the scenes whole "
                 "(config: dataset.ignore, dataset.prepare.size)"
             )
-        write_file(path, self._encode(self.codes.table[labels]))
-        if self.verify and mask_counts(path, self.codes.ids, self.codes.ignore).tolist() != counts.tolist():
-            raise DataError(f"{path} holds other labels than were written: check the disk")
+        coded: np.ndarray = cv2.LUT(labels, self.codes.table)
+        return coded
 
-    def _encode(self, pixels: np.ndarray) -> memoryview:
-        ok, data = cv2.imencode(".png", pixels, self._options)
-        assert ok
-        return data.data
+    def _write(self, path: Path, pixels: np.ndarray) -> None:
+        data = encode_png(pixels, self.compression)
+        write_file(path, data)
+        if self.verify and path.read_bytes() != data:
+            raise DataError(f"{path} holds other bytes than were written: check the disk")
 
 
 class MaskCodes(NamedTuple):
