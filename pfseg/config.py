@@ -212,8 +212,12 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
         try:
             return run(check(cfg))
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                _log_failure(error, Path(HydraConfig.get().runtime.output_dir))
+            job = HydraConfig.get()
+            text = _failure(error)
+            if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2):  # a run folder; not merely stopped
+                (Path(job.runtime.output_dir) / "error.txt").write_text(text, encoding="utf-8")
+            if job.mode == RunMode.MULTIRUN:
+                sys.stderr.write(text)  # Hydra shows none
                 raise
             failures.append(error)  # raised below: here Hydra would add lines of its own
             return None
@@ -309,12 +313,9 @@ def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> Config
     return ConfigError(f"unknown key `{key}`: the settings chosen here don't have it")
 
 
-def _log_failure(error: Exception, folder: Path) -> None:
-    """Leave a failed job of a sweep's reason in its folder and on the terminal; Hydra leaves none."""
+def _failure(error: Exception) -> str:
     user = isinstance(error, PfsegError)
-    text = f"error: {_one_line(str(error))}\n" if user else "".join(traceback.format_exception(error))
-    (folder / "error.txt").write_text(text, encoding="utf-8")
-    sys.stderr.write(text)
+    return f"error: {_one_line(str(error))}\n" if user else "".join(traceback.format_exception(error))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -85,7 +85,8 @@ def run_job(
     commands = folder / "command.txt"
     earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
     write_atomic(commands, f"{earlier}{command_line()}\n")  # a line for the start and for each resumption
-    (folder / "result.json").unlink(missing_ok=True)
+    for name in ("result.json", "error.txt"):  # of the run that is continued
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "errors", ignore_errors=True)
 
     telemetry = _Telemetry(folder, sinks)

@@ -308,6 +308,8 @@ def test_a_run_is_resumed_in_its_folder(tmp_path: Path):
 def test_other_errors_keep_their_traceback(tmp_path: Path):
     done = command(tmp_path, "seed=13")
     assert done.returncode == 1
+    (kept,) = tmp_path.glob("outputs/*/*/*/error.txt")
+    assert "RuntimeError: boom" in kept.read_text()
     assert "RuntimeError: boom" in done.stderr and "Error executing job" not in done.stderr
 
 
