@@ -95,7 +95,8 @@ class WandbLogger(Sink):
             self._run.summary["status"] = row["status"]
         if event not in ("train", "val"):
             return
-        values = {key: value for key, value in row.items() if key.startswith(f"{event}/") and value is not None}
+        shown = (f"{event}/", "data/")
+        values = {key: value for key, value in row.items() if key.startswith(shown) and value is not None}
         values["epoch"] = row["epoch"] + 1
         if event == "val":
             values["val/classes"] = self._class_table(row)
