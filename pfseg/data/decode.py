@@ -133,6 +133,16 @@ def _to_8_bits(pixels: np.ndarray, stretch: Sequence[float] | None, path: Path) 
     return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
 
 
+def check_same_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
+    """Raise DataError if an image (H, W, 3) and its mask (H, W) differ in size."""
+    if image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        raise DataError(
+            f"{image_path} has {width}x{height} px but its mask {mask_path} {mask_width}x{mask_height}; "
+            "both must have the same size"
+        )
+
+
 def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
     """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
     if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):

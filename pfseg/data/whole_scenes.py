@@ -16,7 +16,7 @@ import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, parse_classes
 from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
-from pfseg.data.decode import MaskReader, check_stretch, read_image
+from pfseg.data.decode import MaskReader, check_same_size, check_stretch, read_image
 from pfseg.data.header import read_header
 from pfseg.data.tiling import Window, windows
 from pfseg.errors import ConfigError, DataError, JobError
@@ -174,12 +174,7 @@ class SceneDataset(SegmentationDataset):
         if warning:
             self.warnings.append(warning)
         image = read_image(scene.image, self.bands, self.stretch)
-        if image.shape[:2] != mask.shape:
-            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-            raise DataError(
-                f"{scene.image} has {width}x{height} px but its mask {scene.mask} {mask_width}x{mask_height}; "
-                "both must have the same size"
-            )
+        check_same_size(image, mask, scene.image, scene.mask)
         return image, mask
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids
-from pfseg.data.decode import MaskReader, most_common, read_image
+from pfseg.data.decode import MaskReader, check_same_size, most_common, read_image
 from pfseg.data.header import read_header
 from pfseg.data.patches.files import count_labels, write_file
 from pfseg.data.patches.png import encode_png
@@ -124,12 +124,9 @@ class Cutter:
         else:
             labels, unknown = self.reader.read_counted(scene.mask, str(scene.mask))
             image = read_image(scene.image, self.bands, self.stretch)
-        if labels is not None and labels.shape != image.shape[:2]:
-            (height, width), (mask_height, mask_width) = image.shape[:2], labels.shape
-            raise DataError(
-                f"{scene.image} has {width}x{height} px but its mask {scene.mask} {mask_width}x{mask_height}; "
-                "both must have the same size"
-            )
+        if labels is not None:
+            assert scene.mask is not None
+            check_same_size(image, labels, scene.image, scene.mask)
         shape = (image.shape[0], image.shape[1])
         return LoadedScene(scene, image, labels, unknown, self.windows(shape))
 
