@@ -88,6 +88,19 @@ class Inference:
                 blend.add(place, found)
         return blend.take(shape[0])
 
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """Most probable class (H, W) uint8; of one window in one view that of its logits, which is exact."""
+        shape = (image.shape[1], image.shape[2])
+        if len(self.windows(shape)) * self.views > 1 or self.scales != (1.0,):
+            return self.probabilities(image).argmax(0).astype(np.uint8)
+        logits = self.predict(self.padded(image)[None])[0, :, : shape[0], : shape[1]]
+        return logits.argmax(0).astype(np.uint8)
+
+    @property
+    def views(self) -> int:
+        """How often each window is predicted."""
+        return len(self.scales) * len(_VIEWS[self.flips])
+
     def windows(self, shape: tuple[int, int]) -> list[Window]:
         """Where an image of this (H, W) is cut, row by row; windows end where the image does."""
         if self.window is None:
@@ -108,8 +121,7 @@ class Inference:
             found = softmax(logits)
             total = found if total is None else np.add(total, found, out=total)
         assert total is not None
-        views = len(self.scales) * len(_VIEWS[self.flips])
-        return total if views == 1 else np.divide(total, views, out=total)
+        return total if self.views == 1 else np.divide(total, self.views, out=total)
 
     def _logits(self, batch: np.ndarray) -> Iterator[np.ndarray]:
         """Logits (N, K, h, w) of each view of a batch, turned back."""
@@ -150,22 +162,29 @@ class Blend:
         """
         assert window.y0 >= self.top, "windows come row by row"
         height, width = window.y1 - window.y0, window.x1 - window.x0
-        if (missing := window.y1 - self.top - len(self._weight)) > 0:
-            self._sum = np.pad(self._sum, ((0, 0), (0, missing), (0, 0)))
-            self._weight = np.pad(self._weight, ((0, missing), (0, 0)))
+        self._grow(window.y1)
         weight = blend_weights(*probabilities.shape[1:])[:height, :width]
         rows, columns = slice(window.y0 - self.top, window.y1 - self.top), slice(window.x0, window.x1)
         self._sum[:, rows, columns] += probabilities[:, :height, :width] * weight
         self._weight[rows, columns] += weight
 
     def take(self, bottom: int) -> np.ndarray:
-        """Rows [top, bottom) as (K, bottom - top, W) float32, which are then forgotten; `top` becomes `bottom`."""
+        """Rows [top, bottom) as (K, bottom - top, W) float32, which are then forgotten; `top` becomes `bottom`.
+
+        Pixels that no window has covered are 0.
+        """
+        self._grow(bottom)
         count = bottom - self.top
-        assert 0 <= count <= len(self._weight), "rows that no window has covered"
-        found = self._sum[:, :count] / self._weight[:count]
+        weight = self._weight[:count]
+        found = np.divide(self._sum[:, :count], np.where(weight > 0, weight, 1))
         self._sum, self._weight = self._sum[:, count:].copy(), self._weight[count:].copy()
         self.top = bottom
         return found
+
+    def _grow(self, bottom: int) -> None:
+        if (missing := bottom - self.top - len(self._weight)) > 0:
+            self._sum = np.pad(self._sum, ((0, 0), (0, missing), (0, 0)))
+            self._weight = np.pad(self._weight, ((0, missing), (0, 0)))
 
 
 def check_views(

@@ -144,6 +144,28 @@ def test_rows_leave_the_blend_as_soon_as_they_are_done():
     np.testing.assert_allclose(np.concatenate(rows, 1), inference.probabilities(picture), atol=1e-7)
 
 
+def test_pixels_that_no_window_covers_are_0():
+    blend = Blend(2, 6)
+    blend.add(Window(1, 3, 0, 4), np.full((2, 2, 4), 0.5, np.float32))
+    found = blend.take(5)
+    assert found.shape == (2, 5, 6)
+    np.testing.assert_array_equal(found[:, 1:3, :4], 0.5)
+    assert found.sum() == 2 * 8 * 0.5
+
+
+def test_labels_of_one_window_are_those_of_its_logits():
+    def close(batch: np.ndarray) -> np.ndarray:
+        """Logits that differ by less than probabilities can."""
+        return np.stack([np.full_like(batch[:, 0], 0.1), np.full_like(batch[:, 0], np.float32(0.1) + 8e-9)], 1)
+
+    for window in (None, (64, 64)):
+        inference = Inference(close, num_classes=2, window=window, overlap=0.5 if window else 0)
+        np.testing.assert_array_equal(inference.labels(image(40, 50)), np.ones((40, 50), np.uint8))
+    blended = Inference(lopsided, num_classes=2, window=(32, 32), overlap=0.5, flips="h")
+    assert blended.labels(image(40, 50)).dtype == np.uint8
+    np.testing.assert_array_equal(blended.labels(image(40, 50)), blended.probabilities(image(40, 50)).argmax(0))
+
+
 def test_windows_lie_at_the_step_that_the_overlap_gives():
     inference = Inference(pixelwise, num_classes=2, window=(896, 896), overlap=1 - 512 / 896)
     assert [place.x0 for place in inference.windows((896, 2000))] == [0, 512, 1024, 1104]
