@@ -9,7 +9,7 @@ Shapes: label maps (H, W) uint8, 255 without a class; T thresholds, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import cv2
 import numpy as np
@@ -89,8 +89,12 @@ class BoundaryScores:
         self.totals[-2] += common[: self.num_classes]
         self.totals[-1] += (areas - common)[: self.num_classes]
 
-    def scores(self, class_names: Sequence[str]) -> dict[str, float]:
+    def scores(self, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
         """Return the scores in percent; NaN for a class, or a mean, without an image that counts.
+
+        Args:
+            class_names: K names.
+            exclude: classes that the means leave out.
 
         Returns:
             `boundary_F@<threshold>` for each threshold and `boundary_IoU`, means over the classes; and of each class
@@ -99,7 +103,9 @@ class BoundaryScores:
         *sums, images, common, union = self.totals
         values = {f"boundary_F@{t:g}": _percent(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
         values["boundary_IoU"] = _percent(common, union)
-        means = {key: float(np.nanmean(row)) if not np.isnan(row).all() else math.nan for key, row in values.items()}
+        kept = [name not in exclude for name in class_names]
+        counted = {key: row[kept][~np.isnan(row[kept])] for key, row in values.items()}
+        means = {key: float(row.mean()) if row.size else math.nan for key, row in counted.items()}
         per_class = {
             f"{key}/{name}": float(value)
             for key, row in values.items()

@@ -7,7 +7,6 @@ every rank and does the job. Nothing below this module receives a configuration:
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from omegaconf import OmegaConf
 
 from pfseg import __version__
 from pfseg.checks import pair
-from pfseg.config import compose
+from pfseg.config import compose, run_folder
 from pfseg.data.archive import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.folder import FolderDataset
@@ -31,7 +30,7 @@ from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.launch import run_job
 from pfseg.tracking.console import RunConsole
-from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
+from pfseg.tracking.records import RecordWriter, Sink, write_atomic
 from pfseg.validate import check_fits
 
 Config = dict[str, Any]
@@ -46,22 +45,52 @@ def train(config: Config) -> float:
     Raises:
         JobError: the job failed or was stopped.
     """
-    return float(_drive(config)["best/mIoU"])
+    return float(_drive(config, _output_dir())["best/mIoU"])
 
 
 def evaluate(config: Config) -> float:
     """Score a checkpoint as configured; returns the mIoU in percent and leaves `results.json` in the run folder.
 
+    Several checkpoints are scored one after the other, each below its own run, and compared in the run folder; the
+    highest mIoU is returned.
+
     Raises:
         JobError: the job failed or was stopped.
         CheckpointError: no checkpoint, or one that doesn't fit.
     """
-    miou = _drive(config)["mIoU"]
+    checkpoint = config["checkpoint"]
+    if isinstance(checkpoint, str):
+        return _evaluated(config, _output_dir())
+    folders = [
+        Path(run_folder(one)) / "evaluate" / f"{_output_dir().name}-{number}" for number, one in enumerate(checkpoint)
+    ]
+    found = [_evaluated(config | {"checkpoint": one}, at) for one, at in zip(checkpoint, folders, strict=True)]
+    _compare(folders)
+    return max(found, key=lambda miou: -1.0 if math.isnan(miou) else miou)
+
+
+def _evaluated(config: Config, folder: Path) -> float:
+    miou = _drive(config, folder)["mIoU"]
     return math.nan if miou is None else float(miou)  # JSON has no NaN
 
 
-def _drive(config: Config) -> Config:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def _compare(folders: list[Path]) -> None:
+    """Show a table of evaluations, and leave it as a page and a CSV file."""
+    from pfseg.reporting.page import to_html
+    from pfseg.reporting.runs import read_runs
+    from pfseg.reporting.table import build_table, print_table, to_csv
+
+    table = build_table(read_runs(folders))
+    print_table(table, RunConsole().console)
+    write_atomic(_output_dir() / "comparison.html", to_html(table))
+    write_atomic(_output_dir() / "comparison.csv", to_csv(table))
+
+
+def _output_dir() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _drive(config: Config, folder: Path) -> Config:
     console = RunConsole(folder)
     sinks: list[Sink] = [console]
     console.show_config(config)
@@ -92,7 +121,11 @@ def _drive(config: Config) -> Config:
 
 def run_worker(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     """Do the job that `config` describes in this rank; what it returns becomes `result.json`."""
-    return _evaluate(config, folder) if config["job"] == "evaluate" else _train(config, folder, stop)
+    if config["job"] == "evaluate":
+        from pfseg.evaluation import evaluate_checkpoint
+
+        return evaluate_checkpoint(config, folder)
+    return _train(config, folder, stop)
 
 
 def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:
@@ -228,23 +261,35 @@ def _loader_workers(config: Config) -> int:
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
 
 
-def _build_evaluator(config: Config, dataset: SegmentationDataset, stride: int, *, boundary: bool = False) -> Any:
+def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
+    """Build what scores `model` on a data set as `config`, that of a training, says.
+
+    Args:
+        config: of the training.
+        dataset: what to score on.
+        model: the network, for its `output_stride` and smallest input.
+        kind: `Evaluator`, the default, or a class derived from it.
+        options: further keywords of `kind`; `loader` replaces the class of the loader.
+    """
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size
 
     data = config["dataset"]
-    return Evaluator(
-        EvalLoader(dataset=dataset, rank=rank(), world_size=world_size(), workers=1 if _loader_workers(config) else 0),
+    loader = options.pop("loader", EvalLoader)
+    workers = 1 if _loader_workers(config) else 0
+    return (kind or Evaluator)(
+        loader(dataset=dataset, rank=rank(), world_size=world_size(), workers=workers),
         num_classes=dataset.num_classes,
         mean=data["mean"],
         std=data["std"],
         window=tuple(data["eval_size"]) if data["eval_size"] else None,
-        stride=stride,
+        stride=model.output_stride,
         batch_size=config["batch_size"],
+        min_size=getattr(model, "min_size", 1),
         resolution=data["resolution"],
         ignore_index=data["ignore_index"],
         num_panels=config["trainer"]["num_samples"],
-        boundary=boundary,
+        **options,
     )
 
 
@@ -266,7 +311,7 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     optimizer_options = dict(config["optimizer"])
     optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
     loader = build_loader(config, train_set, rank=rank(), world_size=world_size(), workers=_loader_workers(config))
-    evaluator = _build_evaluator(config, val_set, model.output_stride)
+    evaluator = build_evaluator(config, val_set, model)
     plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
     steps_per_epoch = loader.batches_per_epoch // plan.accumulate
     schedule = dict(config["schedule"])
@@ -324,58 +369,3 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     finally:
         loader.close()
         evaluator.loader.close()
-
-
-def _evaluate(config: Config, folder: Path) -> Config:
-    from pfseg.engine import state
-    from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
-    from pfseg.metrics import scores
-    from pfseg.runtime import jt, rank, seed_everything, world_size
-    from pfseg.tracking.panels import save_panels
-
-    seed_everything(config["seed"])
-    path = Path(config["checkpoint"])
-    arrays, meta = load_checkpoint(path)
-    stored = meta["config"]
-    if config["dataset"]["root"] is not None:
-        stored["dataset"]["root"] = config["dataset"]["root"]
-    if config["batch_size"] is not None:
-        stored["batch_size"] = config["batch_size"]
-    if config["eval_size"] is not None:
-        stored["dataset"]["eval_size"] = config["eval_size"]
-    dataset = build_dataset(stored["dataset"], config["split"])
-    model = build_model(stored["model"], dataset.num_classes)
-    state.load_model(model, {k: v for k, v in arrays.items() if not k.startswith(SECTIONS)}, str(path))
-    model.eval()
-    evaluator = _build_evaluator(stored, dataset, model.output_stride, boundary=config["boundary"])
-    names = [c.name for c in dataset.classes]
-    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
-    step = meta["progress"]["step"]
-
-    def write(event: str, **fields: Any) -> None:
-        if records:
-            records.write(event, step=step, epoch=meta["epoch"], **fields)
-
-    device = "cuda" if jt.flags.use_cuda else "cpu"
-    write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
-    try:
-        found = evaluator.run(model.predict, lambda done, n: write("progress", text="evaluating", done=done, total=n))
-        for warning in evaluator.loader.pop_warnings():
-            write("message", level="warning", text=warning)
-    finally:
-        evaluator.loader.close()
-    result = scores(found.confusion, names) | (found.boundary.scores(names) if found.boundary else {})
-    if rank() == 0:
-        if found.panels:
-            save_panels(folder / "samples.png", found.panels, dataset.classes)
-        details = {"checkpoint": str(path), "step": step, "split": config["split"], "images": found.images, **result}
-        details["classes"], details["confusion"] = names, found.confusion.tolist()
-        write_atomic(folder / "results.json", json.dumps(plain(details), indent=1, allow_nan=False))
-    write(
-        "val",
-        **{f"val/{key}": value for key, value in result.items()},
-        panels="samples.png" if found.panels else None,
-        best=False,
-    )
-    write("end", status="done")
-    return {"status": "done", "images": found.images, **result}

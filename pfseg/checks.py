@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def check_initial(model: dict[str, Any]) -> None:
 def check_sizes(config: dict[str, Any]) -> None:
     """Turn crop and window into [height, width]; refuse what is too small for the network."""
     dataset, model = config["dataset"], config["model"]
-    least = {"pytorch": 64, "jittor": 32 * max(model.get("salient_pool", 1), model.get("edge_pool", 1))}.get(
-        model.get("variant", ""), 1
-    )
+    least = smallest_side(model)
     for key in ("crop_size", "eval_size"):
         if dataset[key] is None:
             continue
@@ -65,6 +64,59 @@ def check_sizes(config: dict[str, Any]) -> None:
                 f"dataset.{key}={given} is too small for model.variant={model['variant']}, which takes {least} px a "
                 f"side at least: set dataset.{key}={least}{other}"
             )
+
+
+def smallest_side(model: Mapping[str, Any]) -> int:
+    """Least number of pixels a side that the network of `model` takes."""
+    jittor = 32 * max(model.get("salient_pool", 1), model.get("edge_pool", 1))
+    return {"pytorch": 64, "jittor": jittor}.get(model.get("variant", ""), 1)
+
+
+def check_evaluation(config: dict[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> None:
+    """Turn the window into [height, width]; refuse what the checkpoints, or several settings together, don't allow.
+
+    Args:
+        config: of an evaluation.
+        stored: the configuration that each checkpoint was trained with, by its path.
+    """
+    if not stored:
+        raise ConfigError("checkpoint=[] names none: give run folders or .safetensors files")
+    size = config["eval_size"]
+    if size not in (None, "whole"):
+        config["eval_size"] = pair(size)
+    tables = {path: [info.name for info in parse_classes(one["dataset"]["classes"])] for path, one in stored.items()}
+    (first, names), *others = tables.items()
+    for path, other in others:
+        if other != names:
+            raise ConfigError(
+                f"checkpoint: {first} has {len(names)} classes ({', '.join(names)}), {path} has {len(other)} "
+                f"({', '.join(other)}); only checkpoints of the same classes can be compared"
+            )
+    if unknown := [name for name in config["exclude"] if name not in names]:
+        raise ConfigError(f"exclude: unknown class {unknown[0]!r}; the classes are {', '.join(names)}")
+    if not set(names) - set(config["exclude"]):
+        raise ConfigError("exclude names every class, so the means have nothing left: leave one of them in")
+    for path, one in stored.items():
+        _check_window(config, path, one)
+
+
+def _check_window(config: Mapping[str, Any], path: str, stored: Mapping[str, Any]) -> None:
+    size = stored["dataset"]["eval_size"] if config["eval_size"] is None else config["eval_size"]
+    window = None if size in (None, "whole") else pair(size)
+    if window is None and config["overlap"]:
+        raise ConfigError(
+            f"overlap={config['overlap']:g} needs windows, but whole images are predicted: set eval_size=<pixels> or "
+            "overlap=0"
+        )
+    if not config["scales"]:
+        raise ConfigError("scales=[]: expected one or more numbers above 0, such as [0.75,1,1.25]")
+    least, scale = smallest_side(stored["model"]), min(1.0, *config["scales"])
+    if window is not None and round(min(window) * scale) < least:
+        raise ConfigError(
+            f"eval_size={window[0] if window[0] == window[1] else window}"
+            f"{f' at scale {scale:g}' if scale < 1 else ''} is too small for {path}, whose network takes {least} px a "
+            f"side at least: set eval_size={math.ceil(least / scale / 32) * 32}{' or larger scales' * (scale < 1)}"
+        )
 
 
 def check_ranges(config: Mapping[str, Any]) -> None:

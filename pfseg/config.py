@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.checks import (
     check_classes,
+    check_evaluation,
     check_initial,
     check_lengths,
     check_preparation,
@@ -35,9 +36,9 @@ from pfseg.checks import (
     check_ranges,
     check_sizes,
     existing,
-    pair,
 )
 from pfseg.devices import plan_ranks
+from pfseg.engine.checkpoint import load_meta
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.schema import Evaluate, PrepareJob, Preview, Train
 from pfseg.validate import check_fits, unknown_key, validate
@@ -130,9 +131,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))
             check_fits(folder / "checkpoints" / "last.safetensors", cast(dict[str, Any], stored), config)
     else:
-        config["checkpoint"] = str(find_checkpoint(config["checkpoint"]))
-        if config["eval_size"] is not None:
-            config["eval_size"] = pair(config["eval_size"])
+        given = config["checkpoint"]
+        found = [str(find_checkpoint(one)) for one in ([given] if isinstance(given, str) else given)]
+        config["checkpoint"] = found[0] if isinstance(given, str) else found
+        check_evaluation(config, {path: load_meta(Path(path))["config"] for path in found})
     if (root := config["dataset"]["root"]) is not None:
         config["dataset"]["root"] = str(existing("dataset.root", root, "the folder of the data set", folder=True))
     config["ranks"] = plan_ranks(config)[0]
@@ -165,8 +167,13 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     )
 
 
-def run_folder(checkpoint: str) -> str:
-    """Folder that an evaluation of `checkpoint` writes below: the run's, or that of a lone weights file."""
+def run_folder(checkpoint: str | Sequence[str]) -> str:
+    """Folder that an evaluation of `checkpoint` writes below: the run's, or that of a lone weights file.
+
+    The comparison of several goes below `outputs`.
+    """
+    if not isinstance(checkpoint, str):
+        return "outputs"
     path = Path(checkpoint).expanduser().absolute()
     if path.is_file():
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -5,7 +5,7 @@ Confusion matrix: (K, K) int64, rows are the truth, columns the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignor
     return counts.reshape(num_classes, num_classes)
 
 
-def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
     """All scores of a confusion matrix.
 
     A score whose denominator is 0 is NaN and left out of the means: the IoU and F1 of a class that is neither in
@@ -50,6 +50,7 @@ def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float
     Args:
         confusion: (K, K), `[truth, prediction]`.
         class_names: K names.
+        exclude: classes that `mIoU`, `mF1` and `mAcc` leave out; their pixels are still counted in all other scores.
 
     Returns:
         `mIoU`, `mF1`, `OA` (share of pixels that are right), `mAcc` (mean recall), `fwIoU` (IoU weighted by how
@@ -65,13 +66,14 @@ def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float
         "recall": _ratio(hits, truth),
         "F1": _ratio(2 * hits, truth + guess),
     }
+    kept = [name not in exclude for name in class_names]
     accuracy = float(_ratio(hits.sum(), total))
     chance = float(_ratio((truth * guess).sum(), total**2))
     result = {
-        "mIoU": _mean(iou),
-        "mF1": _mean(per_class["F1"]),
+        "mIoU": _mean(iou[kept]),
+        "mF1": _mean(per_class["F1"][kept]),
         "OA": accuracy,
-        "mAcc": _mean(per_class["recall"]),
+        "mAcc": _mean(per_class["recall"][kept]),
         "fwIoU": float(_ratio(np.nansum(truth * iou), total)),
     }
     result = {key: 100 * value for key, value in result.items()}

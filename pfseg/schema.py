@@ -367,11 +367,17 @@ class Evaluate:
     """conf/evaluate.yaml."""
 
     job: Literal["evaluate"]
-    checkpoint: str
+    checkpoint: str | list[str]
     split: Literal["train", "val", "test"]
-    batch_size: Count | None
-    eval_size: Size | None
+    score: Literal["patches", "scenes", "both"]
+    eval_size: Size | Literal["whole"] | None
+    overlap: Decay
+    scales: list[Positive]
+    flips: Literal["none", "h", "v", "hv", "d4"]
+    exclude: list[str]
     boundary: bool
+    num_samples: Natural
+    batch_size: Count | None
     gpus: Literal["auto"] | Natural | list[Natural]
     ranks: Literal["auto"] | Count
     seed: Annotated[int, Limit(least=0, below=2**31)]

@@ -14,15 +14,17 @@ LEVELS = {
     **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
     **dict.fromkeys(("runtime", "data", "schema"), 2),
     **dict.fromkeys(("models", "checks"), 3),
-    **dict.fromkeys(("losses", "tracking", "config"), 4),
+    **dict.fromkeys(("losses", "tracking"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    "launch": 6,
+    **dict.fromkeys(("launch", "config"), 6),
     "build": 7,
     **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 8),
+    "evaluation": 8,
 }
-# A rank enters by the worker, which hands over to build; `pfseg.create_model` is loaded on first use.
-UPWARDS = {("worker", "build"), ("__init__", "models")}
-NO_JITTOR = {name for name in LEVELS if name not in ("runtime", "models", "losses", "engine", "build")}
+# A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
+# `pfseg.create_model` is loaded on first use.
+UPWARDS = {("worker", "build"), ("build", "evaluation"), ("__init__", "models")}
+NO_JITTOR = {name for name in LEVELS if name not in ("runtime", "models", "losses", "engine", "build", "evaluation")}
 FILES = [*sorted((ROOT / "pfseg").rglob("*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
 
 

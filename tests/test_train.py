@@ -310,7 +310,8 @@ def test_evaluate_refuses_half_a_file(undisturbed: Path, tmp_path: Path):
 
 def test_evaluate_without_panels(tmp_path: Path):
     worked(tmp_path / "run", "trainer.num_samples=0", "trainer.max_steps=1")
-    assert evaluated(tmp_path / "again", f"checkpoint={tmp_path}/run", "batch_size=1")["images"] == 3
+    options = [f"checkpoint={tmp_path}/run", "batch_size=1", "num_samples=0"]
+    assert evaluated(tmp_path / "again", *options)["images"] == 3
     assert rows(tmp_path / "again", "val")[0]["panels"] is None
 
 

@@ -188,14 +188,23 @@ class EvalLoader:
         rank: of this process, which gets the samples rank, rank + world_size, ...
         world_size: number of ranks.
         workers: loading processes; 0 loads in this one.
+        indices: the samples of this process in another order, instead of those that follow from rank and world_size.
 
     Attributes:
         skipped: number of samples left out by the last pass because they could not be read (`on_error=skip`).
     """
 
-    def __init__(self, *, dataset: SegmentationDataset, rank: int = 0, world_size: int = 1, workers: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        dataset: SegmentationDataset,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+        indices: Sequence[int] | None = None,
+    ) -> None:
         """Keep the settings; processes start with the first pass."""
-        self.indices = range(rank, len(dataset), world_size)
+        self.indices = range(rank, len(dataset), world_size) if indices is None else indices
         self.skipped = 0
         self._notes = _Notes(dataset)
         self._workers = Workers(_Reader(dataset), workers)
@@ -205,7 +214,7 @@ class EvalLoader:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[tuple[int, Sample]]:
-        """Yield (index, sample) in ascending order.
+        """Yield (index, sample) in the order of `indices`.
 
         Raises:
             DataError: a sample cannot be read (and `on_error` is `raise`), or a worker was killed.

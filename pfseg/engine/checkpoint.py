@@ -51,6 +51,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {key: file.get_tensor(key) for key in keys}, meta
 
 
+def load_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, with its `config`; raises CheckpointError."""
+    return _open(path)[0]
+
+
 def read_meta(path: Path) -> dict[str, Any] | None:
     """The metadata of a checkpoint, with its `config`; None for any other file."""
     try:

@@ -5,7 +5,7 @@ Shapes: image (H, W, 3) uint8 RGB; window batch (B, 3, h, w) float32; confusion 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from pfseg.boundary import BoundaryScores
 from pfseg.data.base import Sample
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
+from pfseg.engine.pictures import ImageScores, Panel
 from pfseg.errors import DataError
 from pfseg.metrics import confusion_matrix
 from pfseg.runtime import jt, world_size
@@ -25,19 +26,33 @@ Var = Any  # jittor.Var, which ships no types
 
 @dataclass
 class Evaluation:
-    """Result of one pass.
+    """Counts of one pass.
 
     Attributes:
-        confusion: (K, K) int64 over all ranks, [truth, prediction].
-        panels: (image, mask, prediction, name) of this rank's first images.
-        images: number of images over all ranks.
-        boundary: boundary scores over all ranks, where they are wanted.
+        confusion: (K, K) int64, [truth, prediction].
+        panels: this rank's first images.
+        images: number of images.
+        boundary: boundary scores, where they are wanted.
+        details: scores of this rank's single images, where they are wanted.
+        scenes: the same for whole scenes, where patches and scenes are scored.
     """
 
     confusion: np.ndarray
-    panels: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
     images: int = 0
     boundary: BoundaryScores | None = None
+    details: ImageScores | None = None
+    scenes: Evaluation | None = None
+
+    def sum_over_ranks(self) -> None:
+        """Make confusion, images and boundary scores those of all ranks; a single one has them already."""
+        if world_size() == 1:
+            return
+        counts = sum_over_ranks(np.append(self.confusion.ravel(), self.images))
+        self.confusion, self.images = counts[:-1].reshape(self.confusion.shape), int(counts[-1])
+        if self.boundary:
+            totals = self.boundary.totals
+            self.boundary.totals = sum_over_ranks(totals.ravel()).reshape(totals.shape)
 
 
 @dataclass
@@ -64,10 +79,12 @@ class Evaluator:
         window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
         stride: output stride of the network.
         batch_size: windows per forward pass.
+        min_size: smallest side that the network takes.
         resolution: factor that images are resized by for the network; logits are resized back.
         ignore_index: label that is not counted.
         num_panels: images to keep for the panels.
         boundary: also measure boundary scores.
+        details: makes what collects the scores of single images; None for none.
     """
 
     def __init__(
@@ -80,16 +97,19 @@ class Evaluator:
         window: tuple[int, int] | None,
         stride: int = 32,
         batch_size: int = 1,
+        min_size: int = 1,
         resolution: float = 1.0,
         ignore_index: int = 255,
         num_panels: int = 4,
         boundary: bool = False,
+        details: Callable[[], ImageScores] | None = None,
     ) -> None:
         self.loader, self.num_classes = loader, num_classes
         self.normalise = Normalise(mean, std)
-        self.window, self.stride = window, stride
+        self.window, self.stride, self.min_size = window, stride, min_size
         self.batch_size, self.resolution = batch_size, resolution
         self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
+        self.details = details
 
     def run(self, predict: Callable[[Var], Var], progress: Callable[[int, int], None]) -> Evaluation:
         """Predict all images.
@@ -101,50 +121,74 @@ class Evaluator:
         Raises:
             DataError: no image, or none that can be read.
         """
-        found = Evaluation(np.zeros((self.num_classes, self.num_classes), np.int64))
-        if self.boundary:
-            found.boundary = BoundaryScores(self.num_classes, self.ignore_index)
-        queue: list[tuple[_Image, int, int, np.ndarray]] = []
+        found = self._empty()
         progress(0, len(self.loader))
-        for _, sample in self.loader:
-            queue += self._windows(sample)
-            while queue and (len(queue) >= self.batch_size or queue[0][3].shape != queue[-1][3].shape):
-                self._predict(predict, queue, found)
-                progress(found.images, len(self.loader))
-        while queue:
-            self._predict(predict, queue, found)
+        for finished in self._predicted(predict):
+            for sample, pred in finished:
+                self._count(found, sample, pred)
             progress(found.images, len(self.loader))
-        if world_size() > 1:
-            counts = sum_over_ranks(np.append(found.confusion.ravel(), found.images))
-            found.confusion, found.images = counts[:-1].reshape(found.confusion.shape), int(counts[-1])
-            if found.boundary:
-                totals = found.boundary.totals
-                found.boundary.totals = sum_over_ranks(totals.ravel()).reshape(totals.shape)
+        found.sum_over_ranks()
         if not found.images:
             raise DataError("no image could be read, so there is nothing to score; check the split (config: dataset)")
         return found
 
+    def _empty(self) -> Evaluation:
+        boundary = BoundaryScores(self.num_classes, self.ignore_index) if self.boundary else None
+        confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        return Evaluation(confusion, boundary=boundary, details=self.details() if self.details else None)
+
+    def _count(self, found: Evaluation, sample: Sample, pred: np.ndarray) -> None:
+        confusion = confusion_matrix(pred, sample.mask, self.num_classes, self.ignore_index)
+        found.confusion += confusion
+        if found.boundary:
+            found.boundary.add(pred, sample.mask)
+        found.images += 1
+        panel = Panel(sample.image, sample.mask, pred, sample.name)
+        if len(found.panels) < self.num_panels:
+            found.panels.append(panel)
+        if found.details:
+            found.details.add(panel, confusion)
+
+    def _predicted(self, predict: Callable[[Var], Var]) -> Iterator[list[tuple[Sample, np.ndarray]]]:
+        """After each batch the samples that are complete, with their label maps (H, W) uint8."""
+        queue: list[tuple[_Image, int, int, np.ndarray]] = []
+        for _, sample in self.loader:
+            queue += self._windows(sample)
+            while queue and (len(queue) >= self.batch_size or queue[0][3].shape != queue[-1][3].shape):
+                yield self._predict(predict, queue)
+        while queue:
+            yield self._predict(predict, queue)
+
     def _windows(self, sample: Sample) -> list[tuple[_Image, int, int, np.ndarray]]:
         """(image, top, left, normalised window (3, h, w)) of a sample."""
+        planes = self._normalised(sample)
+        height, width = planes.shape[1:]
+        image = _Image(sample, (height, width))
+        h, w = self.window or (self._whole(height), self._whole(width))
+        planes = np.pad(planes, ((0, 0), (0, max(0, h - height)), (0, max(0, w - width))))
+        tops, lefts = window_starts(planes.shape[1], h), window_starts(planes.shape[2], w)
+        image.windows_left = len(tops) * len(lefts)
+        return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
+
+    def _whole(self, side: int) -> int:
+        return max(self.min_size, -(-side // self.stride) * self.stride)
+
+    def _normalised(self, sample: Sample) -> np.ndarray:
+        """A sample's image at the network's resolution, (3, H, W) float32."""
         pixels = sample.image
         if self.resolution != 1.0:
             size = [max(1, round(side * self.resolution)) for side in pixels.shape[:2]]
             pixels = cv2.resize(
                 pixels, size[::-1], interpolation=cv2.INTER_AREA if self.resolution < 1 else cv2.INTER_CUBIC
             )
-        height, width = pixels.shape[:2]
-        image = _Image(sample, (height, width))
-        h, w = self.window or (-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride)
-        planes = np.zeros((3, max(h, height), max(w, width)), np.float32)
-        self.normalise(pixels, planes[:, :height, :width])
-        tops, lefts = window_starts(planes.shape[1], h), window_starts(planes.shape[2], w)
-        image.windows_left = len(tops) * len(lefts)
-        return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
+        planes = np.empty((3, *pixels.shape[:2]), np.float32)
+        self.normalise(pixels, planes)
+        return planes
 
     def _predict(
-        self, predict: Callable[[Var], Var], queue: list[tuple[_Image, int, int, np.ndarray]], found: Evaluation
-    ) -> None:
-        """Send the first windows of one shape through the network and finish the images that are complete."""
+        self, predict: Callable[[Var], Var], queue: list[tuple[_Image, int, int, np.ndarray]]
+    ) -> list[tuple[Sample, np.ndarray]]:
+        """Send the first windows of one shape through the network; the samples that are complete by it."""
         shape = queue[0][3].shape
         count = next((i for i, item in enumerate(queue) if item[3].shape != shape), len(queue))
         batch = queue[: min(count, self.batch_size)]
@@ -154,6 +198,7 @@ class Evaluator:
             if self.resolution == 1.0:
                 logits = jt.argmax(logits, 1)[0].uint8()
         results = logits.numpy()
+        finished = []
         for (image, y, x, _), result in zip(batch, results, strict=True):
             height, width = image.size
             if image.result is None:
@@ -162,21 +207,20 @@ class Evaluator:
             image.result[..., y : y + part.shape[-2], x : x + part.shape[-1]] = part
             image.windows_left -= 1
             if not image.windows_left:
-                self._finish(image, found)
+                finished.append((image.sample, self._at_full_size(image.result, image.sample)))
+        return finished
 
-    def _finish(self, image: _Image, found: Evaluation) -> None:
-        sample, pred = image.sample, image.result
-        assert pred is not None
-        if self.resolution != 1.0:
-            height, width = sample.mask.shape
-            planes = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in pred]
-            pred = np.argmax(planes, axis=0).astype(np.uint8)
-        found.confusion += confusion_matrix(pred, sample.mask, self.num_classes, self.ignore_index)
-        if found.boundary:
-            found.boundary.add(pred, sample.mask)
-        found.images += 1
-        if len(found.panels) < self.num_panels:
-            found.panels.append((sample.image, sample.mask, pred, sample.name))
+    def _at_full_size(self, result: np.ndarray, sample: Sample) -> np.ndarray:
+        """Label map of a sample from labels, or from logits (K, h, w) at the network's resolution."""
+        if self.resolution == 1.0:
+            return result
+        return resize_planes(result, sample.mask.shape).argmax(0).astype(np.uint8)
+
+
+def resize_planes(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize (K, h, w) float32 to (K, H, W)."""
+    size = (shape[1], shape[0])
+    return np.array([cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) for plane in planes])
 
 
 def sum_over_ranks(counts: np.ndarray) -> np.ndarray:

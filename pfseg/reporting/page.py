@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from pfseg.reporting.charts import Curve, chart
-from pfseg.reporting.runs import Run, Validation
+from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import SeedGroup, compare_groups, group_seeds, show
 from pfseg.reporting.statistics import Spread
 from pfseg.reporting.table import Column, Row, Table, text
@@ -39,21 +39,26 @@ def to_html(table: Table) -> str:
     shown = list(enumerate(runs[:MAX_SHOWN]))
     sections = [
         _head(runs),
-        _section("Runs", _run_table(table)),
-        _section("Over seeds", _seeds(group_seeds(runs))),
+        section("Runs", _run_table(table)),
+        section("Over seeds", _seeds(group_seeds(runs))),
         _legend(shown, [column for column in table.columns if column.setting]),
-        _section("Curves", _curves(shown)),
-        _section("IoU by class", _classes(shown), "At each run's best validation, in percent."),
-        _section("Confusion", _confusions(shown), "Rows are the truth, columns the prediction; percent of the row."),
-        _section("Samples", _samples(shown), "Of each run's last validation; a click enlarges a picture."),
+        section("Curves", _curves(shown)),
+        section("IoU by class", _classes(shown), "At each run's best validation, in percent."),
+        section("Confusion", _confusions(shown), "Rows are the truth, columns the prediction; percent of the row."),
+        section("Samples", _samples(shown), "Of each run's last validation; a click enlarges a picture."),
     ]
+    return document(_title(runs), sections)
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole HTML document of sections as `section` makes them."""
     here = Path(__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(_title(runs))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"{''.join(sections)}<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
@@ -77,7 +82,8 @@ def _head(runs: Sequence[Run]) -> str:
     return f"<header><h1>{escape(_title(runs))}</h1><p>{escape('; '.join(facts))}.</p></header>\n"
 
 
-def _section(title: str, content: str, note: str = "") -> str:
+def section(title: str, content: str, note: str = "") -> str:
+    """A section of the page; nothing without content. The note is HTML, as the content is."""
     if not content:
         return ""
     return f"<section><h2>{title}</h2>{f'<p>{note}</p>' if note else ''}{content}</section>\n"
@@ -263,14 +269,15 @@ def _confusions(shown: Sequence[tuple[int, Run]]) -> str:
             return None
         found = run.best if run.best in with_matrix else with_matrix[-1]
         assert found is not None and found.confusion is not None, "chosen from those with a matrix"
-        return f"step {found.step}", _confusion(found, found.confusion)
+        names = [key.removeprefix("IoU/") for key in found.scores if key.startswith("IoU/")]
+        names = names if len(names) == len(found.confusion) else [str(i) for i in range(len(found.confusion))]
+        return f"step {found.step}", confusion_table(names, found.confusion)
 
     return _figures(shown, draw)
 
 
-def _confusion(validation: Validation, matrix: list[list[int]]) -> str:
-    names = [key.removeprefix("IoU/") for key in validation.scores if key.startswith("IoU/")]
-    names = names if len(names) == len(matrix) else [str(i) for i in range(len(matrix))]
+def confusion_table(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
+    """A confusion matrix [truth][prediction] of pixel counts as shares of its rows."""
     heads = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
     rows = ""
     for name, counts in zip(names, matrix, strict=True):
@@ -292,7 +299,7 @@ def _confusion(validation: Validation, matrix: list[list[int]]) -> str:
 def _samples(shown: Sequence[tuple[int, Run]]) -> str:
     def draw(run: Run) -> tuple[str, str] | None:
         found = next((v for v in reversed(run.validations) if v.panels), None)
-        if found is None or found.panels is None or (source := _picture(found.panels)) is None:
+        if found is None or found.panels is None or (source := picture(found.panels)) is None:
             return None
         label = f"samples of {escape(run.name)} at step {found.step}"
         return f"step {found.step}", f'<img src="{source}" alt="{label}" tabindex="0">'
@@ -301,7 +308,7 @@ def _samples(shown: Sequence[tuple[int, Run]]) -> str:
     return figures.replace('class="cards"', 'class="cards samples"', 1)
 
 
-def _picture(path: Path) -> str | None:
+def picture(path: Path) -> str | None:
     """A picture as a data URI, scaled down; None if it can't be read."""
     try:
         content = path.read_bytes()

@@ -168,7 +168,8 @@ class RunConsole(Sink):
     def _means(row: dict[str, Any], names: Sequence[str]) -> Iterable[str]:
         yield _number(row.get("val/mIoU"), ".2f")
         for column in ("precision", "recall"):
-            values = [v for name in names if (v := row.get(f"val/{column}/{name}")) is not None]
+            kept = [name for name in names if name not in row.get("exclude", ())]
+            values = [v for name in kept if (v := row.get(f"val/{column}/{name}")) is not None]
             yield _number(sum(values) / len(values) if values else None, ".2f")
         yield _number(row.get("val/mF1"), ".2f")
 

@@ -1,4 +1,4 @@
-"""Sample panels: image | ground truth | prediction in class colours, with a legend, as one PNG."""
+"""Pictures of samples: image | ground truth | prediction in class colours, with a legend; and of confusion matrices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _HEADS = ("image", "ground truth", "prediction")
 _PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (33, 37, 41), (120, 126, 133), (206, 210, 214)  # RGB
+_HEAT, _NOTHING = (11, 98, 176), (238, 240, 242)  # a whole row in one cell; a row without pixels
 _MARGIN, _GAP = 16, 10
+_CELL = 44  # side of a cell of a confusion matrix
 _SHARPER = 4  # text is drawn so many times larger and scaled down: the strokes of OpenCV's fonts come out smooth
 
 
@@ -91,6 +93,50 @@ def save_samples(
         parts += [_strip([plain, _framed(over), _framed(edges)], column, width), _paper(_GAP, width)]
     ignored = any((mask == ignore_index).any() for _, mask, _, _ in rows)
     _save_page(path, [*parts, _legend(classes, ignored, width)], width)
+
+
+def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write a picture of a confusion matrix, each row in percent of its class's pixels.
+
+    Args:
+        path: the PNG file; written whole or not at all.
+        confusion: (K, K), [truth, prediction].
+        class_names: K names.
+
+    Raises:
+        JobError: the file can't be written.
+    """
+    names = [_shorten(name, 200, 14) for name in class_names]
+    label = max(_text_width(name, 14) for name in names) + 12
+    count = len(names)
+    grid = _paper(label + count * _CELL, label + count * _CELL)
+    totals = confusion.sum(axis=1)
+    for row, name in enumerate(names):
+        top = label + row * _CELL
+        _write(grid, name, (label - 10 - _text_width(name, 14), top + _CELL // 2 - 8), size=14)
+        upright = _paper(_CELL, label)
+        _write(upright, name, (8, _CELL // 2 - 8), size=14)
+        grid[:label, top : top + _CELL] = np.rot90(upright)
+        for column in range(count):
+            left = label + column * _CELL
+            cell = grid[top : top + _CELL - 1, left : left + _CELL - 1]
+            _fill_cell(cell, confusion[row, column] / totals[row] if totals[row] else None)
+    note = "rows: truth, columns: prediction; percent of the row"
+    width = max(grid.shape[1], _text_width(note, 13))
+    page = _paper(grid.shape[0], width)
+    page[:, : grid.shape[1]] = grid
+    foot = _paper(32, width)
+    _write(foot, note, (0, 10), size=13, color=_FAINT)
+    _save_page(path, [page, foot], width)
+
+
+def _fill_cell(cell: np.ndarray, share: float | None) -> None:
+    """Colour a cell by a share of 0..1, and write it in percent; None for a class without pixels."""
+    cell[:] = _NOTHING if share is None else np.round((1 - share) * np.array(_PAPER) + share * np.array(_HEAT))
+    if share is not None and round(100 * share):
+        text = f"{100 * share:.0f}"
+        place = ((cell.shape[1] - _text_width(text, 14)) // 2, cell.shape[0] // 2 - 8)
+        _write(cell, text, place, size=14, color=_PAPER if share > 0.5 else _INK)
 
 
 def _largest(mask: np.ndarray, classes: Sequence[ClassInfo], ignore_index: int) -> str:

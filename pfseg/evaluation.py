@@ -1,0 +1,182 @@
+"""The evaluation of one checkpoint in every rank, and the files that rank 0 leaves in its folder.
+
+results.json                           all scores, classes and the confusion matrix
+results.html                           the same to look at, with the pictures
+classes.csv, confusion.csv, images.csv per class, [truth][prediction] in pixels, per image
+confusion.png, samples.png, worst.png, best.png
+scenes/                                the same files for whole scenes, with score=both
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.build import build_dataset, build_evaluator, build_model
+from pfseg.data.base import ClassInfo, SegmentationDataset
+from pfseg.data.loader import EvalLoader
+from pfseg.data.patches.places import scene_order, scene_places
+from pfseg.engine import state
+from pfseg.engine.blending import BlendingEvaluator
+from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
+from pfseg.engine.evaluator import Evaluation, Evaluator, sum_over_ranks
+from pfseg.engine.pictures import ImageScores
+from pfseg.metrics import scores
+from pfseg.reporting.evaluation import to_html
+from pfseg.runtime import jt, rank, seed_everything, world_size
+from pfseg.tracking.panels import save_confusion, save_panels
+from pfseg.tracking.records import RecordWriter, plain, write_atomic
+
+Config = dict[str, Any]
+CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
+
+
+def evaluate_checkpoint(config: Config, folder: Path) -> Config:
+    """Score the checkpoint of `config` in this rank; returns what becomes `result.json`.
+
+    Raises:
+        CheckpointError: unreadable, or not of the network that it says.
+        DataError: no data, or data that can't be scored as asked for.
+    """
+    seed_everything(config["seed"])
+    arrays, meta = load_checkpoint(Path(config["checkpoint"]))
+    stored = _with_changes(meta["config"], config)
+    dataset = build_dataset(stored["dataset"], config["split"])
+    model = build_model(stored["model"], dataset.num_classes)
+    weights = {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}
+    state.load_model(model, weights, config["checkpoint"])
+    model.eval()
+    evaluator = _build(config, stored, dataset, model)
+    names = [info.name for info in dataset.classes]
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+
+    def write(event: str, **fields: Any) -> None:
+        if records:
+            records.write(event, step=meta["progress"]["step"], epoch=meta["epoch"], **fields)
+
+    device = "cuda" if jt.flags.use_cuda else "cpu"
+    write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
+    try:
+        found = evaluator.run(model.predict, lambda done, n: write("progress", text="evaluating", done=done, total=n))
+        for warning in evaluator.loader.pop_warnings():
+            write("message", level="warning", text=warning)
+    finally:
+        evaluator.loader.close()
+    _gather(found, folder)
+    result = _scores(found, names, config["exclude"])
+    scenes = _scores(found.scenes, names, config["exclude"]) if found.scenes else {}
+    if rank() == 0:
+        settings = {key: config[key] for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
+        settings["eval_size"] = stored["dataset"]["eval_size"] or "whole"
+        results = {"checkpoint": config["checkpoint"], "step": meta["progress"]["step"], **settings}
+        results |= _results(found, result, names)
+        if found.scenes:
+            results["scenes"] = _results(found.scenes, scenes, names)
+            _write_files(folder / "scenes", found.scenes, scenes, dataset.classes)
+        _write_files(folder, found, result, dataset.classes)
+        write_atomic(folder / "results.json", json.dumps(plain(results), indent=1, allow_nan=False))
+        write_atomic(folder / "results.html", to_html(folder, plain(results), dataset.classes))
+    write(
+        "val",
+        **{f"val/{key}": value for key, value in result.items()},
+        **{f"val/scenes_{key}": value for key, value in scenes.items() if "/" not in key},
+        exclude=config["exclude"],
+        panels="samples.png" if found.panels else None,
+        best=False,
+    )
+    write("end", status="done")
+    return {"status": "done", "images": found.images, **result}
+
+
+def _with_changes(stored: Config, config: Config) -> Config:
+    """The settings of the training with what the evaluation changes in them."""
+    if config["dataset"]["root"] is not None:
+        stored["dataset"]["root"] = config["dataset"]["root"]
+    if config["batch_size"] is not None:
+        stored["batch_size"] = config["batch_size"]
+    if config["eval_size"] is not None:
+        stored["dataset"]["eval_size"] = None if config["eval_size"] == "whole" else config["eval_size"]
+    stored["trainer"]["num_samples"] = config["num_samples"]
+    return stored
+
+
+def _build(config: Config, stored: Config, dataset: SegmentationDataset, model: Any) -> Evaluator:
+    names = [info.name for info in dataset.classes]
+    options: Config = {
+        "boundary": config["boundary"],
+        "details": partial(ImageScores, names, config["exclude"], config["num_samples"]),
+    }
+    build = partial(build_evaluator, stored, dataset, model)
+    views = {key: config[key] for key in ("overlap", "scales", "flips")}
+    if config["score"] == "patches":
+        plain_views = views == {"overlap": 0, "scales": [1], "flips": "none"}
+        return build(**options) if plain_views else build(BlendingEvaluator, **options, **views)
+    root = stored["dataset"].get("root")
+    places = scene_places(dataset, config["split"], Path(root) if root else None)
+    loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
+    patches = config["score"] == "both"
+    return build(BlendingEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+
+
+def _gather(found: Evaluation, folder: Path) -> None:
+    """Bring the scores and pictures of single images to rank 0, through the folder that all ranks share."""
+    if world_size() == 1:
+        return
+    kinds = {"images": found, **({"scenes": found.scenes} if found.scenes else {})}
+    for kind, part in kinds.items():
+        if rank() and part.details:
+            part.details.save(folder / f"{kind}-rank{rank()}.npz")
+    sum_over_ranks(np.zeros(1))  # waits for all ranks
+    if rank() == 0:
+        for kind, part in kinds.items():
+            for other in range(1, world_size()):
+                path = folder / f"{kind}-rank{other}.npz"
+                if part.details:
+                    part.details.merge(path)
+                path.unlink()
+
+
+def _scores(found: Evaluation, names: Sequence[str], exclude: Sequence[str]) -> dict[str, float]:
+    boundary = found.boundary.scores(names, exclude) if found.boundary else {}
+    return scores(found.confusion, names, exclude) | boundary
+
+
+def _results(found: Evaluation, result: dict[str, float], names: Sequence[str]) -> Config:
+    return {"images": found.images, **result, "classes": names, "confusion": found.confusion.tolist()}
+
+
+def _write_files(folder: Path, found: Evaluation, result: dict[str, float], classes: Sequence[ClassInfo]) -> None:
+    names = [info.name for info in classes]
+    pixels = found.confusion.sum(axis=1)
+    rows = [
+        [name, int(count), *(result[f"{column}/{name}"] for column in CLASS_COLUMNS)]
+        for name, count in zip(names, pixels, strict=True)
+    ]
+    _write_csv(folder / "classes.csv", ["class", "pixels", *CLASS_COLUMNS], rows)
+    matrix = [[name, *counts] for name, counts in zip(names, found.confusion.tolist(), strict=True)]
+    _write_csv(folder / "confusion.csv", ["truth \\ prediction", *names], matrix)
+    save_confusion(folder / "confusion.png", found.confusion, names)
+    if found.panels:
+        save_panels(folder / "samples.png", found.panels, classes)
+    if found.details is None:
+        return
+    _write_csv(folder / "images.csv", ["image", "mIoU", "OA"], sorted(found.details.rows))
+    for file, chosen in (("worst.png", found.details.worst), ("best.png", found.details.best)):
+        if chosen:
+            panels = [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]
+            save_panels(folder / file, panels, classes)
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])  # NaN is no value
+    write_atomic(path, file.getvalue())
