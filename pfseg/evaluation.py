@@ -32,7 +32,7 @@ from pfseg.metrics import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
-from pfseg.tracking.records import RecordWriter, plain, write_atomic
+from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
 
 Config = dict[str, Any]
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
@@ -91,6 +91,7 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         panels="samples.png" if found.panels else None,
         best=False,
     )
+    write("message", level="info", text=f"page: {shown(folder / 'results.html')}")
     write("end", status="done")
     return {"status": "done", "images": found.images, **result}
 

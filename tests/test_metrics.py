@@ -69,3 +69,16 @@ def test_wrong_input():
         confusion_matrix(np.zeros(2, int), np.array([0, 2]), 2)
     with pytest.raises(DataError, match="prediction has labels from 0 to 5"):
         confusion_matrix(np.array([0, 5]), np.zeros(2, int), 2)
+
+
+def test_excluded_classes_are_left_out_of_the_means_alone():
+    confusion = np.array([[6, 2, 0], [1, 3, 0], [2, 0, 8]])
+    everything = scores(confusion, ["a", "b", "c"])
+    result = scores(confusion, ["a", "b", "c"], exclude=["b"])
+    for mean, key in (("mIoU", "IoU"), ("mF1", "F1"), ("mAcc", "recall")):
+        assert result[mean] == pytest.approx((everything[f"{key}/a"] + everything[f"{key}/c"]) / 2)
+        assert result[mean] != pytest.approx(everything[mean])
+    means = ("mIoU", "mF1", "mAcc")
+    assert {k: v for k, v in result.items() if k not in means} == {
+        k: v for k, v in everything.items() if k not in means
+    }

@@ -13,7 +13,8 @@ from pfseg.reporting.page import confusion_table, document, picture, section
 
 _DIGITS = {"kappa": 4}
 _CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
-_PICTURES = {"worst": "Worst images", "best": "Best images", "samples": "First images"}
+_MEANS = ("mIoU", "mF1", "OA", "mAcc", "fwIoU", "kappa")
+_PICTURES = {"worst": "the worst by mIoU", "best": "the best", "samples": "the first"}
 _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrored both ways", "d4": "8 symmetries"}
 
 Results = Mapping[str, Any]
@@ -45,7 +46,7 @@ def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str
                 "Rows are the truth, columns the prediction; percent of the row.",
             ),
         ]
-        sections += [section(f"{title}{of}", _picture(place / f"{file}.png")) for file, title in _PICTURES.items()]
+        sections.append(section(name.capitalize(), _pictures(place), "A click enlarges a picture."))
     return document(_title(results), sections)
 
 
@@ -84,19 +85,13 @@ def _note(results: Results) -> str:
 
 
 def _means(parts: Mapping[str, tuple[Path, Results]]) -> str:
-    (_, first), *_ = parts.values()
-    names = [key for key, value in first.items() if "/" not in key and key in _score_names(first)]
-    heads = "".join(f"<th class='right'>{escape(name)}</th>" for name in names)
+    heads = "".join(f"<th class='right'>{name}</th>" for name in _MEANS)
+    digits = [_DIGITS.get(name, 2) for name in _MEANS]
     rows = "".join(
-        f"<tr><td>{escape(what)}</td>{_cells([part[name] for name in names], [_DIGITS.get(n, 2) for n in names])}</tr>"
+        f"<tr><td>{what}</td>{_cells([part[name] for name in _MEANS], digits)}</tr>"
         for what, (_, part) in parts.items()
     )
     return f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _score_names(results: Results) -> list[str]:
-    means = {key.partition("/")[0] for key in results if key.startswith("boundary_")}
-    return ["mIoU", "mF1", "OA", "mAcc", "fwIoU", "kappa", *sorted(means)]
 
 
 def _classes(results: Results, classes: Sequence[ClassInfo], excluded: set[str]) -> str:
@@ -106,7 +101,7 @@ def _classes(results: Results, classes: Sequence[ClassInfo], excluded: set[str])
         [100 * pixels[info.name] / total, *(results[f"{column}/{info.name}"] for column in _CLASS_COLUMNS)]
         for info in classes
     ]
-    return _class_table(["pixels", *_CLASS_COLUMNS], rows, classes, excluded)
+    return _class_table(["of all pixels", *_CLASS_COLUMNS], rows, classes, excluded)
 
 
 def _boundaries(results: Results, classes: Sequence[ClassInfo], excluded: set[str]) -> str:
@@ -118,7 +113,7 @@ def _boundaries(results: Results, classes: Sequence[ClassInfo], excluded: set[st
 def _class_table(
     columns: Sequence[str], values: Sequence[Sequence[float | None]], classes: Sequence[ClassInfo], excluded: set[str]
 ) -> str:
-    """A table of the classes that a click on a column's head sorts."""
+    """A table of the classes that a click on a column's head sorts, and the means of those that aren't excluded."""
     heads = "".join(
         f"<th{' class=right' if right else ''}><button type='button'>{escape(name)}</button></th>"
         for right, name in enumerate(("class", *columns))
@@ -143,8 +138,10 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _picture(path: Path) -> str:
-    source = picture(path)
-    if source is None:
-        return ""
-    return f'<div class="samples"><figure><img src="{source}" alt="{path.stem}" tabindex="0"></figure></div>'
+def _pictures(folder: Path) -> str:
+    figures = "".join(
+        f'<figure><figcaption>{title}</figcaption><img src="{source}" alt="{title}" tabindex="0"></figure>'
+        for file, title in _PICTURES.items()
+        if (source := picture(folder / f"{file}.png")) is not None
+    )
+    return f'<div class="cards samples">{figures}</div>' if figures else ""
