@@ -10,10 +10,12 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import golden
 import numpy as np
 import pytest
+from data.archives import isaid
 from runs import ROOT, rows, stored
 from safetensors.numpy import save_file
 from weight_files import add_names, jittor_file, tensor, torch_stream, torch_zip
@@ -24,6 +26,7 @@ from pfseg.convert import identify, main
 from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.engine.weights import read_weights
 from pfseg.errors import ConfigError
+from pfseg.metrics import confusion_matrix
 
 SMALL = {  # names and shapes that tell as much as a whole network's
     "layer0.0.0.weight": (64, 3, 3, 3),
@@ -271,6 +274,27 @@ def test_published_weights_give_the_published_logits(form, variant, file, size, 
     with jt.no_grad():
         logits = network.predict(jt.array(image)).numpy()
     assert golden.difference(logits[..., ::16, ::16], expected["logits"]) < 1e-3
+    check_evaluation(tmp_path, network, size)
+
+
+def check_evaluation(folder: Path, network: Any, size: int) -> None:
+    """evaluate.py scores a converted checkpoint as its network's own logits do."""
+    from pfseg.runtime import jt
+
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    isaid(folder / "data", masks_in="masks", size=(size, size))
+    settings = [f"checkpoint={folder}/out.safetensors", f"dataset.root={folder}/data", "gpus=0", "ranks=1"]
+    run_worker(check(compose("evaluate", settings)), folder / "scores", lambda: False)
+    data = load_checkpoint(folder / "out.safetensors")[1]["config"]["dataset"]
+    dataset = build_dataset(data | {"root": str(folder / "data")}, "val")
+    sample = dataset.read(0)
+    with jt.no_grad():
+        image = ((sample.image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None]
+        pred = network.predict(jt.array(image)).numpy()[0].argmax(0)
+    expected = confusion_matrix(pred, sample.mask, 16)
+    found = np.array(stored(folder / "scores" / "results.json")["confusion"])
+    assert found.sum() == expected.sum() == size * size
+    assert np.abs(found - expected).sum() <= size  # normalised by another formula: a few close calls
 
 
 def test_converted_and_evaluated(tmp_path: Path):

@@ -113,7 +113,9 @@ def test_the_page(both: Path):
         f"{results['scenes']['OA']:.2f}",
     ):
         assert text in page
-    assert page.count("data:image/webp;base64,") == 6
+    assert page.count("data:image/webp;base64,") == 4
+    mean = np.mean([results["precision/roof"], results["precision/road"]][:1])
+    assert page.count(f">{mean:.2f}</td>") >= 2, "of the class, and as the mean of those that aren't left out"
     assert page.count('<tr class="excluded">') == 2
 
 

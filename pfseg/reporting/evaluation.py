@@ -14,7 +14,7 @@ from pfseg.reporting.page import confusion_table, document, picture, section
 _DIGITS = {"kappa": 4}
 _CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 _MEANS = ("mIoU", "mF1", "OA", "mAcc", "fwIoU", "kappa")
-_PICTURES = {"worst": "the worst by mIoU", "best": "the best", "samples": "the first"}
+_PICTURES = {"worst": "the worst by mIoU", "best": "the best"}
 _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrored both ways", "d4": "8 symmetries"}
 
 Results = Mapping[str, Any]
@@ -95,13 +95,8 @@ def _means(parts: Mapping[str, tuple[Path, Results]]) -> str:
 
 
 def _classes(results: Results, classes: Sequence[ClassInfo], excluded: set[str]) -> str:
-    pixels = {name: sum(row) for name, row in zip(results["classes"], results["confusion"], strict=True)}
-    total = sum(pixels.values()) or 1
-    rows = [
-        [100 * pixels[info.name] / total, *(results[f"{column}/{info.name}"] for column in _CLASS_COLUMNS)]
-        for info in classes
-    ]
-    return _class_table(["of all pixels", *_CLASS_COLUMNS], rows, classes, excluded)
+    rows = [[results[f"{column}/{info.name}"] for column in _CLASS_COLUMNS] for info in classes]
+    return _class_table(_CLASS_COLUMNS, rows, classes, excluded)
 
 
 def _boundaries(results: Results, classes: Sequence[ClassInfo], excluded: set[str]) -> str:
@@ -124,7 +119,14 @@ def _class_table(
         swatch = f'<span class="swatch" style="background:rgb{tuple(info.color)}"></span>'
         name = f'<td data-v="{escape(info.name)}">{swatch}{escape(info.name)}</td>'
         rows += f"<tr{faint}>{name}{_cells(row, [2] * len(row))}</tr>"
-    return f'<div class="scroll"><table class="runs"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    kept = [row for info, row in zip(classes, values, strict=True) if info.name not in excluded]
+    known = [[value for value in column if value is not None] for column in zip(*kept, strict=True)]
+    means = [sum(column) / len(column) if column else None for column in known]
+    foot = f"<tr><td>mean</td>{_cells(means, [2] * len(means))}</tr>"
+    return (
+        f'<div class="scroll"><table class="runs"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
+        f"<tfoot>{foot}</tfoot></table></div>"
+    )
 
 
 def _cells(values: Sequence[float | None], digits: Sequence[int]) -> str:
