@@ -62,7 +62,8 @@ def evaluate(config: Config) -> float:
     if isinstance(checkpoint, str):
         return _evaluated(config, _output_dir())
     folders = [
-        Path(run_folder(one)) / "evaluate" / f"{_output_dir().name}-{number}" for number, one in enumerate(checkpoint)
+        Path(run_folder(one)) / "evaluate" / f"{_output_dir().name}-{number}-{Path(one).stem}"
+        for number, one in enumerate(checkpoint)
     ]
     found = [_evaluated(config | {"checkpoint": one}, at) for one, at in zip(checkpoint, folders, strict=True)]
     _compare(folders)

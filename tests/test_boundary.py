@@ -150,3 +150,14 @@ def test_wrong_input():
         scores.add(zeros, zeros + 2)
     with pytest.raises(DataError, match="prediction has labels from 3 to 3"):
         scores.add(zeros + 3, zeros)
+
+
+def test_excluded_classes_are_left_out_of_the_means_alone():
+    rng = np.random.default_rng(0)
+    found = BoundaryScores(3)
+    found.add(rng.integers(0, 3, (40, 50)), rng.integers(0, 3, (40, 50)))
+    everything, kept = found.scores(["a", "b", "c"]), found.scores(["a", "b", "c"], exclude=["a"])
+    for key in (key for key in everything if "/" not in key):
+        assert kept[key] == pytest.approx((everything[f"{key}/b"] + everything[f"{key}/c"]) / 2)
+    assert {k: v for k, v in kept.items() if "/" in k} == {k: v for k, v in everything.items() if "/" in k}
+    assert np.isnan(found.scores(["a", "b", "c"], exclude=["a", "b", "c"])["boundary_IoU"])

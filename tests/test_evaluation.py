@@ -140,7 +140,7 @@ def test_one_window_over_the_image_equals_the_default(checkpoints: list[Path], t
 def test_several_checkpoints_over_two_ranks(both: Path, checkpoints: list[Path], tmp_path: Path):
     given = f"checkpoint=[{','.join(str(path.parent.parent) for path in checkpoints)}]"
     told = finished(start("evaluate.py", given, *VIEWS, "gpus=0", "ranks=2", f"hydra.run.dir={tmp_path}/cmp"))
-    folders = [path.parent.parent / "evaluate" / f"cmp-{n}" for n, path in enumerate(checkpoints)]
+    folders = [path.parent.parent / "evaluate" / f"cmp-{n}-best" for n, path in enumerate(checkpoints)]
     first, alone = stored(folders[0] / "results.json"), stored(both / "results.json")
     assert first["confusion"] == alone["confusion"]
     assert first["scenes"]["confusion"] == alone["scenes"]["confusion"]

@@ -8,7 +8,7 @@ import pytest
 
 from pfseg.data.base import ClassInfo
 from pfseg.errors import JobError
-from pfseg.tracking.panels import save_panels
+from pfseg.tracking.panels import save_confusion, save_panels
 
 CLASSES = [ClassInfo("road", (200, 30, 40)), ClassInfo("Gebäude", (10, 120, 220))]
 
@@ -69,3 +69,21 @@ def test_an_unwritable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match=r"p\.png can't be written"):
         save_panels(tmp_path / "file" / "p.png", [sample(64, 64)], CLASSES)
+
+
+def test_a_confusion_matrix_in_percent_of_its_rows(tmp_path: Path) -> None:
+    confusion = np.array([[0, 8, 0], [3, 0, 3], [0, 0, 0]])
+    save_confusion(tmp_path / "c.png", confusion, ["road", "Gebäude", "a class that never occurs, with a long name"])
+    picture = read(tmp_path / "c.png")
+    cell = 43 * 43  # within its lines
+    assert count(picture, (238, 240, 242)) == 3 * cell, "a class without pixels has no shares"
+    assert 0.8 * cell < count(picture, (11, 98, 176)) < cell, "100 % in full colour, but for the number"
+    half = tuple(round((255 + part) / 2) for part in (11, 98, 176))
+    assert 1.5 * cell < count(picture, half) < 2 * cell
+
+
+@pytest.mark.parametrize("count_", [1, 16])
+def test_confusion_matrices_of_any_size(count_: int, tmp_path: Path) -> None:
+    save_confusion(tmp_path / "c.png", np.eye(count_, dtype=np.int64), [f"class {n}" for n in range(count_)])
+    height, width, _ = read(tmp_path / "c.png").shape
+    assert min(height, width) > count_ * 44
