@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pfseg.config import check, compose, config_dir, expand_resume, find_checkpoint, main, run_folder
+from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.errors import ConfigError
 from pfseg.schema import Augment, FolderData, SyntheticData
 
@@ -237,7 +238,8 @@ def test_resume_refuses_what_it_cannot_continue(run: Path):
 def test_evaluate_finds_the_checkpoint(run: Path):
     last, best = run / "checkpoints" / "last.safetensors", run / "checkpoints" / "best.safetensors"
     assert find_checkpoint(run) == last
-    best.touch()
+    for path in (last, best):
+        save_checkpoint(path, {}, {"config": checked()})
     assert find_checkpoint(run) == best
     assert run_folder(str(run)) == run_folder(str(last)) == str(run)
     config = check(compose("evaluate", [f"checkpoint='{last}'", "eval_size=512"]))

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 from data.archives import labels, pixels, prepared
 from data.fakes import COLORS, write
 from runs import finished, rows, start, stored
@@ -204,3 +205,20 @@ def test_images_without_an_index_are_no_scenes(checkpoints: list[Path], town: Pa
     (tmp_path / "data" / "val").symlink_to(town / "val")
     with pytest.raises(DataError, match=r"has no index.json: prepare them, or use score=patches"):
         evaluated(tmp_path, f"checkpoint={checkpoints[0]}", "score=scenes", f"dataset.root={tmp_path}/data")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_chromium(both: Path, tmp_path: Path):
+    browser = Browser(tmp_path)
+    try:
+        for width, dark in ((1300, False), (1300, True), (375, False)):
+            browser.open(both / "results.html", width=width, dark=dark, mobile=width < 600)
+            assert browser.run("document.documentElement.scrollWidth") <= width
+            assert browser.run("window.innerWidth") == width
+        browser.run("document.querySelectorAll('.runs th button')[1].click()")
+        column = "[...document.querySelectorAll('.runs')][0].tBodies[0].rows"
+        values = browser.run(f"[...{column}].map(row => Number(row.cells[1].dataset.v))")
+        assert values == sorted(values)
+        assert browser.problems == []
+    finally:
+        browser.close()

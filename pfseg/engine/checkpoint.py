@@ -53,16 +53,18 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def load_meta(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint, with its `config`; raises CheckpointError."""
-    return _open(path)[0]
+    meta = _open(path)[0]
+    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
+        raise CheckpointError(f"{path} doesn't say how it was trained (no config in it); use another checkpoint")
+    return meta
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
     """The metadata of a checkpoint, with its `config`; None for any other file."""
     try:
-        meta = _open(path)[0]
+        return load_meta(path)
     except CheckpointError:
         return None
-    return meta if isinstance(meta, dict) and isinstance(meta.get("config"), dict) else None
 
 
 def _open(path: Path) -> tuple[dict[str, Any], list[str]]:

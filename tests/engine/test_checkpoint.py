@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pfseg.engine.checkpoint import load_checkpoint, read_meta, save_checkpoint
+from pfseg.engine.checkpoint import load_checkpoint, load_meta, read_meta, save_checkpoint
 from pfseg.errors import CheckpointError
 from pfseg.validate import check_fits
 
@@ -128,3 +128,10 @@ def changed(key: str, value: object) -> dict[str, Any]:
         node = node[group]
     node[name] = value
     return config
+
+
+def test_a_checkpoint_without_its_settings(path: Path):
+    save_checkpoint(path, ARRAYS, {"step": 3})
+    with pytest.raises(CheckpointError, match=r"last.safetensors doesn't say how it was trained \(no config in it\)"):
+        load_meta(path)
+    assert read_meta(path) is None
