@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.data.base import parse_classes
+from pfseg.data.decode import check_stretch
 from pfseg.data.tiling import windows
 from pfseg.errors import ConfigError
 
@@ -156,6 +157,20 @@ def check_preview(config: dict[str, Any]) -> None:
     config["out"] = str(Path(config["out"]).expanduser().absolute())
     if (root := config["dataset"]["root"]) is not None:
         config["dataset"]["root"] = str(existing("dataset.root", root, "the folder of the data set", folder=True))
+
+
+def check_prediction(config: dict[str, Any]) -> None:
+    """Fill in paths and sizes of a prediction; refuse settings that don't go together."""
+    if not config["outputs"]:
+        raise ConfigError("outputs=[] writes nothing: name one or more, such as outputs=[classes,overlay]")
+    if config["resize"] is not None and config["window"] is not None:
+        raise ConfigError("resize and window are both set: the image is either resized as a whole or cut into windows")
+    check_stretch(config["stretch"])
+    config["outputs"] = list(dict.fromkeys(config["outputs"]))
+    config["output"] = str(Path(config["output"]).expanduser().absolute())
+    for key in ("window", "resize"):
+        if config[key] is not None:
+            config[key] = pair(config[key])
 
 
 def existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:

@@ -31,6 +31,7 @@ from pfseg.checks import (
     check_evaluation,
     check_initial,
     check_lengths,
+    check_prediction,
     check_preparation,
     check_preview,
     check_ranges,
@@ -40,7 +41,7 @@ from pfseg.checks import (
 from pfseg.devices import plan_ranks
 from pfseg.engine.checkpoint import load_meta
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.schema import Evaluate, PrepareJob, Preview, Train
+from pfseg.schema import Evaluate, Predict, PrepareJob, Preview, Train
 from pfseg.validate import check_fits, unknown_key, validate
 
 _VERSION_BASE = "1.3"
@@ -50,8 +51,10 @@ _TO_GIVE = {  # what to put for a key that has to be given
     "dataset.classes": "class table, best in a YAML file of your own: see conf/dataset/folder.yaml",
     "src": "folder of the unpacked archive or the scenes",
     "out": "folder for the patches",
+    "input": "image, folder of images or pattern in quotes",
+    "output": "folder for the maps",
 }
-_SCHEMAS = {"train": Train, "evaluate": Evaluate, "prepare": PrepareJob, "preview": Preview}
+_SCHEMAS = {"train": Train, "evaluate": Evaluate, "prepare": PrepareJob, "preview": Preview, "predict": Predict}
 
 
 def config_dir() -> Path:
@@ -91,7 +94,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """Check a composed configuration and resolve it.
 
     Args:
-        cfg: as composed from train.yaml, evaluate.yaml, prepare.yaml or preview.yaml.
+        cfg: as composed from train.yaml, evaluate.yaml, prepare.yaml, preview.yaml or predict.yaml.
 
     Returns:
         Plain dictionaries, lists and scalars, with what follows from other values filled in: sizes as
@@ -119,6 +122,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         return config
     if schema is Preview:
         check_preview(config)
+        return config
+    if schema is Predict:
+        check_prediction(config)
+        config["checkpoint"] = str(find_checkpoint(config["checkpoint"]))
         return config
     if schema is Train:
         check_lengths(config)
@@ -153,7 +160,10 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise ConfigError(f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run")
+        raise ConfigError(
+            f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run; "
+            "python -m pfseg.convert makes one of other weights files"
+        )
     if not path.is_dir():
         raise ConfigError(
             f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pfseg import __version__, config
@@ -29,13 +22,13 @@ from pfseg.data.patches.cutting import Cutter
 from pfseg.data.patches.files import write_file
 from pfseg.data.patches.folder import REPORT, Layout, PatchFolder, make_layout
 from pfseg.data.patches.index import find_faults, make_index, write_index
-from pfseg.data.patches.preparation import Outcome, Progress, prepare, scene_key
+from pfseg.data.patches.preparation import Outcome, prepare, scene_key
 from pfseg.data.patches.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch import JobStopped
+from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 Config = dict[str, Any]
-_PLAIN_SECONDS = 15.0  # between lines where nobody sees a bar
 _SHOWN = 20  # faults on the terminal
 _TEST = "test"  # the split that may come without masks
 
@@ -75,9 +68,12 @@ def run(job: Config) -> None:
         compression=job["compression"],
         verify=job["verify"],
     )
-    with PatchFolder(out, layout, _settings(data), overwrite=job["overwrite"]) as folder, _signals() as stopped:
+    with (
+        PatchFolder(out, layout, _settings(data), overwrite=job["overwrite"]) as folder,
+        collected_signals() as stopped,
+    ):
         console.print(f"{len(scenes):,} scenes of {data['name']} from {src} to {out}", highlight=False, soft_wrap=True)
-        with _ConsoleProgress(console) as progress:
+        with ConsoleProgress(console, "cutting") as progress:
             outcome = prepare(
                 scenes, src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(stopped)
             )
@@ -198,65 +194,6 @@ def _check(out: Path, workers: int, console: Console) -> None:
             "give the command without verify=only to write missing and damaged patches again"
         )
     console.print(f"{checked:,} patches in {out} are as they were written", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always does."""
-    received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        before[each] = signal.signal(each, note)
-    try:
-        yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-class _ConsoleProgress(Progress):
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Bars(*columns, console=console) if console.is_terminal else None
-        self._total, self._done, self._began = 0, 0.0, 0.0
-        self._new, self._shown = 0.0, 0.0
-
-    def __enter__(self) -> _ConsoleProgress:
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def begin(self, total: int, done: int) -> None:
-        self._total, self._done = total, done
-        self._began = self._shown = time.monotonic()
-        if self._bars:
-            self._bars.add_task("cutting", total=max(1, total), completed=done)
-
-    def advance(self, size: float) -> None:
-        self._done += size
-        self._new += size
-        if self._bars:
-            self._bars.advance(self._bars.task_ids[0], size)
-            return
-        now = time.monotonic()
-        if now - self._shown >= _PLAIN_SECONDS:
-            self._shown = now
-            left = (now - self._began) * (self._total - self._done) / max(1.0, self._new)
-            share = 100 * self._done / max(1, self._total)
-            self._console.print(f"cutting: {share:.0f} %, about {left / 60:.0f} min left", highlight=False)
 
 
 if __name__ == "__main__":

@@ -384,3 +384,26 @@ class Evaluate:
     dataset: DataRoot
     logger: Annotated[Wandb | Named, _LOGGER]
     launch: Annotated[Named, _LAUNCH]
+
+
+@dataclass
+class Predict:
+    """conf/predict.yaml."""
+
+    job: Literal["predict"]
+    checkpoint: str
+    input: str
+    output: str
+    overwrite: bool
+    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons"]]
+    format: Literal["auto", "png", "tif"]
+    window: Size | None
+    overlap: Annotated[float, Limit(least=0, below=1)]
+    resize: Size | None
+    scales: list[Positive]
+    flips: Literal["none", "h", "v", "hv", "d4"]
+    batch_size: Count
+    bands: tuple[Natural, Natural, Natural] | None
+    stretch: tuple[Percent, Percent] | None
+    nodata: bool
+    trust: bool

@@ -16,10 +16,10 @@ LEVELS = {
     **dict.fromkeys(("models", "checks"), 3),
     **dict.fromkeys(("losses", "tracking"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    **dict.fromkeys(("launch", "config"), 6),
+    **dict.fromkeys(("launch", "config", "prediction"), 6),
     "build": 7,
     **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 8),
-    "evaluation": 8,
+    **dict.fromkeys(("evaluation", "predict", "profile"), 8),
 }
 # A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
 # `pfseg.create_model` is loaded on first use.

@@ -44,14 +44,18 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
         DataError: missing, empty, truncated or no image; fewer channels than `bands` asks for, more than four without
             `bands`, or values that are no whole numbers of 8 or 16 bits without `stretch`.
     """
-    pixels = _choose(_read_pixels(path), bands, path)
+    pixels = _choose(read_channels(path), bands, path)
     if pixels.dtype != np.uint8:
         pixels = _to_8_bits(pixels, stretch, path)
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
 
 
-def _read_pixels(path: Path) -> np.ndarray:
-    """Channels of a file in its own order, (H, W) or (H, W, C)."""
+def read_channels(path: Path) -> np.ndarray:
+    """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C).
+
+    Raises:
+        DataError: missing, empty, truncated or no image.
+    """
     data = _read_bytes(path)
     tiff = data[:4] in _TIFF
     try:

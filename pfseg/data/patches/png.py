@@ -6,13 +6,15 @@ OpenCV's own writer takes 21 ms for a patch of 800 px of a real scene at 58 % of
 from __future__ import annotations
 
 import struct
+from typing import BinaryIO
 
 import numpy as np
 from isal import isal_zlib
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _RGB = 0, 2
+_KINDS = {1: 0, 3: 2, 4: 6}  # channels -> colour type: grey, RGB, RGBA
 _NONE, _UP = 0, 2  # filters of a row: as it is, or its difference from the row above
+_WINDOW_BITS = 15  # of deflate, with zlib's header
 
 
 def encode_png(pixels: np.ndarray, level: int = 2) -> bytes:
@@ -29,19 +31,66 @@ def encode_png(pixels: np.ndarray, level: int = 2) -> bytes:
         The file's bytes.
     """
     grey = pixels.ndim == 2
-    assert pixels.dtype == np.uint8 or (grey and pixels.dtype == np.uint16)
-    height, width = pixels.shape[:2]
-    data = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
-    rows = np.empty((height, 1 + data.shape[1]), dtype=np.uint8)
-    rows[:, 0] = _NONE if grey else _UP
-    rows[0, 1:] = data[0]  # above the first row are zeros
-    if grey:
-        rows[1:, 1:] = data[1:]
+    data = _bytes(pixels)
+    body = isal_zlib.compress(_filtered(data, None if grey else np.zeros(data.shape[1], np.uint8)), level)
+    header = _header((pixels.shape[0], pixels.shape[1]), 1 if grey else pixels.shape[2], pixels.dtype)
+    return _SIGNATURE + header + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+class PngWriter:
+    """A PNG that is written a few rows at a time; it is whole after `close`.
+
+    Args:
+        file: open for writing, at its beginning.
+        shape: (H, W).
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        dtype: uint8, for grey also uint16.
+        level: of ISA-L, 0 (fastest) to 3.
+    """
+
+    def __init__(
+        self, file: BinaryIO, shape: tuple[int, int], *, channels: int, dtype: np.dtype, level: int = 2
+    ) -> None:
+        self._file, self._grey = file, channels == 1
+        self._deflate = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _WINDOW_BITS)
+        self._above = None if self._grey else np.zeros(shape[1] * channels, np.uint8)
+        file.write(_SIGNATURE + _header(shape, channels, dtype))
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows, (r, W) or (r, W, C)."""
+        data = _bytes(pixels)
+        rows = _filtered(data, self._above)
+        if not self._grey:
+            self._above = data[-1]
+        if body := self._deflate.compress(rows):
+            self._file.write(_chunk(b"IDAT", body))
+
+    def close(self) -> None:
+        """Write the end; the file stays open."""
+        self._file.write(_chunk(b"IDAT", self._deflate.flush()) + _chunk(b"IEND", b""))
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """Rows (r, bytes) uint8 as PNG orders them."""
+    assert pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and (pixels.ndim == 2 or pixels.shape[2] == 1))
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">")).reshape(len(pixels), -1).view(np.uint8)
+
+
+def _filtered(data: np.ndarray, above: np.ndarray | None) -> np.ndarray:
+    """Rows behind their filter's number; `above` is the row before them, None for no filter."""
+    rows = np.empty((len(data), 1 + data.shape[1]), dtype=np.uint8)
+    rows[:, 0] = _NONE if above is None else _UP
+    if above is None:
+        rows[:, 1:] = data
     else:
+        rows[0, 1:] = data[0] - above
         np.subtract(data[1:], data[:-1], out=rows[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, _GREY if grey else _RGB, 0, 0, 0)
-    body = isal_zlib.compress(rows, level)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return rows
+
+
+def _header(shape: tuple[int, int], channels: int, dtype: np.dtype) -> bytes:
+    height, width = shape
+    return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * dtype.itemsize, _KINDS[channels], 0, 0, 0))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,0 +1,213 @@
+"""Maps of any image: `python -m pfseg.predict checkpoint=<run> input=<image, folder or pattern> output=<folder>`.
+
+See conf/predict.yaml for the keys, and `pfseg.prediction.maps` for what is written. `pfseg-predict` is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pfseg import config
+from pfseg.data.base import ClassInfo, parse_classes
+from pfseg.data.normalise import Normalise
+from pfseg.data.patches.files import WriteError
+from pfseg.engine.inference import Inference
+from pfseg.errors import CheckpointError, DataError
+from pfseg.launch import JobStopped
+from pfseg.prediction.folder import Task, find_images, open_record, plan
+from pfseg.prediction.image import Image, bounded_cache
+from pfseg.prediction.maps import Maps
+from pfseg.prediction.rows import predict_resized, predict_rows
+from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking.progress import ConsoleProgress, collected_signals
+
+Config = dict[str, Any]
+_OWN = "pfseg.models."  # where the networks lie that a checkpoint may name without trust
+_CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "nodata")  # these change the maps
+
+
+@dataclass
+class Predictor:
+    """A network and how it is applied to images.
+
+    Attributes:
+        inference: probabilities of windows.
+        normalise: from pixels to what the network takes.
+        classes: the class table.
+        resize: (h, w) that images are resized to as a whole; None for windows.
+        reading: keywords of `pfseg.prediction.image.Image`.
+    """
+
+    inference: Inference
+    normalise: Normalise
+    classes: tuple[ClassInfo, ...]
+    resize: tuple[int, int] | None
+    reading: dict[str, Any]
+
+
+def run(job: Config) -> None:
+    """Predict as configured.
+
+    Raises:
+        ConfigError: settings, input and output don't fit together; nothing was written.
+        CheckpointError: unusable.
+        DataError: some images could not be predicted; the others were.
+        WriteError: the output can't be written.
+        JobStopped: SIGINT or SIGTERM came.
+    """
+    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
+    output = Path(job["output"])
+    root, images = find_images(job["input"], output)
+    tasks = plan(root, images, output, job["outputs"], job["format"])
+    with open(job["checkpoint"], "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    predictor = load_predictor(job)  # before anything is written
+    settings = {"checkpoint": job["checkpoint"], "sha256": digest, **{key: job[key] for key in _CHANGING}}
+    open_record(output, settings, overwrite=job["overwrite"])
+    left = [task for task in tasks if job["overwrite"] or not task.done]
+    failures: list[str] = []
+    with collected_signals() as stopped, ConsoleProgress(console, "predicting") as progress, bounded_cache():
+        progress.begin(sum(task.size for task in tasks), sum(task.size for task in tasks) - sum(t.size for t in left))
+        for number, task in enumerate(left):
+            try:
+                notes = predict_image(task, predictor, _Advance(task, progress.advance, stopped))
+            except _Stopped as stop:
+                finished = len(tasks) - len(left) + number - len(failures)
+                raise JobStopped(
+                    f"stopped after {finished:,} of {len(tasks):,} images; the same command goes on from there",
+                    128 + stopped[0],
+                ) from stop
+            except WriteError:
+                raise
+            except DataError as error:
+                failures.append(str(error))
+                notes = [f"failed: {error}"]
+            for note in notes:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
+    done, skipped = len(left) - len(failures), len(tasks) - len(left)
+    before = f", {skipped:,} were finished before" if skipped else ""
+    console.print(f"{done:,} images predicted into {output}{before}", highlight=False, markup=False, soft_wrap=True)
+    if failures:
+        raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
+
+
+def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:
+    """Predict one image and write its maps, all of them or none.
+
+    Args:
+        task: image and files.
+        predictor: network and settings.
+        progress: called with the share of the image that was finished since the last call.
+
+    Returns:
+        Warnings for the user.
+
+    Raises:
+        DataError: the image can't be read.
+        WriteError: a map can't be written.
+    """
+    with Image(task.image, **predictor.reading) as image:
+        pixels = image.shape[0] * image.shape[1]
+        maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff)
+        options: dict[str, Any] = {
+            "probabilities": "probabilities" in task.targets,
+            "progress": lambda count: progress(count / pixels),
+        }
+        try:
+            if predictor.resize is not None:
+                rows = predict_resized(image, predictor.resize, predictor.inference, predictor.normalise, **options)
+            else:
+                rows = predict_rows(image, predictor.inference, predictor.normalise, **options)
+            for each in rows:
+                maps.write(each)
+            maps.publish()
+        finally:
+            maps.discard()
+        return [*image.warnings, *maps.warnings]
+
+
+def load_predictor(job: Config) -> Predictor:
+    """Build the network of a checkpoint and what belongs to it, as the settings of `job` say.
+
+    Raises:
+        CheckpointError: no checkpoint, damaged, or of code that is not trusted.
+        ConfigError: windows that the network doesn't take.
+    """
+    from pfseg.build import build_model
+    from pfseg.engine import state
+    from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.engine.deploy import as_function
+
+    path = Path(job["checkpoint"])
+    arrays, meta = load_checkpoint(path)
+    model_config, data = meta["config"]["model"], meta["config"]["dataset"]
+    if not job["trust"]:
+        _refuse_foreign(path, model_config)
+    classes = parse_classes(data["classes"])
+    model = build_model(model_config, len(classes))
+    state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    factor = data["resolution"]
+    window = job["window"] or [round(side / factor) for side in data["eval_size"] or data["crop_size"]]
+    inference = Inference(
+        as_function(model),
+        num_classes=len(classes),
+        window=tuple(job["resize"] or window),
+        overlap=job["overlap"],
+        scales=[scale * (1.0 if job["resize"] else factor) for scale in job["scales"]],
+        flips=job["flips"],
+        stride=model.output_stride,
+        min_size=getattr(model, "min_size", 1),
+        batch_size=job["batch_size"],
+    )
+    reading = {key: job[key] if job[key] is not None else data.get(key) for key in ("bands", "stretch")}
+    resize = tuple(job["resize"]) if job["resize"] else None
+    normalise = Normalise(data["mean"], data["std"])
+    return Predictor(inference, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
+
+
+def main() -> None:
+    """Run the command line."""
+    config.main(run, "predict")
+
+
+def _refuse_foreign(path: Path, settings: Any) -> None:
+    """Refuse a network that names a class outside pfseg: building it would run whatever the file says."""
+    if isinstance(settings, dict):
+        target = settings.get("_target_")
+        if target is not None and not str(target).startswith(_OWN):
+            raise CheckpointError(
+                f"{path} wants to run {target}, which is no network of pfseg: refused, nothing was executed; "
+                "add trust=true if you know where the file comes from"
+            )
+        for value in settings.values():
+            _refuse_foreign(path, value)
+    elif isinstance(settings, list):
+        for value in settings:
+            _refuse_foreign(path, value)
+
+
+class _Stopped(Exception):
+    """A signal came."""
+
+
+class _Advance:
+    """Hands progress within an image on, and ends it when a signal has come."""
+
+    def __init__(self, task: Task, advance: Callable[[float], None], stopped: list[int]) -> None:
+        self._task, self._advance, self._stopped = task, advance, stopped
+
+    def __call__(self, share: float) -> None:
+        self._advance(share * self._task.size)
+        if self._stopped:
+            raise _Stopped
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Maps from any image: reading in rows, prediction in overlapping windows, writing in rows."""

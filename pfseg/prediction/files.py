@@ -1,0 +1,241 @@
+"""Files that are written a few rows at a time, and appear under their name only when they are whole.
+
+Shapes: pixels (r, W, C), r rows from the top downwards, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.data.patches.files import PART, cannot_write
+from pfseg.data.patches.png import PngWriter
+from pfseg.prediction.image import Georeference, import_rasterio
+
+_BLOCK = 256  # side of a GeoTIFF's tiles
+
+
+class RowFile(ABC):
+    """A file under way: `write` the rows, `close` it, then `publish` it; or `discard` it at any time.
+
+    Args:
+        path: where it appears; its folder is made where missing.
+
+    Raises:
+        WriteError: by every method; the disk is full, or there is no permission.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.part = path, path.with_name(f".{path.name}{PART}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.part.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    @abstractmethod
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the file under its temporary name."""
+
+    def publish(self) -> None:
+        """Give the closed file its name, in place of an earlier one."""
+        try:
+            os.replace(self.part, self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def discard(self) -> None:
+        """Remove what was written; does nothing to a published file."""
+        with suppress(OSError):
+            self.part.unlink(missing_ok=True)
+
+
+class _StreamFile(RowFile):
+    """A file written by Python itself, one call after the other."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with self._writing():
+            self._file = open(self.part, "wb")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Write the end."""
+        with self._writing():
+            self._file.close()
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with suppress(OSError, AttributeError):  # a full disk, or not even opened
+            self._file.close()
+        super().discard()
+
+
+class PngFile(_StreamFile):
+    """PNG of 1, 3 or 4 channels; see `PngWriter`."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
+        super().__init__(path)
+        with self._writing():
+            self._png = PngWriter(self._file, shape, channels=channels, dtype=np.dtype(dtype))
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows."""
+        with self._writing():
+            self._png.write(pixels)
+
+    def close(self) -> None:
+        """Write the end."""
+        with self._writing():
+            self._png.close()
+        super().close()
+
+
+class NpyFile(_StreamFile):
+    """NumPy's .npy of the shape (H, W, C), for `numpy.load(..., mmap_mode="r")`."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
+        super().__init__(path)
+        self._dtype = np.dtype(dtype)
+        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
+        with self._writing():
+            np.lib.format.write_array_header_1_0(self._file, description)
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows."""
+        with self._writing():
+            self._file.write(np.ascontiguousarray(pixels, self._dtype).data)
+
+
+class TiffFile(RowFile):
+    """Tiled, compressed GeoTIFF; half precision for float16, which GDAL hands out as float32.
+
+    Args:
+        path: where it appears.
+        shape: (H, W).
+        channels: C.
+        dtype: uint8, uint16 or float16.
+        place: CRS and transform to take over; None for none.
+        nodata: value of pixels without data; None where every pixel has some.
+        colors: colour (R, G, B) of each value of a single channel, as a colour table.
+        names: of the channels.
+
+    Raises:
+        DataError: rasterio is not installed.
+        WriteError: see `RowFile`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        *,
+        channels: int,
+        dtype: np.dtype,
+        place: Georeference | None = None,
+        nodata: float | None = None,
+        colors: dict[int, tuple[int, int, int]] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(path)
+        self._rasterio = import_rasterio(f"writing {path.name}")
+        self._left: list[np.ndarray] = []
+        self._row, self._shape = 0, shape
+        half = np.dtype(dtype) == np.float16
+        profile: dict[str, Any] = {
+            "driver": "GTiff", "height": shape[0], "width": shape[1], "count": channels, "tiled": True,
+            "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer",
+            "interleave": "pixel" if channels in (3, 4) and not half else "band", "nodata": nodata,
+            "dtype": "float32" if half else np.dtype(dtype).name,
+        }  # fmt: skip
+        if half:
+            profile["nbits"] = 16
+        if channels in (3, 4) and not half:
+            profile["photometric"] = "rgb"
+        self._dtype = np.dtype(profile["dtype"])
+        with self._writing():
+            self._file = self._rasterio.open(self.part, "w", **profile, **(place.profile if place else {}))
+            if place and place.gcps:
+                self._file.gcps = place.gcps
+            if colors:
+                self._file.write_colormap(1, colors)
+            for band, name in enumerate(names, 1):
+                self._file.set_band_description(band, name)
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows; they are written when they fill tiles, each of which is compressed once."""
+        self._left.append(pixels)
+        if (rows := sum(map(len, self._left))) >= _BLOCK:
+            self._flush(rows - rows % _BLOCK)
+
+    def close(self) -> None:
+        """Write what is left; refuse a file that GDAL could not write in full, of which it doesn't always tell."""
+        with self._writing():
+            self._flush(sum(map(len, self._left)))
+            self._file.close()
+            with self._rasterio.open(self.part) as file:
+                whole = _is_whole(file, self.part.stat().st_size)
+        if not whole:
+            raise cannot_write(self.path, OSError(None, "GDAL could not write all of it: the disk may be full"))
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if hasattr(self, "_file"):
+            with suppress(self._rasterio.errors.RasterioError):
+                self._file.close()
+        super().discard()
+
+    def _flush(self, rows: int) -> None:
+        if not rows:
+            return
+        pixels = np.concatenate(self._left)
+        self._left = [pixels[rows:].copy()] if len(pixels) > rows else []
+        bands = np.ascontiguousarray(np.moveaxis(pixels[:rows], 2, 0), self._dtype)
+        with self._writing():
+            self._file.write(bands, window=self._rasterio.windows.Window(0, self._row, self._shape[1], rows))
+        self._row += rows
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn rasterio's errors into ours; warnings of files without a georeference are of no account."""
+        errors = self._rasterio.errors
+        try:
+            with warnings.catch_warnings(action="ignore", category=errors.NotGeoreferencedWarning):
+                yield
+        except errors.RasterioError as error:
+            cause = " ".join(str(error.__cause__ or error).split())
+            raise cannot_write(self.path, OSError(None, f"{cause} (the disk may be full)")) from error
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def _is_whole(file: Any, size: int) -> bool:
+    """Whether all blocks of an open TIFF lie inside the file of `size` bytes."""
+    for band in range(1, file.count + 1):
+        rows, columns = (-(-side // block) for side, block in zip(file.shape, file.block_shapes[band - 1], strict=True))
+        for row in range(rows):
+            for column in range(columns):
+                place = f"{column}_{row}"
+                start, length = (
+                    file.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE")
+                )
+                if start is None or length is None or int(start) + int(length) > size:
+                    return False
+    return True

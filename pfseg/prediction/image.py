@@ -1,0 +1,312 @@
+"""Images of any size, read a few rows at a time.
+
+TIFF and other georeferenced files are read through rasterio (extra `geo`), PNG, JPEG and the like by OpenCV.
+
+Shapes: pixels (B, r, W) in the file's type, B bands, r rows; RGB (r, W, 3) uint8; valid (r, W) bool.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pfseg.data.decode import read_channels
+from pfseg.errors import DataError
+
+PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # by OpenCV
+GEOGRAPHIC = (".tif", ".tiff", ".jp2", ".vrt")  # by rasterio
+_COLORS = ("red", "green", "blue")
+_CACHE_BYTES = 64 << 20  # holds a row of tiles of 512 px of an image some 40,000 px wide
+_SAMPLE_SIDE = 1024  # percentiles are taken from so many rows and columns
+_DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits than its type has
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where an image lies: what a GeoTIFF made of it takes over.
+
+    Attributes:
+        profile: keywords of `rasterio.open` for writing: `crs` and `transform`, as far as the file has them.
+        gcps: ground control points and their CRS, for files that have them instead of a transform.
+    """
+
+    profile: dict[str, Any] = field(default_factory=dict)
+    gcps: tuple[list[Any], Any] | None = None
+
+    @property
+    def crs(self) -> Any:
+        """The coordinate reference system, None without one."""
+        return self.profile.get("crs")
+
+
+class _File(Protocol):
+    """An open image file.
+
+    Attributes:
+        shape: (H, W).
+        dtype: of the pixels.
+        kinds: what each band is, in rasterio's words: red, green, blue, alpha, gray, palette, undefined, ...
+        georeference: None for files that can't have one.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    kinds: tuple[str, ...]
+    georeference: Georeference | None
+
+    def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
+        """Pixels (B, r, W) of the bands, counted from 0."""
+
+    def valid(self, top: int, bottom: int) -> np.ndarray | None:
+        """Pixels (r, W) bool that hold data; None where all do."""
+
+    def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels (B, h, w) of a thinned-out image, and which of them hold data."""
+
+    def palette(self) -> np.ndarray:
+        """Colours (256 or 65536, 3) uint8 of the values of a band of the kind palette."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class _Plain:
+    """PNG, JPEG, BMP, WebP: decoded as a whole, since these formats can't be read in parts."""
+
+    def __init__(self, path: Path) -> None:
+        pixels = read_channels(path)
+        self._pixels = pixels.reshape(*pixels.shape[:2], -1)
+        self.shape, self.dtype = (pixels.shape[0], pixels.shape[1]), pixels.dtype
+        self.georeference: Georeference | None = None
+        self.kinds: tuple[str, ...] = {1: ("gray",), 2: ("gray", "alpha"), 3: _COLORS, 4: (*_COLORS, "alpha")}[
+            self._pixels.shape[2]
+        ]
+
+    def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
+        return np.moveaxis(self._pixels[top:bottom], 2, 0)[list(bands)]
+
+    def valid(self, top: int, bottom: int) -> np.ndarray | None:
+        return self._pixels[top:bottom, :, -1] > 0 if self.kinds[-1] == "alpha" else None
+
+    def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        rows, columns = (max(1, side // _SAMPLE_SIDE) for side in self.shape)
+        valid = self.valid(0, self.shape[0])
+        pixels = self.read(bands, 0, self.shape[0])[:, ::rows, ::columns]
+        return pixels, None if valid is None else valid[::rows, ::columns]
+
+    def palette(self) -> np.ndarray:
+        raise AssertionError("OpenCV turns palettes into colours")
+
+    def close(self) -> None:
+        self._pixels = np.empty((0, 0, 0), self.dtype)
+
+
+class _Raster:
+    """Whatever rasterio reads, in windows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path) as rasterio:
+            self._file = rasterio.open(path)
+        if not self._file.count:
+            self._file.close()
+            raise DataError(
+                f"{path} holds no bands, only {len(self._file.subdatasets)} subdatasets: export one as a TIFF"
+            )
+        self.shape: tuple[int, int] = self._file.shape
+        self.dtype = np.result_type(*self._file.dtypes)
+        self.georeference: Georeference | None = self._find_place()
+        self.kinds: tuple[str, ...] = tuple(kind.name for kind in self._file.colorinterp)
+        if "palette" not in self.kinds and self.kinds[:2] == ("gray", "undefined") and len(self.kinds) == 3:
+            self.kinds = _COLORS  # three bands of which nothing is said
+        self._masked = any("all_valid" not in {flag.name for flag in flags} for flags in self._file.mask_flag_enums)
+
+    def _find_place(self) -> Georeference:
+        points = self._file.gcps
+        profile: dict[str, Any] = {"crs": self._file.crs} if self._file.crs else {}
+        if not self._file.transform.is_identity:
+            profile["transform"] = self._file.transform
+        return Georeference(profile, points if points[0] else None)
+
+    def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
+        with _reading(self._path) as rasterio:
+            window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
+            return self._file.read([band + 1 for band in bands], window=window)
+
+    def valid(self, top: int, bottom: int) -> np.ndarray | None:
+        if not self._masked:
+            return None
+        with _reading(self._path) as rasterio:
+            window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
+            return self._file.dataset_mask(window=window) > 0
+
+    def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        size = tuple(min(side, _SAMPLE_SIDE) for side in self.shape)
+        with _reading(self._path):
+            pixels = self._file.read([band + 1 for band in bands], out_shape=(len(bands), *size))
+            return pixels, self._file.dataset_mask(out_shape=(1, *size)) > 0 if self._masked else None
+
+    def palette(self) -> np.ndarray:
+        table = np.zeros((256 if self.dtype == np.uint8 else 65536, 3), np.uint8)
+        for value, color in self._file.colormap(1).items():
+            table[value] = color[:3]
+        return table
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Image:
+    """An open image that gives RGB rows.
+
+    Args:
+        path: the file.
+        bands: those that become red, green and blue, counted from 0; None: the file's own red, green and blue.
+        stretch: percentiles [low, high] that become black and white in images of more than 8 bits, taken from a
+            thinned-out image without its pixels that hold no data; None maps the full range of 16 bits.
+        nodata: tell the pixels without data: the file's nodata value, transparent or masked ones.
+
+    Attributes:
+        shape: (H, W).
+        georeference: None for files that can't have one.
+        warnings: oddities for the user.
+
+    Raises:
+        DataError: unreadable, or the bands or their type don't fit; says what to set.
+    """
+
+    def __init__(
+        self, path: Path, *, bands: Sequence[int] | None, stretch: Sequence[float] | None, nodata: bool = True
+    ) -> None:
+        self.path, self._nodata = path, nodata
+        self.warnings: list[str] = []
+        self._file: _File = _Raster(path) if path.suffix.lower() not in PLAIN else _Plain(path)
+        try:
+            self.shape, self.georeference = self._file.shape, self._file.georeference
+            self._bands = _choose_bands(path, self._file.kinds, bands)
+            self._palette = self._file.palette() if self._file.kinds[self._bands[0]] == "palette" else None
+            self._range = self._find_range(stretch)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Image:
+        """Return the open image."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+    @property
+    def has_nodata(self) -> bool:
+        """Whether any pixel may be without data."""
+        return self._nodata and self._file.valid(0, 1) is not None
+
+    def read(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows `top` to `bottom`.
+
+        Returns:
+            (r, W, 3) uint8 RGB, and (r, W) bool where there is data, None for everywhere.
+
+        Raises:
+            DataError: a damaged part.
+        """
+        pixels = self._file.read(self._bands, top, bottom)
+        rgb = self._palette[pixels[0]] if self._palette is not None else np.moveaxis(self._to_8_bits(pixels), 0, 2)
+        if rgb.shape[2] == 1:
+            rgb = np.repeat(rgb, 3, axis=2)
+        valid = self._file.valid(top, bottom) if self._nodata else None
+        return np.ascontiguousarray(rgb), valid
+
+    def _to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
+        if self._range is not None:
+            low, high = self._range
+            scaled = (pixels - low[:, None, None]) * (255 / np.maximum(high - low, 1e-12))[:, None, None]
+            return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+        return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+
+    def _find_range(self, stretch: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Values that become 0 and 255, per band; None where the type alone says it."""
+        dtype = self._file.dtype
+        if dtype == np.uint8 or self._palette is not None:
+            return None
+        if dtype.kind == "c" or (stretch is None and dtype != np.uint16):
+            raise DataError(
+                f"{self.path} has values of {dtype}; expected 8 or 16 bits without sign, or percentiles that become "
+                "black and white: set stretch=[2,98]"
+            )
+        pixels, valid = self._file.sample(self._bands)
+        values = pixels.reshape(len(pixels), -1)[:, slice(None) if valid is None else valid.ravel()].astype(np.float64)
+        values = values[:, np.isfinite(values).all(0)]
+        if stretch is not None:
+            low, high = np.percentile(values, stretch, axis=1) if values.size else np.array([[0.0], [1.0]])
+            return np.broadcast_to(low, len(pixels)), np.broadcast_to(high, len(pixels))
+        if values.size and (brightest := float(np.percentile(values, 99))) < _DARK * 257:
+            self.warnings.append(
+                f"{self.path}: 99 % of its values of 16 bits are at most {brightest:.0f}, so that the image is nearly "
+                "black to the network; stretch=[2,98] uses its own range"
+            )
+        return None
+
+
+def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None) -> list[int]:
+    """Bands to show, three or one, counted from 0."""
+    count = len(kinds)
+    what = f"{path} has {count} {'band' if count == 1 else 'bands'} ({', '.join(kinds)})"
+    if bands is not None:
+        if max(bands) >= count:
+            raise DataError(f"{what}, but bands={list(bands)} asks for band {max(bands)}, counted from 0")
+        return list(bands)
+    if set(_COLORS) <= set(kinds):
+        return [kinds.index(color) for color in _COLORS]
+    shown = [index for index, kind in enumerate(kinds) if kind != "alpha"]
+    if len(shown) == 1:
+        return shown
+    raise DataError(f"{what}; say which are red, green and blue, counted from 0: bands=[2,1,0]")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """rasterio, whose errors name the file; warnings of files without a georeference are of no account."""
+    rasterio = import_rasterio(str(path))
+    try:
+        with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
+            yield rasterio
+    except rasterio.errors.RasterioError as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{path} cannot be read: {' '.join(str(cause).split())}; copy it again") from error
+
+
+@contextmanager
+def bounded_cache() -> Iterator[None]:
+    """Hold GDAL's cache of decoded blocks small, which otherwise takes 5 % of the machine's memory."""
+    try:
+        import rasterio
+    except ImportError:
+        yield
+        return
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+        yield
+
+
+def import_rasterio(needed_by: str) -> Any:
+    """rasterio; raises DataError where it isn't installed."""
+    try:
+        import rasterio
+        import rasterio.features
+        import rasterio.warp
+        import rasterio.windows
+    except ImportError as error:
+        raise DataError(f"{needed_by} needs rasterio, which is not installed: pip install 'pfseg[geo]'") from error
+    return rasterio

@@ -1,0 +1,134 @@
+"""The files that the prediction of one image becomes, written as its rows come in.
+
+| output | PNG and the like | GeoTIFF |
+|---|---|---|
+| classes | grey PNG of class ids | one band of class ids with a colour table |
+| color | RGB PNG in class colours | RGB |
+| overlay | the image under half of them | RGB |
+| probabilities | .npy (H, W, K) float16 | one band for each class, half precision |
+| polygons | GeoJSON in pixels | GeoJSON in longitude and latitude |
+
+Where an image has pixels without data, `color` and `overlay` have an alpha channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from pfseg.data.base import IGNORE, ClassInfo, class_ids
+from pfseg.prediction.files import NpyFile, PngFile, RowFile, TiffFile
+from pfseg.prediction.image import Image
+from pfseg.prediction.polygons import write_polygons
+from pfseg.prediction.rows import Rows
+
+SUFFIXES = {"classes": "", "color": "_color", "overlay": "_overlay", "probabilities": "_probs", "polygons": ""}
+
+
+def target_name(stem: str, output: str, *, geotiff: bool) -> str:
+    """File name of an output of the image `stem`."""
+    ends = {"probabilities": ".npy", "polygons": ".geojson"}
+    end = ".tif" if geotiff and output != "polygons" else ends.get(output, ".png")
+    return f"{stem}{SUFFIXES[output]}{end}"
+
+
+def nodata_id(ids: Sequence[int]) -> int:
+    """Value of pixels without data among class ids: 255, or the next lower one that no class has."""
+    return next(value for value in range(IGNORE, -1, -1) if value not in ids)
+
+
+class Maps:
+    """All outputs of one image; `publish` gives them their names once every row is written.
+
+    Args:
+        targets: output -> file.
+        image: the open image.
+        classes: the class table.
+        geotiff: write GeoTIFFs with the image's georeference instead of PNGs.
+
+    Attributes:
+        warnings: oddities for the user, after `publish`.
+
+    Raises:
+        WriteError: by every method.
+        DataError: rasterio is needed and not installed.
+    """
+
+    def __init__(
+        self, targets: Mapping[str, Path], image: Image, classes: Sequence[ClassInfo], *, geotiff: bool
+    ) -> None:
+        self._targets, self._image, self._classes, self._geotiff = targets, image, classes, geotiff
+        self.warnings: list[str] = []
+        ids = class_ids(classes)
+        self._nodata = nodata_id(ids)
+        self._ids = np.full(256, self._nodata, np.uint16 if max(ids) > IGNORE else np.uint8)
+        self._ids[: len(ids)] = ids
+        self._palette = np.zeros((256, 4), np.uint8)
+        self._palette[: len(classes)] = [(*info.color, 255) for info in classes]
+        self._channels = 4 if image.has_nodata else 3
+        self._files: dict[str, RowFile] = {}
+        with ExitStack() as undo:
+            undo.callback(self.discard)
+            for output, path in targets.items():
+                if output != "polygons":
+                    self._files[output] = self._open(output, path)
+            if "polygons" in targets and not (geotiff and "classes" in targets):  # traced from a GeoTIFF of classes
+                self._files["polygons"] = self._open("polygons", targets["polygons"].with_suffix(".labels.tif"))
+            undo.pop_all()
+
+    def write(self, rows: Rows) -> None:
+        """Add the next rows to all files."""
+        colored = self._palette[rows.labels]
+        for output, file in self._files.items():
+            if output in ("classes", "polygons"):
+                file.write(self._ids[rows.labels][..., None])
+            elif output == "color":
+                file.write(colored[..., : self._channels])
+            elif output == "overlay":
+                over = colored.copy()
+                over[..., :3] = (rows.image.astype(np.uint16) + colored[..., :3]) // 2
+                over[..., :3] *= colored[..., 3:] > 0
+                file.write(over[..., : self._channels])
+            else:
+                assert rows.probabilities is not None
+                file.write(rows.probabilities)
+
+    def publish(self) -> None:
+        """Finish all files and give them their names."""
+        for file in self._files.values():
+            file.close()
+        if "polygons" in self._targets:
+            labels = self._files.pop("polygons", None) or self._files["classes"]
+            target = self._targets["polygons"]
+            self.warnings += write_polygons(labels.part, target, self._classes, self._image.georeference)
+            if labels is not self._files.get("classes"):
+                labels.discard()
+        for file in self._files.values():
+            file.publish()
+
+    def discard(self) -> None:
+        """Remove what was written and not published."""
+        for file in self._files.values():
+            file.discard()
+
+    def _open(self, output: str, path: Path) -> RowFile:
+        shape, labelled = self._image.shape, output in ("classes", "polygons")
+        dtype = self._ids.dtype if labelled else np.dtype(np.float16 if output == "probabilities" else np.uint8)
+        channels = 1 if labelled else len(self._classes) if output == "probabilities" else self._channels
+        if not (self._geotiff or output == "polygons"):
+            kind = NpyFile if output == "probabilities" else PngFile
+            return kind(path, shape, channels=channels, dtype=dtype)
+        names = {"probabilities": [info.name for info in self._classes]}.get(output, ["class"] if labelled else [])
+        return TiffFile(
+            path,
+            shape,
+            channels=channels,
+            dtype=dtype,
+            place=self._image.georeference,
+            nodata=self._nodata if labelled and self._image.has_nodata else None,
+            colors={int(self._ids[k]): info.color for k, info in enumerate(self._classes)} if labelled else None,
+            names=names,
+        )

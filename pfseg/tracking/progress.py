@@ -1,0 +1,85 @@
+"""How far a long command is, on the terminal, and signals that end it in an orderly way."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from pfseg.data.patches.preparation import Progress
+
+_PLAIN_SECONDS = 15.0  # between lines where nobody sees a bar
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always does."""
+    received: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        before[each] = signal.signal(each, note)
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class ConsoleProgress(Progress):
+    """A bar with the time left on a terminal, a line now and then elsewhere.
+
+    Args:
+        console: where to.
+        text: what is being done, in a word.
+    """
+
+    def __init__(self, console: Console, text: str) -> None:
+        self._console, self._text = console, text
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, console=console) if console.is_terminal else None
+        self._total, self._done, self._began = 0, 0.0, 0.0
+        self._new, self._shown = 0.0, 0.0
+
+    def __enter__(self) -> ConsoleProgress:
+        """Return this."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bars:
+            self._bars.stop()
+
+    def begin(self, total: int, done: int) -> None:
+        """Show the bar."""
+        self._total, self._done = total, done
+        self._began = self._shown = time.monotonic()
+        if self._bars:
+            self._bars.start()
+            self._bars.add_task(self._text, total=max(1, total), completed=done)
+
+    def advance(self, size: float) -> None:
+        """Move the bar."""
+        self._done += size
+        self._new += size
+        if self._bars:
+            self._bars.advance(self._bars.task_ids[0], size)
+            return
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_SECONDS:
+            self._shown = now
+            left = (now - self._began) * (self._total - self._done) / max(1.0, self._new)
+            share = 100 * self._done / max(1, self._total)
+            self._console.print(f"{self._text}: {share:.0f} %, about {left / 60:.0f} min left", highlight=False)
