@@ -168,7 +168,7 @@ class TiffFile(RowFile):
         if half:
             profile["nbits"] = 16
         if channels in (3, 4) and not half:
-            profile["photometric"] = "rgb"
+            profile |= {"photometric": "rgb", "alpha": "yes" if channels == 4 else "no"}
         self._dtype = np.dtype(profile["dtype"])
         with self._writing():
             self._file = self._rasterio.open(self.part, "w", **profile, **(place.profile if place else {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -39,7 +40,8 @@ def write_polygons(labels: Path, target: Path, classes: Sequence[ClassInfo], pla
     crs, notes = _usable_crs(rasterio, target, place)
     part = target.with_name(f".{target.name}{PART}")
     try:
-        with part.open("w", encoding="utf-8") as file, rasterio.open(labels) as source:
+        quiet = warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning)
+        with quiet, part.open("w", encoding="utf-8") as file, rasterio.open(labels) as source:
             file.write('{"type": "FeatureCollection", "features": [')
             separator = "\n"
             shapes = rasterio.features.shapes(rasterio.band(source, 1), transform=source.transform)

@@ -1,0 +1,46 @@
+"""A network of one convolution whose answer is known, and a checkpoint of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.engine.checkpoint import save_checkpoint
+from pfseg.runtime import jt
+
+CLASSES = [
+    {"name": "red", "color": [255, 0, 0]},
+    {"name": "green", "color": [0, 160, 0]},
+    {"name": "blue", "color": [0, 0, 255]},
+]
+
+
+class Colour(jt.nn.Module):
+    """The logit of a class is the mean of its colour over `side` pixels a side."""
+
+    output_stride = 1
+
+    def __init__(self, num_classes: int = 3, side: int = 1) -> None:
+        super().__init__()
+        self.conv = jt.nn.Conv(3, num_classes, side, padding=side // 2, bias=False)
+        weight = np.zeros((num_classes, 3, side, side), np.float32)
+        for label in range(num_classes):
+            weight[label, label % 3] = 4 / side**2
+        self.conv.weight = jt.array(weight)
+
+    def predict(self, image: Any) -> Any:
+        """Logits (N, K, H, W) of (N, 3, H, W)."""
+        return self.conv(image)
+
+
+def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] = CLASSES, **dataset: Any) -> Path:
+    """Write a checkpoint as a training would leave it."""
+    model = {"_target_": "tiny_network.Colour", "name": "colour", "num_classes": len(classes), "side": side}
+    data = {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "resolution": 1.0}
+    data |= {"eval_size": None, "crop_size": [64, 64], "bands": None, "stretch": None, **dataset}
+    network = Colour(len(classes), side)
+    meta = {"config": {"model": model, "dataset": data}, "progress": {"step": 1}, "epoch": 0}
+    save_checkpoint(path, {key: var.numpy() for key, var in network.state_dict().items()}, meta)
+    return path
