@@ -38,10 +38,11 @@ from pfseg.checks import (
     check_sizes,
     existing,
 )
+from pfseg.command_schemas import Predict, PrepareJob, Preview
 from pfseg.devices import plan_ranks
 from pfseg.engine.checkpoint import load_meta
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.schema import Evaluate, Predict, PrepareJob, Preview, Train
+from pfseg.schema import Evaluate, Train
 from pfseg.validate import check_fits, unknown_key, validate
 
 _VERSION_BASE = "1.3"

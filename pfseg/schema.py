@@ -332,30 +332,6 @@ class Train:
 
 
 @dataclass
-class Preview(Train):
-    """conf/preview.yaml."""
-
-    job: Literal["preview"]  # type: ignore[assignment]
-    out: str
-    rows: Count
-    samples: Count
-
-
-@dataclass
-class PrepareJob:
-    """conf/prepare.yaml."""
-
-    job: Literal["prepare"]
-    src: str
-    out: str
-    overwrite: bool
-    verify: bool | Literal["only"]
-    compression: Annotated[int, Limit(least=0, most=3)]
-    workers: Literal["auto"] | Count
-    dataset: Annotated[FolderData, Kinds("_target_", {"pfseg.data.folder.FolderDataset": FolderData}, FolderData)]
-
-
-@dataclass
 class DataRoot:
     """Where the data lie now."""
 
@@ -384,26 +360,3 @@ class Evaluate:
     dataset: DataRoot
     logger: Annotated[Wandb | Named, _LOGGER]
     launch: Annotated[Named, _LAUNCH]
-
-
-@dataclass
-class Predict:
-    """conf/predict.yaml."""
-
-    job: Literal["predict"]
-    checkpoint: str
-    input: str
-    output: str
-    overwrite: bool
-    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons"]]
-    format: Literal["auto", "png", "tif"]
-    window: Size | None
-    overlap: Annotated[float, Limit(least=0, below=1)]
-    resize: Size | None
-    scales: list[Positive]
-    flips: Literal["none", "h", "v", "hv", "d4"]
-    batch_size: Count
-    bands: tuple[Natural, Natural, Natural] | None
-    stretch: tuple[Percent, Percent] | None
-    nodata: bool
-    trust: bool

@@ -13,7 +13,7 @@ LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
     **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
     **dict.fromkeys(("runtime", "data", "schema"), 2),
-    **dict.fromkeys(("models", "checks"), 3),
+    **dict.fromkeys(("models", "checks", "command_schemas"), 3),
     **dict.fromkeys(("losses", "tracking"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
     **dict.fromkeys(("launch", "config", "prediction"), 6),
