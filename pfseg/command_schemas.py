@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pfseg.schema import Count, FolderData, Natural, Percent, Positive, Size, Train
+from pfseg.schema import Count, FolderData, Model, Natural, Percent, PFNet, Positive, Size, Train
 from pfseg.validate import Kinds, Limit
 
 
@@ -57,3 +57,16 @@ class Predict:
     stretch: tuple[Percent, Percent] | None
     nodata: bool
     trust: bool
+
+
+@dataclass
+class Profile:
+    """conf/profile.yaml."""
+
+    job: Literal["profile"]
+    size: Size
+    batch_size: Count
+    classes: Count
+    rounds: Count
+    fold: bool
+    model: Annotated[Model, Kinds("_target_", {"pfseg.models.pfnet.PFNet": PFNet}, Model)]

@@ -37,8 +37,9 @@ from pfseg.checks import (
     check_ranges,
     check_sizes,
     existing,
+    pair,
 )
-from pfseg.command_schemas import Predict, PrepareJob, Preview
+from pfseg.command_schemas import Predict, PrepareJob, Preview, Profile
 from pfseg.devices import plan_ranks
 from pfseg.engine.checkpoint import load_meta
 from pfseg.errors import ConfigError, PfsegError
@@ -55,7 +56,14 @@ _TO_GIVE = {  # what to put for a key that has to be given
     "input": "image, folder of images or pattern in quotes",
     "output": "folder for the maps",
 }
-_SCHEMAS = {"train": Train, "evaluate": Evaluate, "prepare": PrepareJob, "preview": Preview, "predict": Predict}
+_SCHEMAS = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "prepare": PrepareJob,
+    "preview": Preview,
+    "predict": Predict,
+    "profile": Profile,
+}
 
 
 def config_dir() -> Path:
@@ -95,7 +103,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """Check a composed configuration and resolve it.
 
     Args:
-        cfg: as composed from train.yaml, evaluate.yaml, prepare.yaml, preview.yaml or predict.yaml.
+        cfg: as composed from train.yaml, evaluate.yaml, prepare.yaml, preview.yaml, predict.yaml or
+            profile.yaml.
 
     Returns:
         Plain dictionaries, lists and scalars, with what follows from other values filled in: sizes as
@@ -123,6 +132,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         return config
     if schema is Preview:
         check_preview(config)
+        return config
+    if schema is Profile:
+        config["size"] = pair(config["size"])
         return config
     if schema is Predict:
         check_prediction(config)

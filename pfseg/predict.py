@@ -144,6 +144,7 @@ def load_predictor(job: Config) -> Predictor:
     from pfseg.engine import state
     from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
     from pfseg.engine.deploy import as_function
+    from pfseg.engine.fold import fold_batchnorm
 
     path = Path(job["checkpoint"])
     arrays, meta = load_checkpoint(path)
@@ -153,6 +154,7 @@ def load_predictor(job: Config) -> Predictor:
     classes = parse_classes(data["classes"])
     model = build_model(model_config, len(classes))
     state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    fold_batchnorm(model)
     factor = data["resolution"]
     window = job["window"] or [round(side / factor) for side in data["eval_size"] or data["crop_size"]]
     inference = Inference(

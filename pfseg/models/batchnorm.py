@@ -178,7 +178,7 @@ class BatchNorm2d(jt.nn.Module):
         self.eps = eps
         self.momentum: float | None = momentum
         self.sync = sync
-        self.frozen = False
+        self.frozen = self.folded = False
         self.batches_seen = 0
         self.weight = jt.ones((num_features,))
         self.bias = jt.zeros((num_features,))
@@ -189,6 +189,10 @@ class BatchNorm2d(jt.nn.Module):
         """Use the running statistics from now on, also in training mode."""
         self.frozen = True
 
+    def fold(self) -> None:
+        """Leave normalising to the convolution before, whose weights hold it from now on; see `engine.fold`."""
+        self.folded = True
+
     def reset_running_stats(self) -> None:
         """Forget the running statistics: mean 0, variance 1, no batch seen."""
         self.running_mean.assign(jt.zeros_like(self.running_mean))
@@ -197,6 +201,8 @@ class BatchNorm2d(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Normalise (N, C, H, W); with `relu` negative results become 0."""
+        if self.folded:
+            return jt.maximum(x, 0.0) if self.relu else x
         if self.frozen or not self.is_training():
             scale = self.weight / jt.sqrt(self.running_var + self.eps)
             shift = self.bias - self.running_mean * scale
