@@ -81,20 +81,18 @@ class Maps:
 
     def write(self, rows: Rows) -> None:
         """Add the next rows to all files."""
-        colored = self._palette[rows.labels]
         for output, file in self._files.items():
             if output in ("classes", "polygons"):
                 file.write(self._ids[rows.labels][..., None])
-            elif output == "color":
-                file.write(colored[..., : self._channels])
-            elif output == "overlay":
-                over = colored.copy()
-                over[..., :3] = (rows.image.astype(np.uint16) + colored[..., :3]) // 2
-                over[..., :3] *= colored[..., 3:] > 0
-                file.write(over[..., : self._channels])
-            else:
+            elif output == "probabilities":
                 assert rows.probabilities is not None
                 file.write(rows.probabilities)
+            else:
+                colored = self._palette[rows.labels]
+                if output == "overlay":
+                    mixed = (rows.image.astype(np.uint16) + colored[..., :3]) // 2
+                    colored[..., :3] = np.where(colored[..., 3:] > 0, mixed, 0)
+                file.write(colored[..., : self._channels])
 
     def publish(self) -> None:
         """Finish all files and give them their names."""

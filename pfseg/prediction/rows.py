@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import cv2
 import numpy as np
@@ -22,11 +22,13 @@ from pfseg.engine.inference import Inference, blend_weights
 from pfseg.prediction.image import Image
 
 Progress = Callable[[float], None]
+_READ = 128  # rows of the file at a time
+_LEAST = 1e-30  # instead of a weight of 0, where no window had a say
 
 
 @dataclass
 class Rows:
-    """The next finished rows of an image.
+    """The next finished rows of an image; they hold until the ones after them are asked for.
 
     Attributes:
         image: (r, W, 3) uint8 RGB.
@@ -61,8 +63,9 @@ def predict_rows(
     """
     height, width = image.shape
     places = [list(row) for _, row in groupby(inference.windows(image.shape), key=lambda window: window.y0)]
-    band = _Band(image)
-    blend = _Blend(inference.num_classes, width)
+    band = _Band(image, places[0][0].y1)
+    overlaps = (above[0].y1 - below[0].y0 for above, below in pairwise(places))
+    blend = _Blend(inference.num_classes, width, max(overlaps, default=0))
     for number, row in enumerate(places):
         y0, y1 = row[0].y0, row[0].y1
         bottom = places[number + 1][0].y0 if number + 1 < len(places) else height
@@ -115,22 +118,27 @@ def predict_resized(
 class _Band:
     """The rows of an image that a row of windows covers; each row of the file is read once."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, height: int) -> None:
         self._image, self._top, self._bottom = image, 0, 0
-        self._pixels = np.empty((0, image.shape[1], 3), np.uint8)
+        self._pixels = np.empty((height, image.shape[1], 3), np.uint8)
         self._valid: np.ndarray | None = None
 
     def move(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels (r, W, 3) uint8 and valid (r, W) bool of the rows [top, bottom), none above earlier ones."""
-        start = max(top, self._bottom)
-        pixels, valid = self._image.read(start, bottom)
-        kept = slice(top - self._top, None)
-        if valid is not None:
-            earlier = self._valid[kept] if self._valid is not None else np.empty((0, valid.shape[1]), bool)
-            self._valid = np.concatenate([earlier, valid])
-        self._pixels = np.concatenate([self._pixels[kept], pixels])
+        kept, step = max(0, self._bottom - top), top - self._top
+        for rows in (self._pixels, self._valid):
+            if rows is not None:
+                rows[:kept] = rows[step : step + kept]
+        for start in range(top + kept, bottom, _READ):
+            stop = min(start + _READ, bottom)
+            pixels, valid = self._image.read(start, stop)
+            self._pixels[start - top : stop - top] = pixels
+            if valid is not None:
+                if self._valid is None:
+                    self._valid = np.empty(self._pixels.shape[:2], bool)
+                self._valid[start - top : stop - top] = valid
         self._top, self._bottom = top, bottom
-        return self._pixels, self._valid
+        return self._pixels[: bottom - top], None if self._valid is None else self._valid[: bottom - top]
 
 
 def _window_probabilities(
@@ -162,18 +170,21 @@ def _planes(pixels: np.ndarray, valid: np.ndarray | None, normalise: Normalise) 
 class _Blend:
     """Weighted mean of windows that come row by row, from left to right.
 
-    Kept are the sums of the columns of one window, and of the rows that the next row of windows covers too.
+    Kept are the sums of the columns of one window, and the mean so far of the rows that the next row of windows covers
+    too: in half precision, since that is what grows with the width of an image.
 
     Args:
         num_classes: K.
         width: W.
+        overlap: rows, at most, that two rows of windows have in common.
     """
 
-    def __init__(self, num_classes: int, width: int) -> None:
-        self._num_classes, self._width = num_classes, width
-        self._below = np.zeros((num_classes + 1, 0, width), np.float32)  # sums and, last, weights
-        self._next = self._below
-        self._sums = np.zeros((num_classes + 1, 0, 0), np.float32)
+    def __init__(self, num_classes: int, width: int, overlap: int) -> None:
+        self._num_classes = num_classes
+        self._mean = np.zeros((num_classes, overlap, width), np.float16)
+        self._weight = np.zeros((overlap, width), np.float32)
+        self._kept = self._next = 0  # rows that the windows above have given, and that this row of windows leaves
+        self._sums = np.zeros((num_classes + 1, 0, 0), np.float32)  # and, last, the weights
         self._right = 0  # column behind the last window
 
     def add(self, window: Window, probabilities: np.ndarray | None, bottom: int, right: int) -> np.ndarray:
@@ -190,25 +201,25 @@ class _Blend:
         """
         height, width = window.y1 - window.y0, window.x1 - window.x0
         if window.x0 == 0:
-            self._begin(height, window.y1 - bottom)
+            self._kept, self._next = self._next, window.y1 - bottom
+            self._sums, self._right = np.zeros((self._num_classes + 1, height, 0), np.float32), 0
         self._cover(window, height)
         if probabilities is not None:
             weight = blend_weights(*probabilities.shape[1:])[:height, :width]
             self._sums[:-1] += probabilities[:, :height, :width] * weight
             self._sums[-1] += weight
-        rows, columns = bottom - window.y0, right - window.x0
-        self._next[:, :, window.x0 : right] = self._sums[:, rows:, :columns]
-        finished = self._sums[:-1, :rows, :columns] / np.maximum(self._sums[-1, :rows, :columns], 1e-30)
-        self._sums = self._sums[:, :, columns:]
-        return finished
-
-    def _begin(self, height: int, overlap: int) -> None:
-        """Begin a row of windows, `overlap` rows of which the next one covers too."""
-        self._below, self._next = self._next, np.zeros((self._num_classes + 1, overlap, self._width), np.float32)
-        self._sums, self._right = np.zeros((self._num_classes + 1, height, 0), np.float32), 0
+        done = self._sums[:, :, : right - window.x0]
+        mean = done[:-1] / np.maximum(done[-1], _LEAST)
+        rows, columns = bottom - window.y0, slice(window.x0, right)
+        self._mean[:, : self._next, columns] = mean[:, rows:]
+        self._weight[: self._next, columns] = done[-1, rows:]
+        self._sums = self._sums[:, :, right - window.x0 :]
+        return mean[:, :rows]
 
     def _cover(self, window: Window, height: int) -> None:
         """Add the columns that no window of this row has covered yet, with what the windows above them gave."""
+        columns = slice(self._right, window.x1)
         new = np.zeros((self._num_classes + 1, height, window.x1 - self._right), np.float32)
-        new[:, : self._below.shape[1]] = self._below[:, :, self._right : window.x1]
+        new[-1, : self._kept] = self._weight[: self._kept, columns]
+        np.multiply(self._mean[:, : self._kept, columns], new[-1, : self._kept], out=new[:-1, : self._kept])
         self._sums, self._right = np.concatenate([self._sums, new], axis=2), window.x1
