@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,22 +66,35 @@ def run(job: Config) -> None:
     output = Path(job["output"])
     root, images = find_images(job["input"], output)
     tasks = plan(root, images, output, job["outputs"], job["format"])
-    with open(job["checkpoint"], "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     predictor = load_predictor(job)  # before anything is written
-    settings = {"checkpoint": job["checkpoint"], "sha256": digest, **{key: job[key] for key in _CHANGING}}
-    open_record(output, settings, overwrite=job["overwrite"])
+    with open(job["checkpoint"], "rb") as file:
+        name = f"{Path(job['checkpoint']).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
+    open_record(output, {"checkpoint": name, **{key: job[key] for key in _CHANGING}}, overwrite=job["overwrite"])
     left = [task for task in tasks if job["overwrite"] or not task.done]
+    skipped = len(tasks) - len(left)
+    with ConsoleProgress(console, "predicting") as progress, bounded_cache():
+        total = sum(task.size for task in tasks)
+        progress.begin(total, total - sum(task.size for task in left))
+        failures = _predict_all(left, predictor, progress, console, skipped)
+    before = f", {skipped:,} were finished before" if skipped else ""
+    _tell(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
+    if failures:
+        raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
+
+
+def _predict_all(
+    tasks: Sequence[Task], predictor: Predictor, progress: ConsoleProgress, console: Console, skipped: int
+) -> list[str]:
+    """Predict image after image; returns why some could not be."""
     failures: list[str] = []
-    with collected_signals() as stopped, ConsoleProgress(console, "predicting") as progress, bounded_cache():
-        progress.begin(sum(task.size for task in tasks), sum(task.size for task in tasks) - sum(t.size for t in left))
-        for number, task in enumerate(left):
+    with collected_signals() as stopped:
+        for number, task in enumerate(tasks):
             try:
                 notes = predict_image(task, predictor, _Advance(task, progress.advance, stopped))
             except _Stopped as stop:
-                finished = len(tasks) - len(left) + number - len(failures)
                 raise JobStopped(
-                    f"stopped after {finished:,} of {len(tasks):,} images; the same command goes on from there",
+                    f"stopped after {skipped + number - len(failures):,} of {skipped + len(tasks):,} images; the same "
+                    "command goes on from there",
                     128 + stopped[0],
                 ) from stop
             except WriteError:
@@ -90,12 +103,12 @@ def run(job: Config) -> None:
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
             for note in notes:
-                console.print(note, highlight=False, markup=False, soft_wrap=True)
-    done, skipped = len(left) - len(failures), len(tasks) - len(left)
-    before = f", {skipped:,} were finished before" if skipped else ""
-    console.print(f"{done:,} images predicted into {output}{before}", highlight=False, markup=False, soft_wrap=True)
-    if failures:
-        raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
+                _tell(console, note)
+    return failures
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:
@@ -142,21 +155,28 @@ def load_predictor(job: Config) -> Predictor:
     """
     from pfseg.build import build_model
     from pfseg.engine import state
-    from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.engine.checkpoint import SECTIONS, load_checkpoint, load_meta
     from pfseg.engine.deploy import as_function
     from pfseg.engine.fold import fold_batchnorm
 
     path = Path(job["checkpoint"])
-    arrays, meta = load_checkpoint(path)
-    model_config, data = meta["config"]["model"], meta["config"]["dataset"]
+    stored = load_meta(path)["config"]
+    try:
+        model_config, data = stored["model"], stored["dataset"]
+        classes = parse_classes(data["classes"])
+        normalise = Normalise(data["mean"], data["std"])
+        factor, size = data["resolution"], data["eval_size"] or data["crop_size"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} doesn't say how it was trained ({error} is missing in it); use another"
+        ) from error
     if not job["trust"]:
         _refuse_foreign(path, model_config)
-    classes = parse_classes(data["classes"])
+    arrays, _ = load_checkpoint(path)
     model = build_model(model_config, len(classes))
     state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     fold_batchnorm(model)
-    factor = data["resolution"]
-    window = job["window"] or [round(side / factor) for side in data["eval_size"] or data["crop_size"]]
+    window = job["window"] or [round(side / factor) for side in size]
     inference = Inference(
         as_function(model),
         num_classes=len(classes),
@@ -170,7 +190,6 @@ def load_predictor(job: Config) -> Predictor:
     )
     reading = {key: job[key] if job[key] is not None else data.get(key) for key in ("bands", "stretch")}
     resize = tuple(job["resize"]) if job["resize"] else None
-    normalise = Normalise(data["mean"], data["std"])
     return Predictor(inference, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
 
 

@@ -27,6 +27,7 @@ from tiny_network import CLASSES, make_checkpoint
 
 from pfseg.config import check, compose
 from pfseg.data.patches.files import WriteError
+from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.errors import CheckpointError, ConfigError, DataError
 from pfseg.predict import run
 
@@ -333,6 +334,9 @@ def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
     with pytest.raises(CheckpointError, match=r"wants to run tiny_network.Colour, .* refused, .*; add trust=true if"):
         predict("trust=false")
+    save_checkpoint(tmp_path / "bare.safetensors", {}, {"config": {"model": {}, "dataset": {"classes": CLASSES}}})
+    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \('mean' is missing"):
+        predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(
         ConfigError, match=r"weights.pth is no .safetensors file: .*; python -m pfseg.convert makes one"
@@ -381,7 +385,6 @@ def test_the_challenge(tmp_path):
     """PNGs of 0 and 255 of the image's size, by the command of the challenge and a network of our own."""
     from pfseg.build import build_model
     from pfseg.engine import state
-    from pfseg.engine.checkpoint import save_checkpoint
 
     root = DATA / "gaofen_like" / "sar"
     settings = ["dataset=gaofen_sar", f"dataset.root={root}", "model=pfnet_r18", "model.fpn_dim=32"]
