@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from pfseg import create_model
+from pfseg.config import check, compose
 from pfseg.engine.cost import clock, count
 from pfseg.engine.fold import fold_batchnorm
+from pfseg.errors import ConfigError
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.profile import profile
 from pfseg.runtime import jt
 
 
@@ -57,3 +62,13 @@ def test_every_stage_is_timed():
     clock(model, (2, 3, 64, 64), stages, whole, 1)
     assert all(stage.seconds > 0 for stage in [*stages, whole])
     assert not any("execute" in vars(module) for module in model.modules())
+
+
+def test_the_command(capsys):
+    profile(check(compose("profile", ["model=pfnet_r18", "size=[64,96]", "batch_size=2", "rounds=1"])))
+    told = capsys.readouterr().out
+    assert "pfnet_r18, 16 classes, 96x64 px, 2 at a time" in told
+    assert re.search(r"all +18\.38 M +1\.7 +\d+ +\d+", told)
+    assert re.search(r"images/s, peak memory \d\.\d\d GiB, 38 BatchNorms folded into convolutions", told)
+    with pytest.raises(ConfigError, match=r"rounds=0: expected a whole number of at least 1"):
+        check(compose("profile", ["rounds=0"]))
