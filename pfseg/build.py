@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -93,18 +94,12 @@ def _output_dir() -> Path:
 
 def _drive(config: Config, folder: Path) -> Config:
     console = RunConsole(folder)
-    sinks: list[Sink] = [console]
     console.show_config(config)
-    wandb = None
-    if config["logger"]["name"] == "wandb":
-        from pfseg.tracking.wandb import WandbLogger
-
-        hydra = HydraConfig.get()
-        group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
-        wandb = WandbLogger(folder, config, console, group=group)
-        sinks.append(wandb)
+    sinks: list[Sink] = [console]
     code = 1
     try:
+        for make in _loggers(config["logger"]):
+            sinks.append(make(folder, config, console))
         result = run_job(folder, config, sinks=sinks)
         code = 0
         return result
@@ -112,9 +107,21 @@ def _drive(config: Config, folder: Path) -> Config:
         code = error.exit_code
         raise
     finally:
-        if wandb:
-            wandb.finish(code)
-        console.close()
+        for sink in reversed(sinks):
+            sink.finish(code)
+
+
+def _loggers(chosen: Config) -> Iterator[Callable[[Path, Config, Sink], Sink]]:
+    """Makers of the chosen loggers; each package is imported only where it is asked for."""
+    if "tensorboard" in chosen:
+        from pfseg.tracking.tensorboard import TensorBoardLogger
+
+        yield TensorBoardLogger
+    if "wandb" in chosen:
+        from pfseg.tracking.wandb import WandbLogger
+
+        hydra = HydraConfig.get()
+        yield partial(WandbLogger, group=hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None)
 
 
 # In every rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +127,14 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         bounds = config[group].get(key)
         if bounds is not None and (bounds[0] > bounds[1] or (key == "scale_range" and bounds[0] <= 0)):
             raise ConfigError(f"{group}.{key}={bounds}: expected [low, high], both above 0 and in this order")
+
+
+def check_loggers(loggers: Mapping[str, Any]) -> None:
+    """Refuse a logger whose package is not installed."""
+    if "tensorboard" in loggers and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg[tensorboard]'"
+        )
 
 
 def check_preparation(config: dict[str, Any]) -> None:

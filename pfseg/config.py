@@ -31,6 +31,7 @@ from pfseg.checks import (
     check_evaluation,
     check_initial,
     check_lengths,
+    check_loggers,
     check_prediction,
     check_preparation,
     check_preview,
@@ -93,7 +94,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | N
     try:
         with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
             return hydra_compose(config_name, overrides=[*extra, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to null
         raise _explain(error, config_name, overrides) from error
     finally:
         GlobalHydra.instance().hydra = running
@@ -157,6 +158,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_evaluation(config, {path: load_meta(Path(path))["config"] for path in found})
     if (root := config["dataset"]["root"]) is not None:
         config["dataset"]["root"] = str(existing("dataset.root", root, "the folder of the data set", folder=True))
+    check_loggers(config["logger"])
     config["ranks"] = plan_ranks(config)[0]
     if config["launch"]["name"] == "inline" and config["ranks"] != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={config['ranks']}: add ranks=1 or use launch=mpi")
@@ -315,13 +317,18 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Co
             f"cannot read `{error.override}` ({_first_line(error)}): expected key=value, such as optimizer.lr=0.01; "
             "put a value with special characters in two pairs of quotes: 'name=\"a=b\"'"
         )
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        near = difflib.get_close_matches(name, error.options, n=1, cutoff=0.4)
+        options = error.options or sorted(
+            path.stem for path in (config_dir() / group).glob("*.yaml")
+        )  # of a list: none
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
-        return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(error.options)}")
+        return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(options)}")
     if match := re.search(r"(?:Could not (?:override|delete)[^']*|config group )'([^'@]+)'", text):
         return _explain_key(match[1], config_name, overrides)
+    if text.startswith("Config group override must be"):
+        return ConfigError("a group of settings cannot be null: choose one of its files, such as logger=none")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return ConfigError(f"`{match[1]}` exists already: leave out the + before it")
     cause = f": {_first_line(error.__cause__)}" if error.__cause__ else ""

@@ -1,7 +1,8 @@
 """Schemas of the configuration: one dataclass per group of conf/.
 
-The YAML files hold every default, so the dataclasses have none: they say which keys a group has, of which type and
-in which range. What each key means is said beside its default in the YAML file that the docstring names.
+The YAML files hold every default, so the dataclasses have none, but for groups that may be left out: they say which
+keys a group has, of which type and in which range. What each key means is said beside its default in the YAML file
+that the docstring names.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Trainer:
     workers: Literal["auto"] | Natural
     save_every: Count | None
     max_time: Positive | None  # minutes
+    log_grad_norm: bool
 
 
 @dataclass
@@ -280,13 +282,26 @@ class Augment(Target):
 
 @dataclass
 class Wandb:
-    """Weights & Biases."""
+    """Weights & Biases; see conf/logger/wandb.yaml for each key."""
 
-    name: str
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline"]
     tags: list[str]
+    checkpoints: list[Literal["last", "best"]]
+
+
+@dataclass
+class TensorBoard:
+    """TensorBoard files."""
+
+
+@dataclass
+class Loggers:
+    """Where a run is shown besides the terminal and its own files: any of these, or none."""
+
+    wandb: Wandb = None  # type: ignore[assignment]
+    tensorboard: TensorBoard = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -296,7 +311,6 @@ class Named:
     name: str
 
 
-_LOGGER = Kinds("name", {"wandb": Wandb, "none": Named})
 _LAUNCH = Kinds("name", {"mpi": Named, "inline": Named})
 
 
@@ -327,7 +341,7 @@ class Train:
         Schedule, Kinds("name", {"poly": Poly, "scl_poly": SclPoly, "cosine": Cosine, "constant": Schedule})
     ]
     augment: Annotated[Target, Kinds("_target_", {"pfseg.data.transforms.Augment": Augment}, Target)]
-    logger: Annotated[Wandb | Named, _LOGGER]
+    logger: Loggers
     launch: Annotated[Named, _LAUNCH]
 
 
@@ -358,5 +372,5 @@ class Evaluate:
     ranks: Literal["auto"] | Count
     seed: Annotated[int, Limit(least=0, below=2**31)]
     dataset: DataRoot
-    logger: Annotated[Wandb | Named, _LOGGER]
+    logger: Loggers
     launch: Annotated[Named, _LAUNCH]

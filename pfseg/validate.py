@@ -158,10 +158,11 @@ def _validate_fields(
         for name in value:
             if name not in hints:
                 raise unknown_key(f"{prefix}{name}", hints, note)
+    optional = {field.name for field in dataclasses.fields(schema) if field.default is not dataclasses.MISSING}
     for name in hints:
-        if name not in value:
+        if name not in value and name not in optional:
             raise ConfigError(f"{prefix}{name} is missing: add it to the YAML file of `{key or 'the job'}`")
-    checked = {name: validate(value[name], hint, f"{prefix}{name}") for name, hint in hints.items()}
+    checked = {name: validate(value[name], hint, f"{prefix}{name}") for name, hint in hints.items() if name in value}
     return {name: checked.get(name, value[name]) for name in value}  # in the order of the YAML
 
 

@@ -26,12 +26,12 @@ from pfseg.data.loader import TrainLoader
 from pfseg.engine import state
 from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.engine.evaluator import Evaluator
+from pfseg.engine.telemetry import gradient_norms, memory_mib, save_samples
 from pfseg.errors import JobError
 from pfseg.metrics import scores
 from pfseg.models.batchnorm import BatchNorm2d
 from pfseg.models.ops import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
-from pfseg.tracking.panels import save_panels
 from pfseg.tracking.records import RecordWriter
 
 Var = Any  # jittor.Var, which ships no types
@@ -55,6 +55,7 @@ class Plan:
     early_stop: int | None = None
     save_every: int | None = None
     max_time: float | None = None  # minutes
+    log_grad_norm: bool = False
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
@@ -126,6 +127,7 @@ class Trainer:
         self._seconds = 0.0
         self._started = time.monotonic()
         self._scores: dict[str, float] = {}
+        self._norms: tuple[list[str], Var] = ([], np.zeros(0))
         self._faults = 0
 
     @property
@@ -191,7 +193,7 @@ class Trainer:
             names, values = self._train_step(step, batches)
             pending.append((step, names, values))
             self.progress.step += 1
-            due = self.progress.step % self.plan.log_every == 0 or self.progress.step == last_step
+            due = self._log_due(step)
             saving = self.plan.save_every and self.progress.step % self.plan.save_every == 0
             # On a GPU the terms are read only where they are needed, so that the device never waits for Python.
             if due or saving or not jt.flags.use_cuda:
@@ -222,6 +224,8 @@ class Trainer:
             terms = self.loss(self.model(inputs["image"]), inputs)
             self.optimizer.backward(sum(terms.values()) * share)
             summed = {key: summed[key] + value * share if summed else value * share for key, value in terms.items()}
+        if self.plan.log_grad_norm and self._log_due(step):
+            self._norms = gradient_norms(self.model, self.optimizer)
         if self.plan.clip_grad:
             self.optimizer.clip_grad_norm(self.plan.clip_grad)
         self.optimizer.n_step = step + 1  # Adam's bias correction counts updates, not backward passes
@@ -251,11 +255,17 @@ class Trainer:
                 )
         return terms
 
+    def _log_due(self, step: int) -> bool:
+        """Whether the update of this step (from 0) is logged: every `log_every`-th, and the last of an epoch."""
+        done = step + 1
+        return done % self.plan.log_every == 0 or done % self.steps_per_epoch == 0 or done == self.total_steps
+
     def _log_step(self, step: int, terms: dict[str, float]) -> None:
         speed = self._images / max(self._seconds, 1e-9)
         per_step = self.loader.batch_size * self.plan.accumulate * world_size()
         row = {f"train/{name}": value for name, value in terms.items()}
-        memory = {"data/worker_mib": self.loader.worker_mib} if self.loader.worker_mib else {}
+        loading = {"data/worker_mib": self.loader.worker_mib} if self.loader.worker_mib else {}
+        norms = dict(zip(self._norms[0], self._norms[1].tolist(), strict=True))
         self._record(
             "train",
             **{"train/loss": sum(terms.values()), **row},
@@ -264,7 +274,8 @@ class Trainer:
                 "train/images_per_s": speed,
                 "train/eta_s": (self.total_steps - step - 1) * per_step / max(speed, 1e-9),
             },
-            **memory,
+            **{f"train/{name}": value for name, value in (norms | memory_mib()).items()},
+            **loading,
         )
         self._images, self._seconds = 0, 0.0
 
@@ -291,16 +302,16 @@ class Trainer:
         self.progress.validations_since_best = 0 if best else self.progress.validations_since_best + 1
         if best:
             self.progress.best_miou, self.progress.best_step = miou, step
-        panels = f"samples/step_{step:06d}.png" if found.panels else None
-        if panels and rank() == 0:
-            save_panels(self.folder / panels, found.panels, self.classes)
+        pictures: dict[str, Any] = {}
+        if found.panels and rank() == 0:
+            pictures = save_samples(self.folder, step, found.panels, self.classes, self.model, self.evaluator)
         if best:
             self._save("best", state.export(self.model))
         if raw:
             if self.average:
                 self.average.load(state.export(self.model))  # with the statistics as re-estimated
             state.load_model(self.model, raw, "the weights before averaging")
-        self._record("val", **{f"val/{key}": value for key, value in self._scores.items()}, best=best, panels=panels)
+        self._record("val", **{f"val/{key}": value for key, value in self._scores.items()}, best=best, **pictures)
         self._record("confusion", confusion=found.confusion.tolist())
 
     def _validating(self, done: int, total: int) -> None:

@@ -28,7 +28,7 @@ _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": "
 
 
 class RunConsole(Sink):
-    """Shows a run as it goes on; `close` leaves the terminal in order.
+    """Shows a run as it goes on; `finish` leaves the terminal in order.
 
     Args:
         folder: the run folder, shown at the start; sample panels are named by their place in it.
@@ -81,7 +81,7 @@ class RunConsole(Sink):
         style = {"warning": "yellow", "error": "red"}.get(level, "")
         self._line(text if level == "info" else f"{level}: {text}", style)
 
-    def close(self) -> None:
+    def finish(self, exit_code: int = 0) -> None:
         """End the live display; a second call does nothing."""
         if self._progress is not None:
             self._progress.stop()
@@ -142,7 +142,7 @@ class RunConsole(Sink):
             self._line(f"samples: {shown(self.folder / path) if self.folder else path}", "dim")
 
     def _on_end(self, row: dict[str, Any]) -> None:
-        self.close()
+        self.finish()
         status = {"done": "finished", "early_stop": "stopped early: no better mIoU"}.get(row["status"], row["status"])
         self._line(f"{status} at step {row['step']} after {self._elapsed()}", "bold")
 

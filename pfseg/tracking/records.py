@@ -34,6 +34,9 @@ class Sink:
     def message(self, text: str, level: str = "info") -> None:
         """Take a text for the user; `level` is info, warning or error."""
 
+    def finish(self, exit_code: int = 0) -> None:
+        """Hear that the job has ended, with what exit code; nothing comes after it."""
+
 
 def shown(path: str | Path) -> str:
     """Spell a path for the user: below the working folder as seen from there."""

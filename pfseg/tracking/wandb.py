@@ -5,6 +5,7 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import Sink, shown, write_atomic
+from pfseg.tracking.records import Sink, read_records, shown, write_atomic
+from pfseg.tracking.wandb_media import class_scores, confusion_chart, sample_pictures
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
 _MODES = ("auto", "online", "offline", "disabled")
-_TABLE = ("IoU", "precision", "recall", "F1")
+_START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
 
 class WandbLogger(Sink):
@@ -27,13 +29,14 @@ class WandbLogger(Sink):
 
     Args:
         folder: the run folder; W&B's files go to `wandb/` in it.
-        config: the resolved configuration; `logger` holds `project`, `entity`, `tags` and `mode`: `offline`, `online`
-            (a missing key is an error), or `auto` (offline without a key; the variable WANDB_MODE is heeded).
+        config: the resolved configuration; `logger.wandb` holds `project`, `entity`, `tags`, `mode` (`offline`,
+            `online`, or `auto`: offline without a key, and the variable WANDB_MODE is heeded), and `checkpoints`: those
+            of `last` and `best` that become artifacts.
         console: told in one message where the run can be seen, or why it is offline.
         group: runs of one sweep share it.
 
     Raises:
-        ConfigError: `logger.mode` is unknown, or `online` and no API key is known.
+        ConfigError: `logger.wandb.mode` is unknown, or `online` and no API key is known.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], console: Sink, *, group: str | None = None) -> None:
@@ -41,19 +44,23 @@ class WandbLogger(Sink):
         import wandb
 
         self.folder, self._wandb, self._console = folder, wandb, console
-        mode = config["logger"]["mode"]
+        self._edge = (config.get("dataset") or {}).get("edge")
+        self._names: list[str] = []
+        options = config["logger"]["wandb"]
+        self._checkpoints = options["checkpoints"]
+        mode = options["mode"]
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
         if mode not in _MODES:
-            raise ConfigError(f"logger.mode={mode!r} is not one of {', '.join(_MODES)} (config: logger.mode)")
+            raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
         settings = wandb.Settings(silent=True)
         wandb.setup(settings)  # before anything else of W&B, which would print
-        reason = f"logger.mode={mode}"
+        reason = f"logger.wandb.mode={mode}"
         if mode in ("auto", "online") and not _has_key():
             if mode == "online":
                 raise ConfigError(
-                    "logger.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
-                    "or use logger.mode=auto"
+                    "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
+                    "or use logger.wandb.mode=auto"
                 )
             mode, reason = "offline", "no API key, see `wandb login`"
         arguments = {
@@ -62,9 +69,9 @@ class WandbLogger(Sink):
             "id": _run_id(folder),
             "resume": "allow",
             "name": f"{config.get('name', 'pfseg')} {folder.name}",
-            "project": config["logger"].get("project"),
-            "entity": config["logger"].get("entity"),
-            "tags": list(config["logger"].get("tags") or []),
+            "project": options["project"],
+            "entity": options["entity"],
+            "tags": options["tags"],
             "group": group,
             "job_type": config.get("job"),
             "reinit": "create_new",
@@ -87,22 +94,51 @@ class WandbLogger(Sink):
         self._run.define_metric("epoch")
         self._run.define_metric("val/*", step_metric="epoch")
         self._run.define_metric("val/mIoU", step_metric="epoch", summary="max")
+        earlier = [row.get("val/mIoU") for row in read_records(folder / "metrics.jsonl")]
+        self._best = max((value for value in earlier if value is not None), default=None)
 
     def record(self, row: dict[str, Any]) -> None:
         """Log a training or validation row; the end's status goes into the summary."""
-        event = row["event"]
-        if event == "end":
-            self._run.summary["status"] = row["status"]
-        if event not in ("train", "val"):
-            return
-        shown = (f"{event}/", "data/")
-        values = {key: value for key, value in row.items() if key.startswith(shown) and value is not None}
-        values["epoch"] = row["epoch"] + 1
-        if event == "val":
-            values["val/classes"] = self._class_table(row)
-            if row.get("panels"):
-                values["val/samples"] = self._wandb.Image(str(self.folder / row["panels"]))
+        handler = getattr(self, f"_on_{row['event']}", None)
+        if handler is not None:
+            handler(row)
+
+    def _on_start(self, row: dict[str, Any]) -> None:
+        self._names = row.get("classes") or []
+        environment = self.folder / "environment.json"
+        found = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {}
+        found |= {key: row[key] for key in _START if key in row}
+        self._run.config.update({"environment": found}, allow_val_change=True)
+
+    def _on_train(self, row: dict[str, Any]) -> None:
+        self._run.log(_numbers(row, "train/", "data/"), step=row["step"])
+
+    def _on_val(self, row: dict[str, Any]) -> None:
+        values = _numbers(row, "val/") | class_scores(row)
+        if (miou := row.get("val/mIoU")) is not None:
+            self._best = miou if self._best is None else max(miou, self._best)
+            values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
+        if row.get("panels"):
+            values["val/samples"] = self._wandb.Image(str(self.folder / row["panels"]))
+        values |= sample_pictures(self.folder, row.get("samples") or [], self._names, self._edge)
         self._run.log(values, step=row["step"])
+        if row.get("best"):
+            self._upload("best", row["step"])
+
+    def _on_confusion(self, row: dict[str, Any]) -> None:
+        self._run.log(confusion_chart(row["confusion"], self._names), step=row["step"])
+
+    def _on_end(self, row: dict[str, Any]) -> None:
+        self._run.summary["status"] = row["status"]
+        self._upload("last", row["step"])
+
+    def _upload(self, name: str, step: int) -> None:
+        """Log a checkpoint as a version of the run's artifact; W&B takes a copy before this returns."""
+        file = self.folder / "checkpoints" / f"{name}.safetensors"
+        if name in self._checkpoints and file.exists():
+            artifact = self._wandb.Artifact(f"checkpoint-{self._run.id}", "model", metadata={"step": step})
+            artifact.add_file(str(file))
+            self._run.log_artifact(artifact, aliases=[name, f"step-{step}"])
 
     def finish(self, exit_code: int = 0) -> None:
         """Mark the run finished, failed if `exit_code` isn't 0; gives up an upload that takes too long."""
@@ -119,10 +155,11 @@ class WandbLogger(Sink):
             _end_service()
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
 
-    def _class_table(self, row: dict[str, Any]) -> Any:
-        names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
-        data = [[name, *(row.get(f"val/{column}/{name}") for column in _TABLE)] for name in names]
-        return self._wandb.Table(columns=["class", *_TABLE], data=data)
+
+def _numbers(row: dict[str, Any], *prefixes: str) -> dict[str, Any]:
+    """The values of a row that are to be logged; `epoch` counts from 1."""
+    values = {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
+    return values | {"epoch": row["epoch"] + 1}
 
 
 def _has_key() -> bool:
@@ -141,10 +178,14 @@ def _has_key() -> bool:
 
 
 def _run_id(folder: Path) -> str:
-    """Id of the folder's run, kept in the folder: it may be moved, or resumed on another host."""
+    """Id of the folder's run, kept in the folder: it may be moved, or resumed on another host.
+
+    The agent of a W&B sweep has chosen one already, by which it finds the run.
+    """
     file = folder / "wandb" / "run_id"
     if not file.exists():
-        write_atomic(file, uuid.uuid4().hex[:12])
+        chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_atomic(file, chosen or uuid.uuid4().hex[:12])
     return file.read_text().strip()
 
 

@@ -129,7 +129,7 @@ def test_missing_figures_do_no_harm(row: dict[str, Any]) -> None:
     for live in (False, True):
         console, _ = make(live=live)
         console.record(row)
-        console.close()
+        console.finish()
 
 
 def test_bars_on_a_terminal() -> None:
@@ -147,8 +147,8 @@ def test_bars_on_a_terminal() -> None:
     lines = [" ".join(line.replace("━", "").replace("╸", "").split()) for line in screen.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert "■ road" in file.getvalue()
     console.record({**TRAIN, "step": 11, "epoch": 2})
-    console.close()
-    console.close()
+    console.finish()
+    console.finish()
     assert lines[0].startswith("epoch 2/4") and "40 % loss 0.5000 lr 1.00e-02 3.2 images/s" in lines[0]
     assert lines[1].startswith("step 7/20") and "35 % left 1:01:40 since 0:00" in lines[1]
     assert lines[2].startswith("validating") and lines[2].endswith("50 %")

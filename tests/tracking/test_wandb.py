@@ -18,7 +18,8 @@ import pytest
 import wandb
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import Sink
+from pfseg.tracking.records import Sink, write_atomic
+from pfseg.tracking.samples import save_maps
 from pfseg.tracking.wandb import WandbLogger, _has_key
 
 
@@ -31,8 +32,11 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def config(mode: str = "auto") -> dict[str, Any]:
-    logger = {"name": "wandb", "project": "pfseg", "entity": None, "mode": mode, "tags": ["test"]}
-    return {"name": "tiny", "job": "train", "optimizer": {"lr": 0.1}, "logger": logger}
+    wandb = {"project": "pfseg", "entity": None, "mode": mode, "tags": ["test"], "checkpoints": ["last", "best"]}
+    edge = {"rule": "class", "thickness": 4}
+    return {
+        "name": "tiny", "job": "train", "optimizer": {"lr": 0.1}, "dataset": {"edge": edge}, "logger": {"wandb": wandb}
+    }  # fmt: skip
 
 
 class Said(Sink):
@@ -61,34 +65,67 @@ def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"] for record in records if record["type"] == "history"]
 
 
-def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path) -> None:
+def write_maps(folder: Path, step: int) -> list[dict[str, str]]:
+    image, mask = np.full((24, 32, 3), 90, np.uint8), np.zeros((24, 32), np.uint8)
+    mask[:12], mask[:, :4] = 1, 255
+    return save_maps(folder, step, [(image, mask, np.zeros_like(mask), "tile")], [np.full((16, 16), 200, np.uint8)])
+
+
+def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     console = Said()
     (tmp_path / "samples").mkdir()
     cv2.imwrite(str(tmp_path / "samples" / "step_000002.png"), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "environment.json").write_text('{"git": {"revision": "abc123", "dirty": false}}')
+    for name in ("last", "best"):
+        write_atomic(tmp_path / "checkpoints" / f"{name}.safetensors", name)
     logger = WandbLogger(tmp_path, config(), console, group="sweep")
-    logger.record({"event": "start", "step": 0, "epoch": 0})
+    logger.record({"event": "start", "step": 0, "epoch": 0, "ranks": 2, "classes": ["road", "roof"]})
     for step in (1, 2):
         logger.record(train_row(step))
     scores = {"val/mIoU": 50.0, "val/IoU/road": 40.0, "val/IoU/roof": None, "val/F1/road": 57.0}
-    logger.record({"event": "val", "step": 2, "epoch": 0, "panels": "samples/step_000002.png", **scores})
-    logger.record({"event": "end", "step": 2, "epoch": 0, "status": "stopped"})
+    scores |= {"val/boundary_IoU": 9.0, "val/boundary_IoU/road": 12.5, "val/boundary_IoU/roof": None}
+    pictures = {"panels": "samples/step_000002.png", "samples": write_maps(tmp_path, 2)}
+    logger.record({"event": "val", "step": 2, "epoch": 0, "best": True, **pictures, **scores})
+    logger.record({"event": "confusion", "step": 2, "epoch": 0, "confusion": [[5, 1], [2, 7]]})
+    logger.record({"event": "val", "step": 3, "epoch": 1, "best": False, "val/mIoU": 45.0})
+    logger.record({"event": "end", "step": 3, "epoch": 1, "status": "stopped"})
     logger.finish(exit_code=7)
     (text,) = console.texts
     assert text.startswith("W&B offline (no API key, see `wandb login`); upload it later with: wandb sync ")
     (records,) = read_back(tmp_path)
-    first, second = (row["item"] for row in history(records))
+    first, second, third = (row["item"] for row in history(records))
     assert (first["_step"], first["epoch"], first["train/loss"]) == (1, 1, 1.0) and "train/lr" not in first
     assert (second["_step"], second["train/loss"], second["val/mIoU"], second["val/IoU/road"]) == (2, 0.5, 50, 40)
-    assert "val/IoU/roof" not in second and second["val/classes.nrows"] == 2
-    media = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
-    assert (media / second["val/samples.path"]).exists() and (media / second["val/classes.path"]).exists()
+    assert "val/IoU/roof" not in second
+    assert (third["val/mIoU"], third["best/mIoU"]) == (45, 50)
+
+    files = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
+    table = json.loads((files / second["val/classes.path"]).read_text())
+    assert table["columns"] == ["class", "IoU", "precision", "recall", "F1", "boundary_IoU"]
+    assert table["data"] == [["road", 40, None, None, 57, 12.5], ["roof", None, None, None, None, None]]
+    bars = json.loads((files / second["val/IoU_bars_table.path"]).read_text())
+    assert bars["data"] == [["road", 40], ["roof", 0]]
+    confusion = json.loads((files / second["val/confusion_table.path"]).read_text())
+    assert confusion["data"] == [["road", "road", 5], ["road", "roof", 1], ["roof", "road", 2], ["roof", "roof", 7]]
+    assert (files / second["val/samples.path"]).exists()
+    media = files / "media" / "images"
+    assert [len(list((media / "val").glob(f"{name}_2_*"))) for name in ("masks", "boundaries", "edges")] == [1, 1, 1]
+    masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (media / "mask" / "val").glob("masks_2_*")]
+    assert sorted(np.unique(mask).tolist() for mask in masks) == [[0], [0, 1, 255]]
+
     updates = [record["summary"]["update"] for record in records if record["type"] == "summary"]
     assert {"max": 50} in [update.get("val/mIoU") for update in updates]
     assert "stopped" in [update.get("status") for update in updates]
     run = next(record["run"] for record in records if record["type"] == "run")
     assert (run["project"], run["job_type"], run["run_group"], run["tags"]) == ("pfseg", "train", "sweep", ["test"])
     assert run["config"]["update"]["optimizer"] == {"lr": 0.1}
+    settings = [record["config"]["update"] for record in records if record["type"] == "config"]
+    assert {"git": {"revision": "abc123", "dirty": False}, "ranks": 2} in [row.get("environment") for row in settings]
     assert next(record["exit"] for record in records if record["type"] == "exit")["exit_code"] == 7
+    uploads = [record["artifact"] for record in records if record["type"] == "artifact"]
+    aliases = [set(upload["aliases"]) - {"latest"} for upload in uploads if upload["type"] == "model"]
+    assert aliases == [{"best", "step-2"}, {"last", "step-3"}]
 
 
 def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
@@ -113,8 +150,8 @@ def test_no_route_ends_offline_within_20_seconds(tmp_path: Path, monkeypatch: py
             def message(self, text, level="info"):
                 print(text, flush=True)
         wandb.INIT_SECONDS = 1.0
-        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "online", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
+        options = {"project": "p", "entity": None, "mode": "online", "tags": [], "checkpoints": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.finish(0)
     """
@@ -138,8 +175,8 @@ def test_a_stuck_service_does_not_hold_the_end(tmp_path: Path) -> None:
             def message(self, text, level="info"):
                 print(text, flush=True)
         wandb.FINISH_SECONDS = 1.0
-        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
+        options = {"project": "p", "entity": None, "mode": "offline", "tags": [], "checkpoints": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
         for stat in Path("/proc").glob("[0-9]*/stat"):
             name, parent = stat.read_text().rpartition(")")[::2]
             if int(parent.split()[1]) == os.getpid():
@@ -161,8 +198,8 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
         class Said(Sink):
             def message(self, text, level="info"):
                 print(text, flush=True)
-        logger = {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "tags": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": logger}, Said())
+        options = {"project": "p", "entity": None, "mode": "offline", "tags": [], "checkpoints": []}
+        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.record({"event": "train", "step": 2, "epoch": 0, "train/loss": 1.0})
         time.sleep(2)
@@ -179,7 +216,9 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
 
 
 def test_online_without_a_key_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^logger\.mode=online needs a W&B key, none is known; run `wandb login`"):
+    with pytest.raises(
+        ConfigError, match=r"^logger\.wandb\.mode=online needs a W&B key, none is known; run `wandb login`"
+    ):
         WandbLogger(tmp_path, config("online"), Said())
 
 
@@ -192,7 +231,5 @@ def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
 
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^logger\.mode='of' is not one of auto, online, offline, disabled \(config: "
-    ):
+    with pytest.raises(ConfigError, match=r"^logger\.wandb\.mode='of' is not one of auto, online, offline, disabled$"):
         WandbLogger(tmp_path, config("of"), Said())

@@ -1,0 +1,117 @@
+"""Maps of the validation samples as files, for loggers that overlay them, and pictures made of them.
+
+Rank 0 writes `samples/0_image.jpg` and `0_mask.png` once and `samples/step_000123_0_pred.png`, `..._edge.png` with each
+validation; the driver reads them. Label maps are images of ids, 255 without a class.
+
+Shapes: image (H, W, 3) uint8 RGB; label maps (H, W) uint8; edge map (h, w) uint8, h <= H, w <= W, of the upper left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pfseg.data.edges import edge_map
+from pfseg.tracking.records import write_atomic
+
+LARGEST = 1024  # pixels of the longer side; larger images are scaled down
+_BOTH, _MISSED, _FALSE = (46, 160, 67), (255, 140, 0), (40, 110, 255)  # RGB: found, only in the truth, only predicted
+_GAP = 8
+
+
+@dataclass
+class Sample:
+    """One validation sample, read back.
+
+    Attributes:
+        name: of the image.
+        image: (H, W, 3).
+        mask: (H, W), the truth.
+        pred: (H, W), predicted.
+        edge: (h, w), probability of an edge in 0..255; None where there is none.
+    """
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+    pred: np.ndarray
+    edge: np.ndarray | None
+
+
+def save_maps(
+    folder: Path,
+    step: int,
+    panels: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
+    edges: Sequence[np.ndarray | None],
+) -> list[dict[str, str]]:
+    """Write the maps of one validation.
+
+    Args:
+        folder: the run folder.
+        step: of the run.
+        panels: image, mask, prediction and name of each sample, the same samples at every step.
+        edges: edge map of each.
+
+    Returns:
+        For each sample its `name` and its files below `folder`: `image`, `mask`, `pred`, and `edge` where there is one.
+
+    Raises:
+        JobError: a file can't be written.
+    """
+    rows = []
+    for index, ((image, mask, pred, name), edge) in enumerate(zip(panels, edges, strict=True)):
+        fixed, now = f"samples/{index}", f"samples/step_{step:06d}_{index}"
+        row = {"name": name, "image": f"{fixed}_image.jpg", "mask": f"{fixed}_mask.png", "pred": f"{now}_pred.png"}
+        scale = min(1.0, LARGEST / max(mask.shape))
+        if not (folder / row["mask"]).exists():
+            _write(folder / row["image"], image[..., ::-1], scale, cv2.INTER_AREA)
+            _write(folder / row["mask"], mask, scale, cv2.INTER_NEAREST)
+        _write(folder / row["pred"], pred, scale, cv2.INTER_NEAREST)
+        if edge is not None:
+            row["edge"] = f"{now}_edge.png"
+            _write(folder / row["edge"], edge, scale, cv2.INTER_AREA)
+        rows.append(row)
+    return rows
+
+
+def read_maps(folder: Path, rows: Sequence[dict[str, str]]) -> list[Sample]:
+    """Read what `save_maps` wrote; samples whose files have gone are left out."""
+    samples = []
+    for row in rows:
+        maps = {key: cv2.imread(str(folder / row[key]), cv2.IMREAD_UNCHANGED) for key in row if key != "name"}
+        if all(maps.get(key) is not None for key in ("image", "mask", "pred")):
+            image = np.ascontiguousarray(maps["image"][..., ::-1])
+            samples.append(Sample(row["name"], image, maps["mask"], maps["pred"], maps.get("edge")))
+    return samples
+
+
+def boundary_picture(sample: Sample) -> np.ndarray:
+    """(H, W, 3) RGB: the image pale, on it class boundaries: green found, orange missed, blue only predicted."""
+    truth, found = (edge_map(labels, thickness=2).astype(bool) for labels in (sample.mask, sample.pred))
+    picture = 255 - (255 - sample.image) // 3
+    picture[truth & ~found], picture[found & ~truth], picture[truth & found] = _MISSED, _FALSE, _BOTH
+    return picture
+
+
+def edge_picture(sample: Sample, rule: str, thickness: int) -> np.ndarray:
+    """(h, 2w + 8, 3) RGB: the predicted edge probability beside the edge label, of a sample with an edge map."""
+    assert sample.edge is not None
+    height, width = sample.edge.shape
+    label = 255 * edge_map(sample.mask, rule=rule, thickness=thickness)[:height, :width]
+    gap = np.full((height, _GAP, 3), _FALSE, np.uint8)
+    grey = (np.repeat(plane[..., None], 3, axis=2) for plane in (sample.edge, label))
+    return np.hstack([next(grey), gap, next(grey)])
+
+
+def _write(path: Path, pixels: np.ndarray, scale: float, interpolation: int) -> None:
+    if scale < 1.0:
+        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=interpolation)
+    options: list[Any] = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    written, content = cv2.imencode(path.suffix, pixels, options)
+    assert written
+    write_atomic(path, content.tobytes())

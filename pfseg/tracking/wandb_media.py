@@ -1,0 +1,77 @@
+"""Tables, charts and pictures of a validation for Weights & Biases, from rows of the records file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pfseg.tracking.samples import Sample, boundary_picture, edge_picture, read_maps
+
+_IGNORED = 255
+_COLUMNS = ("IoU", "precision", "recall", "F1")
+
+
+def class_scores(row: dict[str, Any]) -> dict[str, Any]:
+    """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
+    import wandb
+
+    names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
+    boundary = [key[4:] for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
+    columns = [*_COLUMNS, *boundary]
+    data = [[name, *(row.get(f"val/{column}/{name}") for column in columns)] for name in names]
+    bars = wandb.Table(columns=["class", "IoU"], data=[[name, row.get(f"val/IoU/{name}") or 0.0] for name in names])
+    return {
+        "val/classes": wandb.Table(columns=["class", *columns], data=data),
+        "val/IoU_bars": wandb.plot.bar(bars, "class", "IoU", title="IoU by class, %"),
+    }
+
+
+def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
+    """W&B's chart of a confusion matrix, [truth][prediction] in pixels."""
+    import wandb
+
+    data = [[truth, guess, confusion[i][j]] for i, truth in enumerate(names) for j, guess in enumerate(names)]
+    fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+    table = wandb.Table(columns=list(fields), data=data)
+    title = {"title": "Confusion, pixels"}
+    return {"val/confusion": wandb.plot_table("wandb/confusion_matrix/v1", table, fields, title)}
+
+
+def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequence[str], edge: Any) -> dict[str, Any]:
+    """Pictures of the validation samples.
+
+    Args:
+        folder: the run folder.
+        rows: as `pfseg.tracking.samples.save_maps` returned them.
+        names: of the classes.
+        edge: `rule` and `thickness` of the edge labels.
+
+    Returns:
+        `val/masks`: images under truth and prediction; `val/boundaries`; `val/edges` where the network finds edges.
+    """
+    import wandb
+
+    samples = read_maps(folder, rows)
+    labels = {**dict(enumerate(names)), _IGNORED: "ignored"}
+    pictures = {
+        "val/masks": [_overlay(sample, labels) for sample in samples],
+        "val/boundaries": [
+            wandb.Image(boundary_picture(sample), caption=f"{sample.name}: green found, orange missed, blue wrong")
+            for sample in samples
+        ],
+        "val/edges": [
+            wandb.Image(edge_picture(sample, edge["rule"], edge["thickness"]), caption=f"{sample.name}: found | label")
+            for sample in samples
+            if sample.edge is not None
+        ],
+    }
+    return {key: images for key, images in pictures.items() if images}
+
+
+def _overlay(sample: Sample, labels: dict[int, str]) -> Any:
+    import wandb
+
+    maps = {"ground_truth": sample.mask, "prediction": sample.pred}
+    masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
+    return wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg")
