@@ -29,8 +29,9 @@ from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.launch import run_job
+from pfseg.launch import JobStopped, run_job
 from pfseg.tracking.console import RunConsole
+from pfseg.tracking.optuna import TrialReporter
 from pfseg.tracking.records import RecordWriter, Sink, write_atomic
 from pfseg.validate import check_fits
 
@@ -98,9 +99,16 @@ def _drive(config: Config, folder: Path) -> Config:
     sinks: list[Sink] = [console]
     code = 1
     try:
+        trial = _trial(folder, config, console)
+        sinks += [trial] if trial else []
         for make in _loggers(config["logger"]):
             sinks.append(make(folder, config, console))
-        result = run_job(folder, config, sinks=sinks)
+        try:
+            result = run_job(folder, config, sinks=sinks)
+        except JobStopped:
+            if not (trial and trial.pruned):
+                raise
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         code = 0
         return result
     except PfsegError as error:
@@ -109,6 +117,18 @@ def _drive(config: Config, folder: Path) -> Config:
     finally:
         for sink in reversed(sinks):
             sink.finish(code)
+
+
+def _trial(folder: Path, config: Config, console: Sink) -> TrialReporter | None:
+    """The job's trial in an Optuna study, where it is part of one that cuts bad trials short."""
+    hydra = HydraConfig.get()
+    if not config.get("pruner"):
+        return None
+    if hydra.mode != RunMode.MULTIRUN or "optuna" not in hydra.sweeper._target_:
+        console.message("pruner has no effect here: it acts in an Optuna study, -m hparams_search=...", "warning")
+        return None
+    sweeper, pruner = hydra.sweeper, instantiate(config["pruner"])
+    return TrialReporter(folder, pruner, sweeper.storage, sweeper.study_name, list(hydra.overrides.task), console)
 
 
 def _loggers(chosen: Config) -> Iterator[Callable[[Path, Config, Sink], Sink]]:

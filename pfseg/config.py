@@ -344,7 +344,9 @@ def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> Config
         if not isinstance(node, DictConfig):
             return ConfigError(f"unknown key `{key}`: `{'.'.join(parts[:depth])}` is a value and has no keys below it")
         if part not in node:
-            groups = ["experiment", "debug"] if depth == 0 and "trainer" in node else []  # choices without a key
+            groups = (
+                ["experiment", "hparams_search", "debug"] if depth == 0 and "trainer" in node else []
+            )  # choices without a key
             return unknown_key(".".join(parts[: depth + 1]), [*map(str, node), *groups])
         node = node._get_node(part)
     return ConfigError(f"unknown key `{key}`: the settings chosen here don't have it")

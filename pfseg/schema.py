@@ -147,11 +147,11 @@ class PFNet(Model):
     """PFNet; see conf/model/pfnet_r50.yaml for each key."""
 
     variant: Literal["pytorch", "jittor"]
-    num_edge_points: Count
+    num_edge_points: Natural
     match_dim: Count
     fpn_dim: Count
     edge_pool: Count
-    salient_pool: Count
+    salient_pool: Natural
     pool_sizes: list[Count] | None
     dropout: Decay
     backbone: Annotated[
@@ -325,6 +325,7 @@ class Train:
     gpus: Literal["auto"] | Natural | list[Natural]
     ranks: Literal["auto"] | Count
     resume: str | None
+    pruner: Annotated[Target, Kinds("_target_", {}, Target)] | None
     trainer: Trainer
     dataset: Annotated[
         Dataset,

@@ -42,7 +42,7 @@ def make_run(
         },
         "model": {"name": model, "match_dim": 64 if model == "pfnet_r18" else 128, "backbone": {"depth": 18}},
         "loss": {"edge_weight": edge_weight}, "optimizer": {"name": "adamw", "lr": 0.001},
-        "logger": {"name": "none"}, "launch": {"name": "mpi"},
+        "logger": {}, "launch": {"name": "mpi"},
     }  # fmt: skip
     hydra = {"hydra": {"runtime": {"choices": {"model": model, "dataset": "dubai", "experiment": None}}}}
     _dump(folder / "resolved.yaml", config)

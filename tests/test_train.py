@@ -59,8 +59,8 @@ def known(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def numbers(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
-    """(event, step, values) of each training and validation row in order, without what the clock decides."""
-    clock = ("train/images_per_s", "train/eta_s")
+    """(event, step, values) of each training and validation row in order, without what clock and memory decide."""
+    clock = ("train/images_per_s", "train/eta_s", "train/rank_mib")
     return [
         (event, row["step"], known({key: row[key] for key in row if key.startswith(f"{event}/") and key not in clock}))
         for event in ("train", "val")

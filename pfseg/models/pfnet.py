@@ -113,11 +113,11 @@ class PFNet(jt.nn.Module):
         num_classes: K.
         variant: `pytorch` (official repository) or `jittor` (Jittor port): sizes and rule of the poolings. A
             checkpoint of one family loads into the other without complaint and scores badly.
-        num_edge_points: boundary points a level.
+        num_edge_points: boundary points a level; 0 leaves their flow out.
         match_dim: channels of the point matcher.
         fpn_dim: channels of the pyramid.
         edge_pool: side of the pooled certainty in the boundary branch.
-        salient_pool: side of the pooled certainty in the saliency branch.
+        salient_pool: side of the pooled certainty in the saliency branch; 0 leaves its flow out.
         pool_sizes: sizes of the pyramid pooling; None for the variant's.
         dropout: probability of the channel dropout behind the pyramid pooling.
 

@@ -37,9 +37,10 @@ class PointFlow(jt.nn.Module):
     Args:
         channels: channels of both maps.
         match_dim: channels that the matcher works in.
-        num_edge_points: boundary points, at most; capped at H*W.
+        num_edge_points: boundary points, at most; capped at H*W; 0 leaves the boundary flow out, not its edge map.
         edge_pool: cells a side of the average-pooled certainty that thins out the boundary branch.
-        salient_pool: cells a side of the max-pooled certainty; salient_pool**2 salient points.
+        salient_pool: cells a side of the max-pooled certainty; salient_pool**2 salient points; 0 leaves
+            the saliency flow out.
         pooling: rule of `ops.pooling_windows`.
     """
 
@@ -71,21 +72,22 @@ class PointFlow(jt.nn.Module):
 
         average = ops.resize(ops.adaptive_avg_pool(certainty, self.edge_pool, self.pooling), (height, width))
         edge = self.edge_final(coarse - coarse * average)
-        with jt.no_grad():
-            edge_points = ops.top_points(edge, self.num_edge_points)  # (N, P)
-        edge_coarse = ops.gather_points(coarse.reshape(n, c, -1), edge_points)
-        edge_fine = ops.sample_points(fine, (height, width), edge_points)
-
-        maximum, salient_points = ops.adaptive_max_pool(certainty, self.salient_pool, self.pooling)
-        weighted = coarse + ops.resize(maximum, (height, width)) * coarse
-        salient_coarse = ops.gather_points(weighted.reshape(n, c, -1), salient_points)
         flat = fine.reshape(n, c, h * w)
-        edge_target = _fine_indices(edge_points, (height, width), (h, w))
-        salient_target = _fine_indices(salient_points, (height, width), (h, w))
-        salient_fine = ops.gather_points(flat, salient_target)
-
-        flat = ops.scatter_points(flat, _flow(edge_coarse, edge_fine), edge_target)
-        flat = ops.scatter_points(flat, _flow(salient_coarse, salient_fine), salient_target)
+        flows = []
+        if self.num_edge_points:
+            with jt.no_grad():
+                points = ops.top_points(edge, self.num_edge_points)  # (N, P)
+            edge_coarse = ops.gather_points(coarse.reshape(n, c, -1), points)
+            edge_fine = ops.sample_points(fine, (height, width), points)
+            flows.append((_flow(edge_coarse, edge_fine), _fine_indices(points, (height, width), (h, w))))
+        if self.salient_pool:
+            maximum, points = ops.adaptive_max_pool(certainty, self.salient_pool, self.pooling)
+            weighted = coarse + ops.resize(maximum, (height, width)) * coarse
+            salient_coarse = ops.gather_points(weighted.reshape(n, c, -1), points)
+            target = _fine_indices(points, (height, width), (h, w))
+            flows.append((_flow(salient_coarse, ops.gather_points(flat, target)), target))
+        for values, target in flows:
+            flat = ops.scatter_points(flat, values, target)
         return flat.reshape(n, c, h, w), edge
 
 

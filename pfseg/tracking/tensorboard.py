@@ -35,10 +35,13 @@ class TensorBoardLogger(Sink):
             handler(row)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Write what is left; a second call does nothing."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:  # the training itself has ended well
+                self._console.message(f"TensorBoard's files lack their end: {error.strerror}", "warning")
 
     def _on_start(self, row: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter

@@ -9,6 +9,7 @@ from pfseg import SegOutput, create_model
 from pfseg.errors import CheckpointError, ConfigError
 from pfseg.models.batchnorm import BatchNorm2d
 from pfseg.models.pfnet import PFNet
+from pfseg.models.pointflow import PointFlow
 from pfseg.models.res2net import Res2Net
 from pfseg.models.resnet import ResNet
 from pfseg.runtime import jt
@@ -94,3 +95,15 @@ def test_pretrained_file_that_matches_nothing(tmp_path):
         CheckpointError, match=r"nothing in .*other.safetensors matches the backbone: expected keys such"
     ):
         create_model("pfnet_r18", num_classes=3, pretrained=tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(("edge_points", "salient_pool"), [(5, 0), (0, 3), (0, 0), (5, 3)])
+def test_either_branch_of_the_flow_can_be_left_out(edge_points: int, salient_pool: int):
+    rng = np.random.default_rng(0)
+    coarse, fine = (jt.array(rng.standard_normal((1, 4, side, side)).astype(np.float32)) for side in (6, 12))
+    flow = PointFlow(4, 2, edge_points, edge_pool=3, salient_pool=salient_pool, pooling="floor_ceil")
+    moved, edge = flow(coarse, fine)
+    assert tuple(edge.shape) == (1, 1, 6, 6)
+    changed = int((moved.numpy() != fine.numpy()).any(axis=1).sum())
+    most = edge_points + salient_pool**2
+    assert max(edge_points, salient_pool**2) <= changed <= most
