@@ -7,6 +7,7 @@ every rank and does the job. Nothing below this module receives a configuration:
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Iterator

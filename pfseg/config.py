@@ -257,6 +257,7 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     _register_resolver()
     hydra.version.setbase(_VERSION_BASE)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # Optuna 2.10 uses what SQLAlchemy 2 drops
     try:
         _run_hydra(args, parser, task, str(config_dir()), config_name)
     except (HydraException, OmegaConfBaseException) as error:

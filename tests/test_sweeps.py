@@ -6,17 +6,20 @@ import itertools
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
-from runs import ENVIRONMENT, ROOT, TINY, finished, start, stored
+from runs import ENVIRONMENT, ROOT, SCENES, TINY, configured, finished, start, stored
+from test_experiments import fake
 from tracking.test_wandb import read_back
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -25,13 +28,13 @@ from pfseg.config import main
 
 SWEEP = ROOT / "sweep"
 ONCE = ["trainer.max_epochs=1", "launch=inline"]
-TWO = {  # settings of a file that leave two trials
+TWO = {  # settings of a file that leave two trials, with sizes that other tests have compiled
     "grid": ["loss.edge_weight=1"],
     "seeds": ["seed=0,1"],
-    "ablation_branches": ["model.num_edge_points=0", "loss.edge_weight=1", "seed=0"],
-    "ablation_points": ["model.num_edge_points=8", "model.salient_pool=1,2", "seed=0"],
-    "ablation_sizes": ["model.match_dim=8", "model.edge_pool=3"],
-    "edge_weight_dubai": ["loss.edge_weight=1", "experiment=null", "trainer.max_steps=2"],
+    "ablation_branches": ["model.num_edge_points=128", "loss.edge_weight=1", "seed=0"],
+    "ablation_points": ["model.num_edge_points=128,256", "model.salient_pool=14", "seed=0"],
+    "ablation_sizes": ["model.match_dim=16", "model.edge_pool=9"],
+    "edge_weight_dubai": ["loss.edge_weight=1"],
 }
 
 
@@ -56,19 +59,22 @@ def test_every_file_is_tested():
 
 @pytest.mark.parametrize("name", TWO)
 def test_a_hydra_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    before, *words, after = shlex.split((SWEEP / f"{name}.sh").read_text(), comments=True)
+    before, *words, after = shlex.split((SWEEP / f"{name}.sh").read_text().replace("\\\n", " "), comments=True)
     assert (before, words[:3], after) == ("exec", ["python", "train.py", "-m"], "$@")
+    tiny = [*TINY, *ONCE, *TWO[name], f"hydra.sweep.dir={tmp_path}/jobs"]
+    if name == "edge_weight_dubai":
+        fake(tmp_path, configured("dataset=dubai", f"dataset.root={tmp_path}")["dataset"], 64)
+        tiny = [f"dataset.root={tmp_path}", *(setting for setting in tiny if setting not in SCENES)]
     if name == "seeds":  # the ends of the command as they are: in processes of their own
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        given = [*TINY, *ONCE, *TWO[name], f"hydra.sweep.dir={tmp_path}"]
         process = subprocess.Popen(
-            ["sh", str(SWEEP / "seeds.sh"), *given],
+            ["sh", str(SWEEP / "seeds.sh"), *tiny],
             env={**ENVIRONMENT, "PATH": path}, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         finished(process)
     else:
-        command(*words[2:], *TINY, *ONCE, *TWO[name], f"hydra.sweep.dir={tmp_path}", monkeypatch=monkeypatch)
-    first, second = settings(tmp_path)
+        command(*words[2:], *tiny, monkeypatch=monkeypatch)
+    first, second = settings(tmp_path / "jobs")
     different = {key for key in ("seed", "loss", "model", "optimizer") if first[key] != second[key]}
     assert len(different) == 1
 
@@ -97,10 +103,9 @@ def test_a_wandb_sweep(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sweep["metric"] == {"name": "best/mIoU", "goal": "maximize"}
     for number, point in enumerate(points(sweep)):
         arguments = create_sweep_command_args({"args": {key: {"value": value} for key, value in point.items()}})
-        line = create_sweep_command(sweep["command"])
-        place = line.index("${args_no_hyphens}")
-        line[place:] = arguments["args_no_hyphens"]
-        assert line[:3] == ["/usr/bin/env", "python", "train.py"] and "logger=wandb" in line
+        line = create_sweep_command(list(sweep["command"]))
+        assert line[:3] == ["${env}", "python", "train.py"] and line[-1] == "${args_no_hyphens}"
+        line[-1:] = arguments["args_no_hyphens"]
         run, folder = f"agent{number}", tmp_path / str(number)
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
         monkeypatch.setenv("WANDB_RUN_ID", run)
@@ -119,31 +124,37 @@ def test_a_wandb_sweep(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def study(folder: Path, *arguments: str) -> list[str]:
     tiny = [setting for setting in TINY if not setting.startswith("model.match_dim")]
     place = [f"hydra.sweeper.storage=sqlite:///{folder}/study.db", f"hydra.sweep.dir={folder}/jobs"]
-    space = ["optimizer.lr=choice(-1,0.001)", "loss.edge_weight=1.0", "model.num_edge_points=8", "model.match_dim=8"]
+    space = ["optimizer.lr=choice(-1,0.001)", "loss.edge_weight=1.0", "model.num_edge_points=128", "model.match_dim=16"]
     return ["-m", "hparams_search=pfnet_optuna", *tiny, *place, *space, *arguments]
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    if not (folder / "study.db").exists():
-        return []
+    return optuna.load_study(study_name="pfnet_optuna", storage=f"sqlite:///{folder}/study.db").trials
+
+
+def reported(folder: Path) -> bool:
+    """Whether a trial has told a score; the study may still be in the making."""
     try:
-        return optuna.load_study(study_name="pfnet_optuna", storage=f"sqlite:///{folder}/study.db").trials
-    except KeyError:  # still being made
-        return []
+        with closing(sqlite3.connect(f"file:{folder}/study.db?mode=ro", uri=True)) as database:
+            return database.execute("select count(*) from trial_intermediate_values").fetchone() > (0,)
+    except sqlite3.OperationalError:
+        return False
 
 
 def test_an_optuna_study_is_killed_continued_and_prunes(tmp_path: Path):
-    # The sampler's seed gives a learning rate that is refused, then a good one.
-    first = start("train.py", *study(tmp_path, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=9"))
+    # The sampler's seed gives a learning rate that is refused twice, then a good one.
+    first = start("train.py", *study(tmp_path, "hydra.sweeper.sampler.seed=6", "hydra.sweeper.n_trials=9"))
     try:
-        while not any(trial.intermediate_values for trial in trials(tmp_path)):
+        while not reported(tmp_path):
             assert first.poll() is None, first.communicate()
             time.sleep(0.2)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     *failed, killed = trials(tmp_path)
-    assert failed and all(trial.state.name == "FAIL" and trial.params == {"optimizer.lr": -1} for trial in failed)
+    assert len(failed) == 2 and all(
+        trial.state.name == "FAIL" and trial.params == {"optimizer.lr": -1} for trial in failed
+    )
     assert killed.state.name == "RUNNING" and killed.params == {"optimizer.lr": 0.001}
     assert Path(killed.user_attrs["folder"]).is_relative_to(tmp_path / "jobs")
 

@@ -5,10 +5,14 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import ssl
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +22,7 @@ from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink, read_records, shown, write_atomic
 from pfseg.tracking.wandb_media import class_scores, confusion_chart, sample_pictures
 
+PROBE_SECONDS = 5.0
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
 _MODES = ("auto", "online", "offline", "disabled")
@@ -40,7 +45,7 @@ class WandbLogger(Sink):
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], console: Sink, *, group: str | None = None) -> None:
-        """Start the run; takes at most some 12 s where the server can't be reached."""
+        """Start the run; where the server can't be reached it takes at most 20 s."""
         import wandb
 
         self.folder, self._wandb, self._console = folder, wandb, console
@@ -63,6 +68,8 @@ class WandbLogger(Sink):
                     "or use logger.wandb.mode=auto"
                 )
             mode, reason = "offline", "no API key, see `wandb login`"
+        elif mode in ("auto", "online") and (fault := _unreachable(wandb.setup().settings.base_url)):
+            mode, reason = "offline", fault
         arguments = {
             "dir": str(folder),
             "config": config,
@@ -175,6 +182,33 @@ def _has_key() -> bool:
         return netrc.netrc(str(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _unreachable(url: str) -> str:
+    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error.
+
+    W&B's own start would try for much longer, and leave its service unusable.
+    """
+    fault = f"no answer from {url} in {PROBE_SECONDS:.0f} s"
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            answers.append("")
+        except (urllib.error.HTTPError, http.client.HTTPException):
+            answers.append("")
+        except TimeoutError:
+            answers.append(fault)
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            # A certificate that only W&B's own settings accept is still an answer.
+            answers.append("" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}")
+
+    thread = threading.Thread(target=ask, name="pfseg-wandb-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)  # looking up a name has no time limit of its own
+    return answers[0] if answers else fault
 
 
 def _run_id(folder: Path) -> str:
