@@ -18,9 +18,9 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from logged import wandb_history, wandb_records
 from runs import ENVIRONMENT, ROOT, SCENES, TINY, configured, finished, start, stored
 from test_experiments import fake
-from tracking.test_wandb import read_back
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 import train
@@ -112,9 +112,9 @@ def test_a_wandb_sweep(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         # The built-in settings are shrunk, the sweep's own ones stay: what is given first gives way.
         tiny = [setting for setting in (*TINY, *ONCE) if setting.partition("=")[0] not in {"logger", *point}]
         command(*tiny, *line[3:], f"hydra.run.dir={folder}", monkeypatch=monkeypatch)
-        (records,) = read_back(folder)
+        (records,) = wandb_records(folder)
         assert next(record["run"] for record in records if record["type"] == "run")["run_id"] == run
-        last = [record["history"]["item"] for record in records if record["type"] == "history"][-1]
+        last = wandb_history(records)[-1]
         assert last["best/mIoU"] == stored(folder / "result.json")["best/mIoU"]
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logged import tensorboard_values, wandb_history, wandb_records
 from runs import TINY, finished, rows, start
-from tracking.test_tensorboard import values
-from tracking.test_wandb import history, read_back
 
 from pfseg.tracking.records import read_records
 
@@ -34,7 +33,7 @@ def only(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 def assert_complete(folder: Path, records: list[dict[str, Any]]) -> None:
     """Every value of metrics.jsonl is in the W&B run."""
-    logged = {row["item"]["_step"]: row["item"] for row in history(records)}
+    logged = {item["_step"]: item for item in wandb_history(records)}
     wanted = [row for row in read_records(folder / "metrics.jsonl") if row["event"] in ("train", "val")]
     assert wanted
     for row in wanted:
@@ -43,7 +42,7 @@ def assert_complete(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def test_each_job_of_a_sweep_is_a_run_of_one_group(jobs: list[Path]):
-    found = [read_back(job) for job in jobs]
+    found = [wandb_records(job) for job in jobs]
     assert [len(runs) for runs in found] == [1, 1]
     first, second = (only(records, "run") for (records,) in found)
     assert first["run_group"] == second["run_group"] == str(jobs[0].parent)
@@ -55,8 +54,8 @@ def test_each_job_of_a_sweep_is_a_run_of_one_group(jobs: list[Path]):
 
 
 def test_a_run_tells_memory_gradients_pictures_and_its_origin(jobs: list[Path]):
-    (records,) = read_back(jobs[0])
-    logged = history(records)[-1]["item"]
+    (records,) = wandb_records(jobs[0])
+    logged = wandb_history(records)[-1]
     assert {"train/rank_mib", "train/grad_norm", "train/grad_norm/head", "train/lr", "train/seg"} <= logged.keys()
     assert {"val/classes.path", "val/samples.path", "best/mIoU", "val/mIoU"} <= logged.keys()
     media = next((jobs[0] / "wandb").glob("offline-run-*")) / "files" / "media"
@@ -73,7 +72,7 @@ def test_a_run_tells_memory_gradients_pictures_and_its_origin(jobs: list[Path]):
 
 
 def test_tensorboard_holds_the_same_values(jobs: list[Path]):
-    found = values(jobs[1])
+    found = tensorboard_values(jobs[1])
     for row in [*rows(jobs[1], "train"), *rows(jobs[1], "val")]:
         for key, value in row.items():
             if key.startswith(("train/", "val/")) and value is not None:
@@ -95,12 +94,12 @@ def test_a_killed_rank_leaves_a_failed_run_with_every_row(tmp_path: Path):
     finally:
         process.kill()
     assert "was killed (exit code 137)" in said
-    (records,) = read_back(tmp_path)
+    (records,) = wandb_records(tmp_path)
     assert only(records, "exit")["exit_code"] == 1
     assert_complete(tmp_path, records)
     last = rows(tmp_path, "train")[-1]
     assert last["step"] >= 8 and last["time"] > time.time() - 120
-    assert ("train/loss", last["step"]) in values(tmp_path)
+    assert ("train/loss", last["step"]) in tensorboard_values(tmp_path)
 
 
 def workers(folder: Path) -> list[int]:

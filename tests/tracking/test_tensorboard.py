@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from tensorboardX.crc32c import crc32c
-from tensorboardX.proto.event_pb2 import Event
+from logged import tensorboard_events, tensorboard_values
 
 from pfseg.checks import check_loggers
 from pfseg.errors import ConfigError
@@ -27,26 +23,6 @@ VAL = {
 }  # fmt: skip
 
 
-def events(file: Path) -> Iterator[Any]:
-    """Each event of a file: length, checksum, content, checksum."""
-    content = file.read_bytes()
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        data = content[12 : 12 + length]
-        checksum = crc32c(data)
-        masked = ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        assert struct.unpack("<I", content[12 + length : 16 + length]) == (masked,)
-        yield Event.FromString(data)
-        content = content[16 + length :]
-
-
-def values(folder: Path) -> dict[tuple[str, int], Any]:
-    """Summary values of a run by (tag, step)."""
-    files = sorted((folder / "tensorboard").iterdir())
-    found = [event for file in files for event in events(file)]
-    return {(value.tag, event.step): (value, event.wall_time) for event in found for value in event.summary.value}
-
-
 def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     (tmp_path / "samples").mkdir()
@@ -57,7 +33,7 @@ def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
     logger.record({"event": "message", "step": 2, "epoch": 0, "text": "?"})
     logger.finish()
     logger.finish()
-    found = values(tmp_path)
+    found = tensorboard_values(tmp_path)
     scalars = {
         key: (value.simple_value, time) for key, (value, time) in found.items() if value.HasField("simple_value")
     }
@@ -78,7 +54,7 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
         logger.record(START | {"step": step})
         logger.record(TRAIN | {"step": step + 1})
         logger.finish()
-    found = [event for file in sorted((tmp_path / "tensorboard").iterdir()) for event in events(file)]
+    found = [event for file in sorted((tmp_path / "tensorboard").iterdir()) for event in tensorboard_events(file)]
     assert [event.step for event in found if event.session_log.status == event.session_log.START] == [4]
 
 
