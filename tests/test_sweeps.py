@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 import pytest
+import wandb
 import yaml
 from logged import wandb_history, wandb_records
 from runs import ENVIRONMENT, ROOT, SCENES, TINY, configured, finished, start, stored
@@ -109,6 +110,7 @@ def test_a_wandb_sweep(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run, folder = f"agent{number}", tmp_path / str(number)
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
         monkeypatch.setenv("WANDB_RUN_ID", run)
+        wandb.teardown()  # an agent starts a process for each run; within one, W&B would keep the first run's id
         # The built-in settings are shrunk, the sweep's own ones stay: what is given first gives way.
         tiny = [setting for setting in (*TINY, *ONCE) if setting.partition("=")[0] not in {"logger", *point}]
         command(*tiny, *line[3:], f"hydra.run.dir={folder}", monkeypatch=monkeypatch)
@@ -158,7 +160,8 @@ def test_an_optuna_study_is_killed_continued_and_prunes(tmp_path: Path):
     assert killed.state.name == "RUNNING" and killed.params == {"optimizer.lr": 0.001}
     assert Path(killed.user_attrs["folder"]).is_relative_to(tmp_path / "jobs")
 
-    pruner = ["pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=101", "~pruner.n_startup_trials"]
+    pruner = ["pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=101"]
+    pruner += ["~pruner.n_startup_trials", "pruner.n_warmup_steps=0"]
     again = ["hydra.sweeper.n_trials=1", "optimizer.lr=0.002", f"hydra.sweep.dir={tmp_path}/more", *pruner]
     said = finished(start("train.py", *study(tmp_path, *again)))
     last = trials(tmp_path)[-1]

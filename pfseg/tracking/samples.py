@@ -1,6 +1,6 @@
 """Maps of the validation samples as files, for loggers that overlay them, and pictures made of them.
 
-Rank 0 writes `samples/0_image.jpg` and `0_mask.png` once and `samples/step_000123_0_pred.png`, `..._edge.png` with each
+Rank 0 writes `samples/0_image.jpg` and `0_mask.png` once and `samples/step_000123_0_pred.png`, `..._edge.jpg` with each
 validation; the driver reads them. Label maps are images of ids, 255 without a class.
 
 Shapes: image (H, W, 3) uint8 RGB; label maps (H, W) uint8; edge map (h, w) uint8, h <= H, w <= W, of the upper left.
@@ -73,7 +73,7 @@ def save_maps(
             _write(folder / row["mask"], mask, scale, cv2.INTER_NEAREST)
         _write(folder / row["pred"], pred, scale, cv2.INTER_NEAREST)
         if edge is not None:
-            row["edge"] = f"{now}_edge.png"
+            row["edge"] = f"{now}_edge.jpg"
             _write(folder / row["edge"], edge, scale, cv2.INTER_AREA)
         rows.append(row)
     return rows

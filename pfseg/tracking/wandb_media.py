@@ -61,7 +61,11 @@ def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequenc
             for sample in samples
         ],
         "val/edges": [
-            wandb.Image(edge_picture(sample, edge["rule"], edge["thickness"]), caption=f"{sample.name}: found | label")
+            wandb.Image(
+                edge_picture(sample, edge["rule"], edge["thickness"]),
+                caption=f"{sample.name}: found | label",
+                file_type="jpg",
+            )
             for sample in samples
             if sample.edge is not None
         ],

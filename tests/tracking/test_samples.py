@@ -21,7 +21,7 @@ def panel(height: int, width: int, split: int) -> tuple[np.ndarray, np.ndarray, 
 def test_maps_come_back_as_they_were(tmp_path: Path):
     first, second = panel(32, 48, 10), panel(20, 20, 10)
     second[1][:4] = 255
-    edge = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
+    edge = np.arange(0, 256, dtype=np.uint8).reshape(16, 16).T
     rows = save_maps(tmp_path, 7, [first, second], [edge, None])
     samples = read_maps(tmp_path, rows)
     for sample, (image, mask, pred, name) in zip(samples, (first, second), strict=True):
@@ -29,7 +29,7 @@ def test_maps_come_back_as_they_were(tmp_path: Path):
         assert np.abs(sample.image.astype(int) - image).max() < 4  # a JPEG
         np.testing.assert_array_equal(sample.mask, mask)
         np.testing.assert_array_equal(sample.pred, pred)
-    np.testing.assert_array_equal(samples[0].edge, edge)
+    assert np.abs(samples[0].edge.astype(int) - edge).max() < 8  # a JPEG
     assert samples[1].edge is None
     (tmp_path / rows[0]["pred"]).unlink()
     assert len(read_maps(tmp_path, rows)) == 1
@@ -66,6 +66,6 @@ def test_edges_stand_beside_their_label(tmp_path: Path):
     (sample,) = read_maps(tmp_path, save_maps(tmp_path, 1, [panel(12, 20, 4)], [edge]))
     picture = edge_picture(sample, "class", 2)
     assert picture.shape == (8, 16 + 8 + 16, 3)
-    assert (picture[:, :16] == 77).all()
+    assert np.abs(picture[:, :16].astype(int) - 77).max() < 3
     assert np.flatnonzero(picture[0, 24:, 0]).tolist() == [9, 10]
     assert cv2.imread(str(tmp_path / "samples" / "0_image.jpg")).shape == (12, 20, 3)
