@@ -320,12 +320,12 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> Co
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or sorted(
-            path.stem for path in (config_dir() / group).glob("*.yaml")
-        )  # of a list: none
+        # Of a list Hydra doesn't say what there is.
+        options = error.options or sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
         near = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
-        return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(options)}")
+        more = "; others come with pip install 'pfseg[sweep]'" if group.startswith("hydra/") else ""
+        return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(options)}{more}")
     if match := re.search(r"(?:Could not (?:override|delete)[^']*|config group )'([^'@]+)'", text):
         return _explain_key(match[1], config_name, overrides)
     if text.startswith("Config group override must be"):
@@ -345,9 +345,8 @@ def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> Config
         if not isinstance(node, DictConfig):
             return ConfigError(f"unknown key `{key}`: `{'.'.join(parts[:depth])}` is a value and has no keys below it")
         if part not in node:
-            groups = (
-                ["experiment", "hparams_search", "debug"] if depth == 0 and "trainer" in node else []
-            )  # choices without a key
+            top = depth == 0 and "trainer" in node
+            groups = ["experiment", "hparams_search", "debug"] if top else []  # choices without a key
             return unknown_key(".".join(parts[: depth + 1]), [*map(str, node), *groups])
         node = node._get_node(part)
     return ConfigError(f"unknown key `{key}`: the settings chosen here don't have it")

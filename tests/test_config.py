@@ -131,6 +131,24 @@ def test_schemas_name_what_the_constructors_take():
         (["+seed=3"], r"`seed` exists already: leave out the \+"),
         (["model=pfnet_r5O"], "unknown choice `model=pfnet_r5O`: did you mean `model=pfnet_r50`. there are pfnet_r101"),
         (["model/backbone=resnet34"], "unknown choice `model/backbone=resnet34`: did you mean"),
+        (["logger=[wandb,tensorbord]"], "unknown choice `logger=tensorbord`: did you mean `logger=tensorboard`. there"),
+        (
+            ["logger=[wandb,tensorboard]", "logger.wandb.projet=x"],
+            "unknown key `logger.wandb.projet`: did you mean `log",
+        ),
+        (["logger=tensorboard", "logger.wandb.project=x"], "unknown key `logger.wandb`: known keys of logger: tensorb"),
+        (["+logger.comet={}"], "unknown key `logger.comet`: known keys of logger: tensorboard, wandb"),
+        (["logger.wandb=null"], "logger.wandb=null: expected a group of settings, got null"),
+        (
+            ["logger.wandb.checkpoints=[bets]"],
+            r"checkpoints=\['bets'\]: expected a list in brackets, each last \| best",
+        ),
+        (["logger=null"], "a group of settings cannot be null: choose one of its files, such as logger=none"),
+        (
+            ["hydra/sweeper=optuma"],
+            r"unknown choice `hydra/sweeper=optuma`: .*; others come with pip install 'pfseg\[sw",
+        ),
+        (["pruner={_target_:optuna.pruners.Nix}"], "pruner._target_=optuna.pruners.Nix: no such class; write it as"),
         (["optimizer.lr"], "cannot read `optimizer.lr`"),
         (["optimizer.lr=1,2"], "Ambiguous value for argument 'optimizer.lr=1,2' .* add --multirun"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number above 0, got text"),
@@ -171,6 +189,14 @@ def test_faults_name_the_key_and_the_remedy(overrides: list[str], text: str):
     with pytest.raises(ConfigError, match=text) as caught:
         checked(*overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_loggers_are_chosen_together_or_left_out():
+    assert checked("logger=none")["logger"] == checked("logger=[]")["logger"] == {}
+    assert checked()["logger"].keys() == {"wandb"}
+    both = checked("logger=[wandb,tensorboard]", "logger.wandb.project=mine")["logger"]
+    assert both["wandb"]["project"] == "mine" and both["tensorboard"] == {}
+    assert checked("debug=fast")["logger"] == {} and checked("debug=fast", "logger=wandb")["logger"].keys() == {"wandb"}
 
 
 def test_a_dataset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
