@@ -63,7 +63,7 @@ def test_a_run_tells_memory_gradients_pictures_and_its_origin(jobs: list[Path]):
         assert len(list((media / "images" / "val").glob(f"{name}_4_*"))) == len(rows(jobs[0], "val")[-1]["samples"])
     assert len(list((media / "table" / "val").glob("confusion_table_4_*"))) == 1
     updates = [record["config"]["update"] for record in records if record["type"] == "config"]
-    (origin,) = [update["environment"] for update in updates if "environment" in update]
+    origin = next(update["environment"] for update in updates if "environment" in update)
     assert origin["ranks"] == 2 and "packages" in origin
     uploads = [record["artifact"] for record in records if record["type"] == "artifact"]
     assert [set(upload["aliases"]) - {"latest"} for upload in uploads if upload["type"] == "model"] == [
@@ -88,7 +88,7 @@ def test_a_killed_rank_leaves_a_failed_run_with_every_row(tmp_path: Path):
         while len(rows(tmp_path, "train")) < 8:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        (rank,) = [pid for pid in workers(tmp_path) if b"mpirun" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        (rank,) = ranks(tmp_path)
         os.kill(rank, signal.SIGKILL)
         said = finished(process, 1)
     finally:
@@ -102,14 +102,14 @@ def test_a_killed_rank_leaves_a_failed_run_with_every_row(tmp_path: Path):
     assert ("train/loss", last["step"]) in tensorboard_values(tmp_path)
 
 
-def workers(folder: Path) -> list[int]:
-    """Processes that work on a run: mpirun and its ranks."""
+def ranks(folder: Path) -> list[int]:
+    """Processes of a run's ranks."""
     found = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = command.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"pfseg.worker" in words and str(folder).encode() in words:
+        if words[1:4] == [b"-m", b"pfseg.worker", str(folder).encode()]:
             found.append(int(command.parent.name))
     return found
