@@ -10,8 +10,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +31,7 @@ from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.launch import JobStopped, run_job
 from pfseg.tracking.console import RunConsole
+from pfseg.tracking.loggers import make_loggers
 from pfseg.tracking.optuna import TrialReporter
 from pfseg.tracking.records import RecordWriter, Sink, write_atomic
 from pfseg.validate import check_fits
@@ -102,14 +102,17 @@ def _drive(config: Config, folder: Path) -> Config:
     try:
         trial = _trial(folder, config, console)
         sinks += [trial] if trial else []
-        for make in _loggers(config["logger"]):
-            sinks.append(make(folder, config, console))
+        hydra = HydraConfig.get()
+        group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
+        for logger in make_loggers(folder, config, console, group):
+            sinks.append(logger)  # one by one: if the next one can't start, this one is finished
         try:
             result = run_job(folder, config, sinks=sinks)
         except JobStopped:
-            if not (trial and trial.pruned):
+            stored = folder / "result.json"
+            if not (trial and trial.pruned and stored.exists()):
                 raise
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            result = json.loads(stored.read_text(encoding="utf-8"))
         code = 0
         return result
     except PfsegError as error:
@@ -130,19 +133,6 @@ def _trial(folder: Path, config: Config, console: Sink) -> TrialReporter | None:
         return None
     sweeper, pruner = hydra.sweeper, instantiate(config["pruner"])
     return TrialReporter(folder, pruner, sweeper.storage, sweeper.study_name, list(hydra.overrides.task), console)
-
-
-def _loggers(chosen: Config) -> Iterator[Callable[[Path, Config, Sink], Sink]]:
-    """Makers of the chosen loggers; each package is imported only where it is asked for."""
-    if "tensorboard" in chosen:
-        from pfseg.tracking.tensorboard import TensorBoardLogger
-
-        yield TensorBoardLogger
-    if "wandb" in chosen:
-        from pfseg.tracking.wandb import WandbLogger
-
-        hydra = HydraConfig.get()
-        yield partial(WandbLogger, group=hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None)
 
 
 # In every rank
