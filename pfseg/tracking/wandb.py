@@ -53,23 +53,8 @@ class WandbLogger(Sink):
         self._names: list[str] = []
         options = config["logger"]["wandb"]
         self._checkpoints = options["checkpoints"]
-        mode = options["mode"]
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", "auto")
-        if mode not in _MODES:
-            raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
-        settings = wandb.Settings(silent=True)
-        wandb.setup(settings)  # before anything else of W&B, which would print
-        reason = f"logger.wandb.mode={mode}"
-        if mode in ("auto", "online") and not _has_key():
-            if mode == "online":
-                raise ConfigError(
-                    "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
-                    "or use logger.wandb.mode=auto"
-                )
-            mode, reason = "offline", "no API key, see `wandb login`"
-        elif mode in ("auto", "online") and (fault := _unreachable(wandb.setup().settings.base_url)):
-            mode, reason = "offline", fault
+        wandb.setup(wandb.Settings(silent=True))  # before anything else of W&B, which would print
+        mode, reason = _choose_mode(options["mode"])
         arguments = {
             "dir": str(folder),
             "config": config,
@@ -86,15 +71,15 @@ class WandbLogger(Sink):
                 silent=True, console="off", init_timeout=INIT_SECONDS, x_transaction_log_flush_interval=1
             ),
         }
-        if mode in ("auto", "online"):
+        if mode == "online":
             try:
                 self._run = wandb.init(mode="online", **arguments)
                 console.message(f"W&B: {self._run.url}")
             except wandb.errors.Error as error:
                 _end_service()  # the failed start keeps the run's id in use
                 mode, reason = "offline", str(error).splitlines()[0]
-        if mode in ("offline", "disabled"):
-            self._run = wandb.init(mode=mode, **arguments)
+        if mode != "online":
+            self._run = wandb.init(mode="offline" if mode == "offline" else "disabled", **arguments)
         self._sync_dir = shown(self._run.settings.sync_dir)
         if mode == "offline":
             console.message(f"W&B offline ({reason}); upload it later with: wandb sync {self._sync_dir}")
@@ -167,6 +152,27 @@ def _numbers(row: dict[str, Any], *prefixes: str) -> dict[str, Any]:
     """The values of a row that are to be logged; `epoch` counts from 1."""
     values = {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
     return values | {"epoch": row["epoch"] + 1}
+
+
+def _choose_mode(mode: str) -> tuple[str, str]:
+    """The mode that is possible here, online, offline or disabled, and the reason for being offline."""
+    import wandb
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "auto")
+    if mode not in _MODES:
+        raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
+    if mode in ("offline", "disabled"):
+        return mode, f"logger.wandb.mode={mode}"
+    if _has_key():
+        fault = _unreachable(wandb.setup().settings.base_url)
+        return ("offline", fault) if fault else ("online", "")
+    if mode == "online":
+        raise ConfigError(
+            "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
+            "or use logger.wandb.mode=auto"
+        )
+    return "offline", "no API key, see `wandb login`"
 
 
 def _has_key() -> bool:

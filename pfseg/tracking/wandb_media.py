@@ -45,7 +45,7 @@ def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequenc
         folder: the run folder.
         rows: as `pfseg.tracking.samples.save_maps` returned them.
         names: of the classes.
-        edge: `rule` and `thickness` of the edge labels.
+        edge: `rule` and `thickness` of the edge labels; None shows no edges.
 
     Returns:
         `val/masks`: images under truth and prediction; `val/boundaries`; `val/edges` where the network finds edges.
@@ -67,7 +67,7 @@ def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequenc
                 file_type="jpg",
             )
             for sample in samples
-            if sample.edge is not None
+            if edge and sample.edge is not None
         ],
     }
     return {key: images for key, images in pictures.items() if images}
