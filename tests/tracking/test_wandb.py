@@ -148,10 +148,15 @@ def test_no_route_ends_offline_within_20_seconds(
         from pfseg.tracking.records import Sink
         class Said(Sink):
             def message(self, text, level="info"):
-                print(time.monotonic() - began, text, flush=True)
+                print(text, flush=True)
         options = {"project": "p", "entity": None, "mode": "online", "tags": [], "checkpoints": []}
-        import wandb as package  # takes seconds on a busy machine
-        began = time.monotonic()
+        choose = wandb._choose_mode
+        def timed(mode):
+            began = time.monotonic()
+            answer = choose(mode)
+            print(time.monotonic() - began, flush=True)
+            return answer
+        wandb._choose_mode = timed
         log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.finish(0)
@@ -159,12 +164,10 @@ def test_no_route_ends_offline_within_20_seconds(
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert len(said) == 1 and re.search(rf"W&B offline \(.*{reason}\); upload it later with: wandb sync ", said[0]), (
-        said
-    )
     server.close()
-    assert float(said[0].split()[0]) < 20
+    seconds, said = done.stdout.splitlines()
+    assert float(seconds) < 20
+    assert re.search(rf"W&B offline \(.*{reason}\); upload it later with: wandb sync ", said)
     assert len(wandb_history(wandb_records(tmp_path)[0])) == 1
 
 
