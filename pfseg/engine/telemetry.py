@@ -90,7 +90,9 @@ def predict_edges(model: Any, evaluator: Evaluator, image: np.ndarray) -> np.nda
     """
     scale = evaluator.resolution
     pixels = image if scale == 1.0 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    window = evaluator.window or [min(_LARGEST_WINDOW, -(-side // 32) * 32) for side in pixels.shape[:2]]
+    least, stride = evaluator.min_size, evaluator.stride
+    wholes = [min(_LARGEST_WINDOW, max(least, -(-side // stride) * stride)) for side in pixels.shape[:2]]
+    window = evaluator.window or wholes
     pixels = pixels[: window[0], : window[1]]
     height, width = pixels.shape[:2]
     planes = np.zeros((1, 3, *window), np.float32)
