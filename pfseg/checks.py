@@ -112,12 +112,12 @@ def _check_window(config: Mapping[str, Any], path: str, stored: Mapping[str, Any
         )
     if not config["scales"]:
         raise ConfigError("scales=[]: expected one or more numbers above 0, such as [0.75,1,1.25]")
-    least, scale = smallest_side(stored["model"]), min(1.0, *config["scales"])
+    least, scale = smallest_side(stored["model"]), min(config["scales"])
     if window is not None and round(min(window) * scale) < least:
         raise ConfigError(
             f"eval_size={window[0] if window[0] == window[1] else window}"
-            f"{f' at scale {scale:g}' if scale < 1 else ''} is too small for {path}, whose network takes {least} px a "
-            f"side at least: set eval_size={math.ceil(least / scale / 32) * 32}{' or larger scales' * (scale < 1)}"
+            f"{f' at scale {scale:g}' if scale != 1 else ''} is too small for {path}, whose network takes {least} px a "
+            f"side at least: set eval_size={math.ceil(least / scale / 32) * 32}{' or larger scales' * (scale != 1)}"
         )
 
 

@@ -98,6 +98,12 @@ def test_whole_images_are_padded_with_the_mean_to_the_stride():
     assert not batch[:, :, :, 70:].any()
 
 
+def test_images_smaller_than_the_network_takes_are_padded():
+    network = Network()
+    evaluator(Pictures((33, 70)), stride=32, min_size=80).run(network, ignore)
+    assert network.seen[0].shape == (1, 3, 80, 96)
+
+
 def test_of_two_windows_the_later_wins():
     calls = iter(range(2))
 
