@@ -6,18 +6,21 @@ before Hydra writes anything, and said in one line that names the key and the re
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra.version
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,7 +45,9 @@ from pfseg.checks import (
 from pfseg.command_schemas import Predict, PrepareJob, Preview, Profile
 from pfseg.devices import plan_ranks
 from pfseg.engine.checkpoint import load_meta
-from pfseg.errors import ConfigError, PfsegError
+from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.lease import lease
+from pfseg.multirun import mark_stopped, stopped, sweep
 from pfseg.schema import Evaluate, Train
 from pfseg.validate import check_fits, unknown_key, validate
 
@@ -87,7 +92,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | N
         ConfigError: an unknown choice or key, or an override that cannot be read.
     """
     _register_resolver()
-    extra = [f"hydra.searchpath=[{_quote(f'file://{folder.resolve()}')}]"] if folder else []
+    extra = _search(folder)
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -214,8 +219,7 @@ def main(run: Callable[[dict[str, Any]], float | None], config_name: str) -> NoR
     try:
         _run_command(run, config_name)
     except PfsegError as error:
-        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
-        sys.stderr.write(f"{prefix}{_one_line(str(error))}\n")
+        _say(_failure(error))
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -239,16 +243,13 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            return _sweep_job(run, cfg)
         try:
             return run(check(cfg))
         except Exception as error:
-            job = HydraConfig.get()
-            text = _failure(error)
-            if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2):  # a run folder; not merely stopped
-                (Path(job.runtime.output_dir) / "error.txt").write_text(text, encoding="utf-8")
-            if job.mode == RunMode.MULTIRUN:
-                sys.stderr.write(text)  # Hydra shows none
-                raise
+            _keep_failure(error)
             failures.append(error)  # raised below: here Hydra would add lines of its own
             return None
 
@@ -256,11 +257,55 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     hydra.version.setbase(_VERSION_BASE)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
-        _run_hydra(args, parser, task, str(config_dir()), config_name)
+        with _sweep(args, config_name) if args.multirun else nullcontext():
+            _run_hydra(args, parser, task, str(config_dir()), config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, config_name, args.overrides) from error
     if failures:
         raise failures[0]
+
+
+def _sweep(args: argparse.Namespace, config_name: str) -> AbstractContextManager[None]:
+    """Fix the folder of the sweep that the command line asks for, and prepare for its end."""
+    with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
+        composer = cast(Hydra, GlobalHydra.instance().hydra)
+        overrides = [*_search(args.config_dir), *args.overrides]
+        cfg = composer.compose_config(config_name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+        folder = Path(cfg.hydra.sweep.dir).absolute()
+    args.overrides.append(f"hydra.sweep.dir={_quote(str(folder))}")
+    return sweep(folder)
+
+
+def _sweep_job(run: Callable[[dict[str, Any]], float | None], cfg: DictConfig) -> float | None:
+    """Run one job of a sweep when its devices are free, perhaps in a process of its own."""
+    job = HydraConfig.get()
+    folder = Path(job.sweep.dir)
+    if stopped(folder) is not None:
+        raise JobError("not started: the sweep was told to stop")
+    try:
+        config = check(cfg)
+        launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
+        with lease(config, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
+            return run(config)
+    except Exception as error:
+        _say(_keep_failure(error))  # Hydra shows none
+        if (code := getattr(error, "exit_code", 1)) not in (1, 2):
+            mark_stopped(folder, code)
+        raise JobError(_one_line(str(error))) from None  # any other might not survive the way to the sweep's process
+
+
+def _keep_failure(error: Exception) -> str:
+    """Leave `error.txt` in the folder of a run that failed, and was not merely stopped; return what it says."""
+    job = HydraConfig.get()
+    text = _failure(error)
+    if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2):
+        (Path(job.runtime.output_dir) / "error.txt").write_text(text, encoding="utf-8")
+    return text
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text.rstrip()}\n")
+    sys.stderr.flush()
 
 
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
@@ -344,8 +389,15 @@ def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> Config
 
 
 def _failure(error: Exception) -> str:
-    user = isinstance(error, PfsegError)
-    return f"error: {_one_line(str(error))}\n" if user else "".join(traceback.format_exception(error))
+    if isinstance(error, PfsegError):
+        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
+        return f"{prefix}{_one_line(str(error))}\n"
+    return "".join(traceback.format_exception(error))
+
+
+def _search(folder: str | Path | None) -> list[str]:
+    """The override that has YAML files looked for in a further folder."""
+    return [f"hydra.searchpath=[{_quote(f'file://{Path(folder).resolve()}')}]"] if folder else []
 
 
 def _refuse(message: str) -> NoReturn:
