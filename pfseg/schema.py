@@ -166,6 +166,7 @@ class ImageWeighted:
     upper_bound: NonNegative
     per: Literal["image", "batch"]
     reduction: Literal["mean", "sum"]
+    over_ranks: bool
 
 
 @dataclass
@@ -174,6 +175,7 @@ class Relaxed:
 
     _target_: str
     until_epoch: Natural | None
+    over_ranks: bool
 
 
 @dataclass
@@ -202,6 +204,7 @@ class PFNetLoss:
     edge: Literal["bce", "dice"]
     edge_weight: NonNegative
     ignore_index: Annotated[int, Limit(least=255, most=255)]
+    over_ranks: bool
 
 
 @dataclass
@@ -210,6 +213,8 @@ class Sgd:
 
     name: str
     lr: Positive
+    scale_lr: Literal["none", "linear", "sqrt"]
+    reference_batch: Count
     momentum: Decay
     weight_decay: NonNegative
     nesterov: bool
@@ -221,6 +226,8 @@ class Adam:
 
     name: str
     lr: Positive
+    scale_lr: Literal["none", "linear", "sqrt"]
+    reference_batch: Count
     betas: tuple[Decay, Decay]
     eps: Positive
     weight_decay: NonNegative
