@@ -79,6 +79,8 @@ def test_published_recipes(name, model, variant, total, lr, epochs, crop, scale,
     assert config["optimizer"] == {
         "name": "sgd",
         "lr": lr,
+        "scale_lr": "none",
+        "reference_batch": 16,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "nesterov": False,
