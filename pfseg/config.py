@@ -285,6 +285,8 @@ def _sweep_job(run: Callable[[dict[str, Any]], float | None], cfg: DictConfig) -
     try:
         config = check(cfg)
         launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
+        if "BasicLauncher" not in launcher["_target_"]:
+            os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
         with lease(config, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
             return run(config)
     except Exception as error:
