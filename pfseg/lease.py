@@ -40,7 +40,7 @@ def lease(config: Mapping[str, Any], launcher: Mapping[str, Any], tell: Callable
     cores = sorted(os.sched_getaffinity(0))
     visible = visible_gpus() if gpus else []
     share = len(cores) * len(gpus) // len(visible) if gpus else _share(launcher, ranks, len(cores))
-    anyone = bool(gpus) and isinstance(config["gpus"], int)
+    anyone = bool(gpus) and isinstance(config.get("gpus"), int)
     names = [f"gpu-{name}" for name in (visible if anyone else gpus)] if gpus else [f"core-{core}" for core in cores]
     count = len(gpus) if gpus else share
     with hold(names, count, tell) as held:
