@@ -40,6 +40,7 @@ from pfseg.checks import (
     check_ranges,
     check_sizes,
     existing,
+    find_checkpoint,
     pair,
 )
 from pfseg.command_schemas import Predict, PrepareJob, Preview, Profile
@@ -92,12 +93,11 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | N
         ConfigError: an unknown choice or key, or an override that cannot be read.
     """
     _register_resolver()
-    extra = _search(folder)
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
-            return hydra_compose(config_name, overrides=[*extra, *overrides])
+            return hydra_compose(config_name, overrides=[*_search(folder), *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, config_name, overrides) from error
     finally:
@@ -166,33 +166,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if config["launch"]["name"] == "inline" and config["ranks"] != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={config['ranks']}: add ranks=1 or use launch=mpi")
     return config
-
-
-def find_checkpoint(checkpoint: str | Path) -> Path:
-    """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
-
-    Raises:
-        ConfigError: neither such a file nor a run folder with a checkpoint.
-    """
-    path = Path(checkpoint).expanduser().absolute()
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return path
-        raise ConfigError(
-            f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run; "
-            "python -m pfseg.convert makes one of other weights files"
-        )
-    if not path.is_dir():
-        raise ConfigError(
-            f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"
-        )
-    for name in ("best", "last"):
-        if (found := path / "checkpoints" / f"{name}.safetensors").is_file():
-            return found
-    raise ConfigError(
-        f"checkpoint={checkpoint} holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
-        "outputs/<name>/<date>/<time>, that has saved at least once"
-    )
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:
@@ -306,8 +279,7 @@ def _keep_failure(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text.rstrip()}\n")
-    sys.stderr.flush()
+    print(text.rstrip(), file=sys.stderr, flush=True)
 
 
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:

@@ -17,7 +17,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from pfseg.config import check, compose, config_dir, expand_resume, find_checkpoint, main, run_folder
+from pfseg.checks import find_checkpoint
+from pfseg.config import check, compose, config_dir, expand_resume, main, run_folder
 from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.errors import ConfigError
 from pfseg.schema import Augment, FolderData, SyntheticData
