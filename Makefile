@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check bench-data bench-eval bench-predict bench-tracking
+.PHONY: help install train test check bench-data bench-eval bench-predict bench-tracking bench-scaling
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +34,9 @@ bench-predict: $(STAMP) ## time and memory of maps of GeoTIFFs of 5,000 and 20,0
 
 bench-tracking: $(STAMP) ## time training steps with and without loggers
 	$(VENV)/bin/python benchmarks/tracking.py $(ARGS)
+
+bench-scaling: $(STAMP) ## time two ranks of one thread beside one rank of two, and sums over ranks
+	$(VENV)/bin/python benchmarks/scaling.py $(ARGS)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"pfseg needs Python 3.11, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'

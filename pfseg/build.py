@@ -315,7 +315,7 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
 def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     from pfseg.engine import state
     from pfseg.engine.checkpoint import load_checkpoint
-    from pfseg.engine.schedule import make_schedule
+    from pfseg.engine.schedule import make_schedule, scale_lr
     from pfseg.engine.trainer import Plan, Trainer
     from pfseg.runtime import jt, rank, seed_everything, world_size
 
@@ -328,15 +328,18 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     if world_size() > 1:
         model.mpi_param_broadcast()
     optimizer_options = dict(config["optimizer"])
+    scaling, reference = (optimizer_options.pop(key) for key in ("scale_lr", "reference_batch"))
     optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
     loader = build_loader(config, train_set, rank=rank(), world_size=world_size(), workers=_loader_workers(config))
     evaluator = build_evaluator(config, val_set, model)
     plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
     steps_per_epoch = loader.batches_per_epoch // plan.accumulate
+    global_batch = config["batch_size"] * plan.accumulate * world_size()
+    base_lr = scale_lr(optimizer_options["lr"], scaling, global_batch, reference)
     schedule = dict(config["schedule"])
     lr = make_schedule(
         schedule.pop("name"),
-        base_lr=optimizer_options["lr"],
+        base_lr=base_lr,
         total_steps=plan.total_steps(steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         **schedule,
@@ -374,7 +377,9 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
             epoch=trainer.epoch,
             steps=trainer.total_steps,
             steps_per_epoch=steps_per_epoch,
-            global_batch=config["batch_size"] * plan.accumulate * world_size(),
+            batch_size=config["batch_size"],
+            global_batch=global_batch,
+            base_lr=base_lr,
             ranks=world_size(),
             device="cuda" if jt.flags.use_cuda else "cpu",
             classes=[c.name for c in train_set.classes],

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pfseg.data.base import parse_classes
-from pfseg.data.decode import check_stretch
+from pfseg.data.base import check_stretch, parse_classes
 from pfseg.data.tiling import windows
 from pfseg.errors import ConfigError
 
@@ -180,6 +179,33 @@ def check_prediction(config: dict[str, Any]) -> None:
     for key in ("window", "resize"):
         if config[key] is not None:
             config[key] = pair(config[key])
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
+
+    Raises:
+        ConfigError: neither such a file nor a run folder with a checkpoint.
+    """
+    path = Path(checkpoint).expanduser().absolute()
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path
+        raise ConfigError(
+            f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run; "
+            "python -m pfseg.convert makes one of other weights files"
+        )
+    if not path.is_dir():
+        raise ConfigError(
+            f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"
+        )
+    for name in ("best", "last"):
+        if (found := path / "checkpoints" / f"{name}.safetensors").is_file():
+            return found
+    raise ConfigError(
+        f"checkpoint={checkpoint} holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
+        "outputs/<name>/<date>/<time>, that has saved at least once"
+    )
 
 
 def existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:

@@ -6,18 +6,21 @@ before Hydra writes anything, and said in one line that names the key and the re
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra.version
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,12 +41,16 @@ from pfseg.checks import (
     check_ranges,
     check_sizes,
     existing,
+    find_checkpoint,
     pair,
 )
 from pfseg.command_schemas import Predict, PrepareJob, Preview, Profile
 from pfseg.devices import plan_ranks
 from pfseg.engine.checkpoint import load_meta
-from pfseg.errors import ConfigError, PfsegError
+from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.lease import lease
+from pfseg.multirun import mark_stopped, stopped, sweep
+from pfseg.resume import expand_resume, quote, resumable
 from pfseg.schema import Evaluate, Train
 from pfseg.validate import check_fits, unknown_key, validate
 
@@ -88,12 +95,11 @@ def compose(config_name: str, overrides: Sequence[str] = (), *, folder: Path | N
         ConfigError: an unknown choice or key, or an override that cannot be read.
     """
     _register_resolver()
-    extra = [f"hydra.searchpath=[{_quote(f'file://{folder.resolve()}')}]"] if folder else []
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
-            return hydra_compose(config_name, overrides=[*extra, *overrides])
+            return hydra_compose(config_name, overrides=[*_search(folder), *overrides])
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to null
         raise _explain(error, config_name, overrides) from error
     finally:
@@ -148,7 +154,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         check_ranges(config)
         check_initial(config["model"])
         if config["resume"] is not None:
-            config["resume"] = str(folder := _resumable(config["resume"]))
+            config["resume"] = str(folder := resumable(config["resume"]))
             stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))
             check_fits(folder / "checkpoints" / "last.safetensors", cast(dict[str, Any], stored), config)
     else:
@@ -163,33 +169,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if config["launch"]["name"] == "inline" and config["ranks"] != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={config['ranks']}: add ranks=1 or use launch=mpi")
     return config
-
-
-def find_checkpoint(checkpoint: str | Path) -> Path:
-    """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
-
-    Raises:
-        ConfigError: neither such a file nor a run folder with a checkpoint.
-    """
-    path = Path(checkpoint).expanduser().absolute()
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return path
-        raise ConfigError(
-            f"checkpoint={checkpoint} is no .safetensors file: give a run folder or such a file of a run; "
-            "python -m pfseg.convert makes one of other weights files"
-        )
-    if not path.is_dir():
-        raise ConfigError(
-            f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"
-        )
-    for name in ("best", "last"):
-        if (found := path / "checkpoints" / f"{name}.safetensors").is_file():
-            return found
-    raise ConfigError(
-        f"checkpoint={checkpoint} holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
-        "outputs/<name>/<date>/<time>, that has saved at least once"
-    )
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:
@@ -216,8 +195,7 @@ def main(run: Callable[[dict[str, Any]], float | None], config_name: str) -> NoR
     try:
         _run_command(run, config_name)
     except PfsegError as error:
-        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
-        sys.stderr.write(f"{prefix}{_one_line(str(error))}\n")
+        _say(_failure(error))
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -241,16 +219,13 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            return _sweep_job(run, cfg)
         try:
             return run(check(cfg))
         except Exception as error:
-            job = HydraConfig.get()
-            text = _failure(error)
-            if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2):  # a run folder; not merely stopped
-                (Path(job.runtime.output_dir) / "error.txt").write_text(text, encoding="utf-8")
-            if job.mode == RunMode.MULTIRUN:
-                sys.stderr.write(text)  # Hydra shows none
-                raise
+            _keep_failure(error)
             failures.append(error)  # raised below: here Hydra would add lines of its own
             return None
 
@@ -259,55 +234,56 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # Optuna 2.10 uses what SQLAlchemy 2 drops
     try:
-        _run_hydra(args, parser, task, str(config_dir()), config_name)
+        with _sweep(args, config_name) if args.multirun else nullcontext():
+            _run_hydra(args, parser, task, str(config_dir()), config_name)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, config_name, args.overrides) from error
     if failures:
         raise failures[0]
 
 
-def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
-    """Replace `resume=<run>` by that run's own overrides, its folder, and whatever else is given now.
-
-    Args:
-        overrides: as on the command line.
-        multirun: whether several runs were asked for, of which none can be resumed.
-
-    Returns:
-        The overrides as they are where none starts with `resume=`. Otherwise the run's saved ones that aren't given
-        anew, the given ones, and `resume` and `hydra.run.dir` with the run's absolute path.
-
-    Raises:
-        ConfigError: no such run folder, or none that can be resumed.
-    """
-    given = [override for override in overrides if override.startswith("resume=")]
-    value = given[-1].partition("=")[2].strip("'\"") if given else ""
-    if value in ("", "null"):
-        return list(overrides)
-    if multirun:
-        raise ConfigError("resume continues one run: leave out -m (--multirun)")
-    folder = _resumable(value)
-    now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
-    keys = {override.partition("=")[0] for override in now}
-    saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(saved, list)
-    kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]
-    return [*kept, *now, f"resume={_quote(str(folder))}", f"hydra.run.dir={_quote(str(folder))}"]
+def _sweep(args: argparse.Namespace, config_name: str) -> AbstractContextManager[None]:
+    """Fix the folder of the sweep that the command line asks for, and prepare for its end."""
+    with initialize_config_dir(str(config_dir()), version_base=_VERSION_BASE):
+        composer = cast(Hydra, GlobalHydra.instance().hydra)
+        overrides = [*_search(args.config_dir), *args.overrides]
+        cfg = composer.compose_config(config_name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+        folder = Path(cfg.hydra.sweep.dir).absolute()
+    args.overrides.append(f"hydra.sweep.dir={quote(str(folder))}")
+    return sweep(folder)
 
 
-def _resumable(resume: str) -> Path:
-    folder = Path(resume).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"resume={resume} does not exist (looked in {folder}): give outputs/<name>/<date>/<time>")
-    if not (folder / ".hydra" / "overrides.yaml").is_file():
-        raise ConfigError(
-            f"resume={resume} is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>"
-        )
-    if not (folder / "resolved.yaml").is_file():
-        raise ConfigError(f"resume={resume} has no resolved.yaml: it never started; start a new run")
-    if not (folder / "checkpoints" / "last.safetensors").is_file():
-        raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
-    return folder
+def _sweep_job(run: Callable[[dict[str, Any]], float | None], cfg: DictConfig) -> float | None:
+    """Run one job of a sweep when its devices are free, perhaps in a process of its own."""
+    job = HydraConfig.get()
+    folder = Path(job.sweep.dir)
+    if stopped(folder) is not None:
+        raise JobError("not started: the sweep was told to stop")
+    try:
+        config = check(cfg)
+        launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
+        if "BasicLauncher" not in launcher["_target_"]:
+            os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
+        with lease(config, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
+            return run(config)
+    except Exception as error:
+        _say(_keep_failure(error))  # Hydra shows none
+        if (code := getattr(error, "exit_code", 1)) not in (1, 2):
+            mark_stopped(folder, code)
+        raise JobError(_one_line(str(error))) from None  # any other might not survive the way to the sweep's process
+
+
+def _keep_failure(error: Exception) -> str:
+    """Leave `error.txt` in the folder of a run that failed, and was not merely stopped; return what it says."""
+    job = HydraConfig.get()
+    text = _failure(error)
+    if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2):
+        (Path(job.runtime.output_dir) / "error.txt").write_text(text, encoding="utf-8")
+    return text
+
+
+def _say(text: str) -> None:
+    print(text.rstrip(), file=sys.stderr, flush=True)
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> ConfigError:
@@ -353,8 +329,15 @@ def _explain_key(key: str, config_name: str, overrides: Sequence[str]) -> Config
 
 
 def _failure(error: Exception) -> str:
-    user = isinstance(error, PfsegError)
-    return f"error: {_one_line(str(error))}\n" if user else "".join(traceback.format_exception(error))
+    if isinstance(error, PfsegError):
+        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
+        return f"{prefix}{_one_line(str(error))}\n"
+    return "".join(traceback.format_exception(error))
+
+
+def _search(folder: str | Path | None) -> list[str]:
+    """The override that has YAML files looked for in a further folder."""
+    return [f"hydra.searchpath=[{quote(f'file://{Path(folder).resolve()}')}]"] if folder else []
 
 
 def _refuse(message: str) -> NoReturn:
@@ -363,10 +346,6 @@ def _refuse(message: str) -> NoReturn:
 
 def _register_resolver() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-
-
-def _quote(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _quote_value(override: str) -> str:

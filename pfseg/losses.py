@@ -6,6 +6,10 @@ pixel gives 0 and finite gradients.
 
 The trainer uses `PFNetLoss`: called with a network's output and a batch it returns named terms with their weights
 applied, which the trainer adds up and logs.
+
+Over several ranks gradients and terms are averaged. A loss that divides by the pixels of its own rank is then the mean
+of the ranks' means; with `over_ranks` valid and kept pixels, class and edge frequencies are counted over the batches of
+all ranks, and the average is the loss of the global batch, as one rank would compute it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.runtime import jt
+from pfseg.runtime import jt, world_size
 
 nn = jt.nn
 Var = Any  # jittor.Var, which ships no types
@@ -42,9 +46,14 @@ def _pixel_cross_entropy(logits: Var, mask: Var, ignore_index: int) -> tuple[Var
     return (_log_sum_exp(logits) - truth) * valid, valid
 
 
-def _mean(values: Var, weights: Var) -> Var:
+def _average_ranks(counts: Var, over_ranks: bool) -> Var:
+    """The mean of the ranks' `counts` where all ranks count together: dividing by it, their losses average to one."""
+    return counts.mpi_all_reduce("mean") if over_ranks and world_size() > 1 else counts
+
+
+def _mean(values: Var, weights: Var, over_ranks: bool) -> Var:
     """Sum of `values` over the sum of `weights`, 0 where that is 0."""
-    total = weights.sum()
+    total = _average_ranks(weights.sum(), over_ranks)
     return values.sum() / jt.ternary(total > 0, total, jt.ones_like(total))
 
 
@@ -65,15 +74,29 @@ def _kth_smallest(values: Var, k: int) -> Var:
     )
 
 
-class CrossEntropy:
-    """Mean cross entropy over the valid pixels."""
+def _kth_smallest_over_ranks(values: Var, k: int, least: float) -> Var:
+    """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1.
 
-    def __init__(self, ignore_index: int = 255) -> None:
-        self.ignore_index = ignore_index
+    Bisection between `least` and 1 by counting: no rank sees another's values, and 30 halvings leave no float32
+    between the bounds.
+    """
+    low, high = jt.array([least], dtype="float32"), jt.ones((1,))
+    for _ in range(30):
+        middle = (low + high) * 0.5
+        count = (values <= middle.broadcast(values)).int32().sum().reshape(1).mpi_all_reduce("add")
+        low, high = jt.ternary(count >= k, low, middle), jt.ternary(count >= k, middle, high)
+    return high
+
+
+class CrossEntropy:
+    """Mean cross entropy over the valid pixels (of all ranks with `over_ranks`)."""
+
+    def __init__(self, ignore_index: int = 255, over_ranks: bool = False) -> None:
+        self.ignore_index, self.over_ranks = ignore_index, over_ranks
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
-        return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index))
+        return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.over_ranks)
 
 
 class OhemCrossEntropy:
@@ -87,20 +110,30 @@ class OhemCrossEntropy:
         threshold: probability in (0, 1] up to which a pixel is always kept.
         min_kept: pixels kept at least, over the batch of this rank.
         ignore_index: label that is left out.
+        over_ranks: choose and count over the batches of all ranks, also for `min_kept`.
     """
 
-    def __init__(self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255) -> None:
+    def __init__(
+        self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255, over_ranks: bool = False
+    ) -> None:
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
+        self.over_ranks = over_ranks
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
         loss, valid = _pixel_cross_entropy(logits, mask, self.ignore_index)
         with jt.no_grad():
-            probability = jt.ternary(valid > 0, jt.exp(-loss), jt.ones_like(loss)).reshape(-1)
-            count = probability.shape[0]
-            limit = _kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
+            probability = jt.exp(-loss).minimum(1.0).reshape(-1)  # 1 where ignored
+            limit = self._limit(probability)
             kept = valid * (probability <= limit.broadcast(probability)).float32().reshape(valid.shape)
-        return _mean(loss * kept, kept)
+        return _mean(loss * kept, kept, self.over_ranks)
+
+    def _limit(self, probability: Var) -> Var:
+        """Up to which probability of (N*H*W,) a pixel is kept, shape (1,)."""
+        count = probability.shape[0]
+        if self.over_ranks and world_size() > 1:
+            return _kth_smallest_over_ranks(probability, min(self.min_kept, count * world_size()), self.threshold)
+        return _kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
 
 
 class ImageWeightedCrossEntropy:
@@ -114,12 +147,19 @@ class ImageWeightedCrossEntropy:
         per: `image` or `batch`, over which frequencies are taken.
         reduction: `mean` over images, or `sum` as in the published code.
         ignore_index: label that is left out.
+        over_ranks: the batch, of which frequencies or sums are taken, is that of all ranks.
     """
 
     def __init__(
-        self, upper_bound: float = 1.0, per: str = "image", reduction: str = "mean", ignore_index: int = 255
+        self,
+        upper_bound: float = 1.0,
+        per: str = "image",
+        reduction: str = "mean",
+        ignore_index: int = 255,
+        over_ranks: bool = False,
     ) -> None:
         self.upper_bound, self.per, self.reduction, self.ignore_index = upper_bound, per, reduction, ignore_index
+        self.over_ranks = over_ranks
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
@@ -129,14 +169,16 @@ class ImageWeightedCrossEntropy:
             one_hot = _one_hot(mask, k)
             pixels = one_hot.sum([2, 3])  # (N, K)
             if self.per == "batch":
-                pixels = pixels.sum(0, keepdims=True).broadcast([n, k])
+                pixels = _average_ranks(pixels.sum(0, keepdims=True), self.over_ranks).broadcast([n, k])
             share = pixels / pixels.sum(1, keepdims=True).maximum(1.0)
             weights = jt.ternary(pixels > 0, 1.0 + self.upper_bound * (1.0 - share), jt.ones_like(share))
             pixel_weights = (one_hot * weights.broadcast(one_hot, [2, 3])).sum(1)  # 0 where ignored
             total = pixel_weights.sum([1, 2])
             total = jt.ternary(total > 0, total, jt.ones_like(total))
         images = (loss * pixel_weights).sum([1, 2]) / total  # (N,)
-        return images.sum() if self.reduction == "sum" else images.mean()
+        if self.reduction == "mean":
+            return images.mean()
+        return images.sum() * (world_size() if self.over_ranks else 1)
 
 
 class RelaxedBoundaryLoss:
@@ -149,26 +191,27 @@ class RelaxedBoundaryLoss:
     Args:
         until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
         ignore_index: label that is left out.
+        over_ranks: the mean is over the valid pixels of all ranks.
 
     Attributes:
         epoch: the epoch that training is in; set by the trainer.
     """
 
-    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255) -> None:
-        self.until_epoch, self.ignore_index = until_epoch, ignore_index
+    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255, over_ranks: bool = False) -> None:
+        self.until_epoch, self.ignore_index, self.over_ranks = until_epoch, ignore_index, over_ranks
         self.epoch = 0
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
         if self.until_epoch is not None and self.epoch >= self.until_epoch:
-            return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index))
+            return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.over_ranks)
         valid = (mask != self.ignore_index).float32()
         with jt.no_grad():
             allowed = _dilate(_one_hot(mask, logits.shape[1]))
             count = allowed.sum(1).maximum(1.0)
         # log(sum over allowed) as log-sum-exp over logits pushed far down where a class is not allowed
         loss = _log_sum_exp(logits) - _log_sum_exp(logits + (allowed - 1.0) * 1e9)
-        return _mean(loss * valid / count, valid)
+        return _mean(loss * valid / count, valid, self.over_ranks)
 
 
 def _dilate(x: Var) -> Var:
@@ -183,15 +226,16 @@ class EdgeLoss:
         kind: `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one
             positives / all, counted over the batch, then the mean over all pixels (not over the weights). `dice`:
             1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
+        over_ranks: `bce` counts over the batches of all ranks.
 
     Raises:
         ValueError: another `kind`.
     """
 
-    def __init__(self, kind: str = "bce") -> None:
+    def __init__(self, kind: str = "bce", over_ranks: bool = False) -> None:
         if kind not in ("bce", "dice"):
             raise ValueError(f"edge loss {kind!r} is unknown; use 'bce' or 'dice' (config: loss.edge)")
-        self.kind = kind
+        self.kind, self.over_ranks = kind, over_ranks
 
     def __call__(self, logits: Var, edge: Var) -> Var:
         """Loss of edge logits (N, 1, H, W) against edge (N, H, W)."""
@@ -203,7 +247,7 @@ class EdgeLoss:
             return (1.0 - (2.0 * overlap + 1.0) / (total + 1.0)).mean()
         count = edge.numel()
         with jt.no_grad():
-            positive = edge.sum()
+            positive = _average_ranks(edge.sum(), self.over_ranks)
             weight = (edge * (count - positive) + (1.0 - edge) * positive) / count
         loss = x.maximum(0.0) - x * edge + jt.log(1.0 + jt.exp(-x.abs()))
         return (loss * weight).mean()
@@ -221,6 +265,7 @@ class PFNetLoss:
         edge_weight: factor of each edge loss; 0 leaves the edges out.
         seg_weight: factor of the segmentation loss.
         ignore_index: label that is left out.
+        over_ranks: of `ohem`, cross entropy and edges; another segmentation loss has its own.
     """
 
     def __init__(
@@ -233,12 +278,13 @@ class PFNetLoss:
         edge_weight: float = 25.0,
         seg_weight: float = 1.0,
         ignore_index: int = 255,
+        over_ranks: bool = False,
     ) -> None:
         if segmentation is None:
-            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index)
-            segmentation = hard if ohem else CrossEntropy(ignore_index)
+            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index, over_ranks)
+            segmentation = hard if ohem else CrossEntropy(ignore_index, over_ranks)
         self.segmentation = segmentation
-        self.edge = EdgeLoss(edge)
+        self.edge = EdgeLoss(edge, over_ranks)
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
 
     def start_epoch(self, epoch: int) -> None:

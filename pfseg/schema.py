@@ -168,6 +168,7 @@ class ImageWeighted:
     upper_bound: NonNegative
     per: Literal["image", "batch"]
     reduction: Literal["mean", "sum"]
+    over_ranks: bool
 
 
 @dataclass
@@ -176,6 +177,7 @@ class Relaxed:
 
     _target_: str
     until_epoch: Natural | None
+    over_ranks: bool
 
 
 @dataclass
@@ -204,6 +206,7 @@ class PFNetLoss:
     edge: Literal["bce", "dice"]
     edge_weight: NonNegative
     ignore_index: Annotated[int, Limit(least=255, most=255)]
+    over_ranks: bool
 
 
 @dataclass
@@ -212,6 +215,8 @@ class Sgd:
 
     name: str
     lr: Positive
+    scale_lr: Literal["none", "linear", "sqrt"]
+    reference_batch: Count
     momentum: Decay
     weight_decay: NonNegative
     nesterov: bool
@@ -223,6 +228,8 @@ class Adam:
 
     name: str
     lr: Positive
+    scale_lr: Literal["none", "linear", "sqrt"]
+    reference_batch: Count
     betas: tuple[Decay, Decay]
     eps: Positive
     weight_decay: NonNegative

@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
     **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
-    **dict.fromkeys(("runtime", "data", "schema"), 2),
-    **dict.fromkeys(("models", "checks", "command_schemas"), 3),
+    **dict.fromkeys(("runtime", "data", "schema", "lease"), 2),
+    **dict.fromkeys(("models", "checks", "command_schemas", "resume"), 3),
     **dict.fromkeys(("losses", "tracking"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    **dict.fromkeys(("launch", "config", "prediction"), 6),
-    "build": 7,
-    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 8),
-    **dict.fromkeys(("evaluation", "predict", "profile"), 8),
+    **dict.fromkeys(("launch", "multirun", "prediction"), 6),
+    "config": 7,
+    "build": 8,
+    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 9),
+    **dict.fromkeys(("evaluation", "predict", "profile"), 9),
 }
 # A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
 # `pfseg.create_model` is loaded on first use.
@@ -48,7 +49,7 @@ def test_imports_run_downwards(path: Path):
         if part in NO_JITTOR:
             assert top != "jittor" and rest[:1] != ["runtime"], f"{path} imports {name}"
         if top in ("hydra", "omegaconf"):
-            assert part in ("config", "train", "evaluate", "build"), f"{path} takes a configuration object"
+            assert part in ("config", "resume", "train", "evaluate", "build"), f"{path} takes a configuration object"
 
 
 def test_commands_are_short():

@@ -17,9 +17,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from pfseg.config import check, compose, config_dir, expand_resume, find_checkpoint, main, run_folder
+from pfseg.checks import find_checkpoint
+from pfseg.config import check, compose, config_dir, main, run_folder
 from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.errors import ConfigError
+from pfseg.resume import expand_resume
 from pfseg.schema import Augment, FolderData, SyntheticData
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +81,8 @@ def test_published_recipes(name, model, variant, total, lr, epochs, crop, scale,
     assert config["optimizer"] == {
         "name": "sgd",
         "lr": lr,
+        "scale_lr": "none",
+        "reference_batch": 16,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "nesterov": False,

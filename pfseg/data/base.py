@@ -194,3 +194,13 @@ def _parse_row(row: Mapping[str, Any], where: str) -> ClassInfo:
     if identity is not None and (not isinstance(identity, int) or not 0 <= identity <= _MAX_ID):
         raise ConfigError(f"id {identity!r} is not a whole number from 0 to {_MAX_ID} ({where}.id)")
     return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)
+
+
+def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
+    """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
+    if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):
+        raise ConfigError(
+            f"stretch={list(stretch)} is not [low, high] with 0 <= low < high <= 100, in percent (config: "
+            "dataset.stretch)"
+        )
+    return stretch

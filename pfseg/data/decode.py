@@ -147,16 +147,6 @@ def check_same_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_
         )
 
 
-def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
-    """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
-    if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):
-        raise ConfigError(
-            f"stretch={list(stretch)} is not [low, high] with 0 <= low < high <= 100, in percent (config: "
-            "dataset.stretch)"
-        )
-    return stretch
-
-
 class MaskReader:
     """Reads masks of one class table by a table look-up.
 

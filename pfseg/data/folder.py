@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.data.base import ClassInfo, Sample, SegmentationDataset, parse_classes
+from pfseg.data.base import ClassInfo, Sample, SegmentationDataset, check_stretch, parse_classes
 from pfseg.data.cache import stat_of
-from pfseg.data.decode import MaskReader, check_stretch, read_image
+from pfseg.data.decode import MaskReader, read_image
 from pfseg.errors import ConfigError, DataError
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, parse_classes
+from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, check_stretch, parse_classes
 from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
-from pfseg.data.decode import MaskReader, check_same_size, check_stretch, read_image
+from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import read_header
 from pfseg.data.tiling import Window, windows
 from pfseg.errors import ConfigError, DataError, JobError

@@ -8,6 +8,25 @@ from collections.abc import Callable
 NAMES = ("constant", "cosine", "poly", "scl_poly")
 
 
+def scale_lr(lr: float, rule: str, global_batch: int, reference_batch: int) -> float:
+    """Fit a learning rate found for one global batch to another.
+
+    Args:
+        lr: of `reference_batch`.
+        rule: `none` leaves it; `linear` multiplies it by the ratio of the batches (Goyal et al., "Accurate, Large
+            Minibatch SGD", 2017); `sqrt` by the ratio's root, which suits Adam.
+        global_batch: images per update, over all ranks and accumulated batches.
+        reference_batch: images per update that `lr` is meant for.
+
+    Raises:
+        ValueError: unknown `rule`.
+    """
+    factors = {"none": 1.0, "linear": global_batch / reference_batch, "sqrt": math.sqrt(global_batch / reference_batch)}
+    if rule not in factors:
+        raise ValueError(f"scaling {rule!r} is unknown; use one of {', '.join(factors)} (config: optimizer.scale_lr)")
+    return lr * factors[rule]
+
+
 def make_schedule(
     name: str,
     *,

@@ -239,7 +239,7 @@ class Trainer:
 
     def _seed_dropout(self, step: int, *use: int) -> None:
         for i, dropout in enumerate(self.dropouts):
-            dropout.generator = np.random.default_rng([self.seed, step, rank(), i, *use])
+            dropout.generator = np.random.default_rng([self.seed, step, 0, i, *use])
 
     def _read_terms(self, pending: list[tuple[int, list[str], Var]]) -> dict[str, float]:
         """Bring the steps' terms to the CPU and return the last step's; raises JobError where one is not finite."""

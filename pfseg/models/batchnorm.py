@@ -153,7 +153,7 @@ class _Normalise(jt.Function):
 
 
 def _over_ranks(mean: Var, var: Var) -> tuple[Var, Var]:
-    """Moments over all ranks from each rank's own, for equally many values on each."""
+    """Moments over all ranks from each rank's own, for equally many values on each: batches are whole."""
     total = mean.mpi_all_reduce("mean")
     var = (var + (mean - total) * (mean - total)).mpi_all_reduce("mean")
     return total, var

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pfseg.models.batchnorm import BatchNorm2d
-from pfseg.runtime import jt
+from pfseg.runtime import jt, rank, world_size
 
 nn = jt.nn
 Var = Any  # jittor.Var, which ships no types
@@ -306,8 +306,9 @@ class AdaptiveAvgPool(jt.nn.Module):
 class ChannelDropout(jt.nn.Module):
     """Zero whole channels with probability `p` in training mode and scale the others by 1 / (1 - p).
 
-    The mask comes from `generator`, which the trainer sets anew for each step from (seed, step, rank): a resumed run
-    then drops what the undisturbed one would have dropped.
+    The mask comes from `generator`, which the trainer sets anew for each step from (seed, step): a resumed run then
+    drops what the undisturbed one would have dropped. It is drawn for the batches of all ranks, of which each takes
+    its part: what is dropped doesn't depend on how ranks share the global batch.
     """
 
     def __init__(self, p: float) -> None:
@@ -319,5 +320,6 @@ class ChannelDropout(jt.nn.Module):
         """Drop channels of (N, C, H, W)."""
         if self.p == 0.0 or not self.is_training():
             return x
-        kept = self.generator.random(tuple(x.shape[:2])) >= self.p
+        n, c = x.shape[:2]
+        kept = self.generator.random((world_size() * n, c))[rank() * n :][:n] >= self.p
         return x * jt.array((kept / (1.0 - self.p)).astype(np.float32)).broadcast(x, [2, 3])

@@ -44,6 +44,7 @@ class RunConsole(Sink):
             self.console = Console(width=PLAIN_WIDTH)
         self._colors: dict[str, str] = {}
         self._start: dict[str, Any] = {}
+        self._lr: float | None = None  # as configured
         self._last: dict[str, tuple[float, str]] = {}
         self._began = time.monotonic()
         self._best = ""
@@ -54,6 +55,7 @@ class RunConsole(Sink):
         """Show the composed configuration as a tree."""
         classes = (config.get("dataset") or {}).get("classes") or []
         self._colors = {row["name"]: _hex(row["color"]) for row in classes}
+        self._lr = (config.get("optimizer") or {}).get("lr")
         tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
         _grow(tree, {key: value for key, value in config.items() if key != "name"})
         self.console.print(tree)
@@ -95,9 +97,11 @@ class RunConsole(Sink):
         self._line(
             f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, "
             f"{len(row.get('classes') or [])} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}, "
-            f"global batch {row.get('global_batch', '?')}, {row.get('steps', '?')} steps",
+            f"{_batch(row)}, {row.get('steps', '?')} steps",
             "bold",
         )
+        if (base := row.get("base_lr")) is not None and base != self._lr:
+            self._line(f"learning rate {base:.3g}: optimizer.lr scaled to this global batch")
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
 
@@ -263,6 +267,15 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{','.join(map(_value, value))}]" if isinstance(value, list) else str(value)
+
+
+def _batch(row: dict[str, Any]) -> str:
+    """The global batch and what it is made of."""
+    whole, size, ranks = row.get("global_batch"), row.get("batch_size"), row.get("ranks")
+    if not (whole and size and ranks) or whole == size:
+        return f"global batch {whole or '?'}"
+    accumulated = int(whole) // (int(size) * int(ranks))
+    return f"global batch {whole} ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
 
 
 def _hex(color: str | Sequence[int]) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from data.fakes import COLORS, write
 
-from pfseg.data.base import ClassInfo
-from pfseg.data.decode import MaskReader, check_stretch, read_image
+from pfseg.data.base import ClassInfo, check_stretch
+from pfseg.data.decode import MaskReader, read_image
 from pfseg.errors import ConfigError, DataError
 
 TABLE = (ClassInfo("roof", (0x3C, 0x10, 0x98)), ClassInfo("road", (110, 193, 228)))

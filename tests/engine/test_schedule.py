@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pfseg.engine.schedule import make_schedule
+from pfseg.engine.schedule import make_schedule, scale_lr
 
 
 def rates(name: str, total: int = 10, per_epoch: int = 5, **options: object) -> list[float]:
@@ -52,3 +52,9 @@ def test_warmup_rises_to_the_schedule_of_that_step():
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"schedule 'step' is unknown; use one of constant, cosine, poly, scl_poly"):
         rates("step")
+
+
+def test_learning_rate_follows_the_global_batch():
+    assert [scale_lr(0.1, rule, 64, 16) for rule in ("none", "linear", "sqrt")] == pytest.approx([0.1, 0.4, 0.2])
+    with pytest.raises(ValueError, match=r"scaling 'cubic' is unknown; use one of none, linear, sqrt \(config: optimi"):
+        scale_lr(0.1, "cubic", 1, 1)

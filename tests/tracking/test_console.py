@@ -70,6 +70,15 @@ def test_boundary_scores_are_a_table_of_their_own() -> None:
     assert file.getvalue().count("F@") == 2, "only where they were measured"
 
 
+def test_the_start_tells_the_batch_of_a_rank_and_a_scaled_learning_rate() -> None:
+    console, file = make()
+    console.show_config({**CONFIG, "optimizer": {"lr": 0.01}})
+    console.record({**START, "ranks": 2, "batch_size": 4, "global_batch": 16, "base_lr": 0.02})
+    lines = file.getvalue().splitlines()[-2:]
+    assert lines[0].rstrip().endswith("2 ranks, global batch 16 (4 per rank, 2 accumulated), 20 steps")
+    assert lines[1].rstrip() == "learning rate 0.02: optimizer.lr scaled to this global batch"
+
+
 def test_plain_lines_where_stdout_is_no_terminal() -> None:
     console, file = make()
     for row in (START, TRAIN, VAL, {"event": "end", "step": 20, "epoch": 3, "status": "done"}):

@@ -1,0 +1,139 @@
+"""Jobs of a sweep wait here for the GPUs or cores that they use, so that none lands on those of another.
+
+Each GPU and each core of this machine has a lock file in the folder for temporary files; the job's driver holds the
+locks of those it uses until it ends, however it ends. One waiting job at a time collects locks, in the order of asking:
+a job that needs several is neither overtaken for ever nor kept waiting by one that needs some of the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pfseg.devices import plan_ranks, visible_gpus
+
+_LOOK_SECONDS = 0.2  # between looks at what has become free
+
+
+@contextmanager
+def lease(config: Mapping[str, Any], launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold what a job uses, and leave it in the environment for the job's ranks.
+
+    With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs
+    that run one by one, this job's part of them otherwise.
+
+    Args:
+        config: the checked configuration; `gpus` and `ranks` are read.
+        launcher: Hydra's group `launcher`. Jobs that SLURM starts have their devices from it and take none here.
+        tell: hears in one line what the job waits for.
+    """
+    if "slurm" in str(launcher.get("_target_", "")).lower():
+        yield
+        return
+    ranks, gpus = plan_ranks(dict(config))
+    cores = sorted(os.sched_getaffinity(0))
+    visible = visible_gpus() if gpus else []
+    share = len(cores) * len(gpus) // len(visible) if gpus else _share(launcher, ranks, len(cores))
+    anyone = bool(gpus) and isinstance(config.get("gpus"), int)
+    names = [f"gpu-{name}" for name in (visible if anyone else gpus)] if gpus else [f"core-{core}" for core in cores]
+    count = len(gpus) if gpus else share
+    with hold(names, count, tell) as held:
+        given = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, share // ranks)))}
+        if anyone:
+            given["CUDA_VISIBLE_DEVICES"] = ",".join(name.removeprefix("gpu-") for name in held)
+        with _environment(given):
+            yield
+
+
+@contextmanager
+def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Iterator[list[str]]:
+    """Hold the locks of `count` of the names, the first ones that are free; wait until there are so many.
+
+    Args:
+        names: what to choose from.
+        count: at most the number of names.
+        tell: called once if there is need to wait.
+
+    Yields:
+        The names held, in the order given.
+    """
+    folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    waiting = _Waiting(lambda: tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs"))
+    with ExitStack() as locks:
+        held: set[str] = set()
+        with ExitStack() as turn:
+            while not _lock(folder / "turn", turn):
+                waiting()
+            while not _collect(folder, names, count, held, locks):
+                waiting()
+        yield [name for name in names if name in held]
+
+
+class _Waiting:
+    """Waits a moment at each call, and tells so at the first."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def __call__(self) -> None:
+        if self._tell is not None:
+            self._tell()
+            self._tell = None
+        time.sleep(_LOOK_SECONDS)
+
+
+def _collect(folder: Path, names: Sequence[str], count: int, held: set[str], locks: ExitStack) -> bool:
+    """Lock what is free of the names, up to `count` of them; True once there are so many."""
+    for name in names:
+        if len(held) < count and name not in held and _lock(folder / name.replace("/", "_"), locks):
+            held.add(name)
+    return len(held) == count
+
+
+def _lock(path: Path, locks: ExitStack) -> bool:
+    """Lock a file until `locks` is closed; False if another process holds it."""
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    locks.enter_context(file)
+    return True
+
+
+def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
+    """Cores of one job on the CPU, by how many jobs the launcher runs at once."""
+    target = str(launcher.get("_target_", ""))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is not None and threads.isdecimal():
+        wanted = ranks * int(threads)
+    elif "joblib" in target:
+        jobs = int(launcher.get("n_jobs") or 1)
+        wanted = cores // (jobs if jobs > 0 else max(1, cores + 1 + jobs))
+    elif "submitit" in target:  # starts all jobs at once
+        wanted = int(launcher.get("cpus_per_task") or ranks)
+    else:
+        wanted = cores
+    return min(cores, max(ranks, wanted))
+
+
+@contextmanager
+def _environment(given: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

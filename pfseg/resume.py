@@ -1,0 +1,60 @@
+"""`resume=<run>`: the settings of a run that is continued, without Jittor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from pfseg.errors import ConfigError
+
+
+def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """Replace `resume=<run>` by that run's own overrides, its folder, and whatever else is given now.
+
+    Args:
+        overrides: as on the command line.
+        multirun: whether several runs were asked for, of which none can be resumed.
+
+    Returns:
+        The overrides as they are where none starts with `resume=`. Otherwise the run's saved ones that aren't given
+        anew, the given ones, and `resume` and `hydra.run.dir` with the run's absolute path.
+
+    Raises:
+        ConfigError: no such run folder, or none that can be resumed.
+    """
+    given = [override for override in overrides if override.startswith("resume=")]
+    value = given[-1].partition("=")[2].strip("'\"") if given else ""
+    if value in ("", "null"):
+        return list(overrides)
+    if multirun:
+        raise ConfigError("resume continues one run: leave out -m (--multirun)")
+    folder = resumable(value)
+    now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
+    keys = {override.partition("=")[0] for override in now}
+    saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(saved, list)
+    kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]
+    return [*kept, *now, f"resume={quote(str(folder))}", f"hydra.run.dir={quote(str(folder))}"]
+
+
+def resumable(resume: str) -> Path:
+    """The run folder that `resume` names; raises ConfigError if it can't be continued."""
+    folder = Path(resume).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"resume={resume} does not exist (looked in {folder}): give outputs/<name>/<date>/<time>")
+    if not (folder / ".hydra" / "overrides.yaml").is_file():
+        raise ConfigError(
+            f"resume={resume} is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>"
+        )
+    if not (folder / "resolved.yaml").is_file():
+        raise ConfigError(f"resume={resume} has no resolved.yaml: it never started; start a new run")
+    if not (folder / "checkpoints" / "last.safetensors").is_file():
+        raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
+    return folder
+
+
+def quote(value: str) -> str:
+    """Quote a value for Hydra's command line."""
+    return "'" + value.replace("'", "\\'") + "'"

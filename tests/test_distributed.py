@@ -1,0 +1,118 @@
+"""Several ranks compute what one would: losses, BatchNorm, dropout, trainings and scores, under real mpirun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import finished, rows, start, stored, train, worked
+from shared_batch import LOSSES, compute, make_batch
+
+from pfseg.launch import run_job
+
+TESTS = Path(__file__).resolve().parent
+RANKS, IMAGES = 3, 6
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    """What each rank found on its third of a batch."""
+    folder = tmp_path_factory.mktemp("parts")
+    np.savez(folder / "batch.npz", **make_batch(IMAGES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.syspath_prepend(str(TESTS))
+        config = {"job": "train", "gpus": 0, "ranks": RANKS, "launch": {"name": "mpi"}}
+        run_job(folder, config, worker_module="shared_batch")
+    return [dict(np.load(folder / f"rank{rank}.npz")) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, np.ndarray]:
+    """What one process found on all of the batch."""
+    return compute(make_batch(IMAGES))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_over_ranks_are_those_of_the_global_batch(
+    name: str, parts: list[dict[str, np.ndarray]], whole: dict[str, np.ndarray]
+):
+    terms = [key for key in whole if key.startswith(f"{name}/") and "gradient" not in key]
+    assert f"{name}/seg" in terms
+    for key in terms:
+        values = [part[key] for part in parts]
+        np.testing.assert_allclose(np.mean(values), whole[key], rtol=1e-5, err_msg=key)
+    for key in (f"{name}/gradient0", f"{name}/gradient1"):
+        together = np.concatenate([part[key] for part in parts]) / RANKS  # the trainer averages over ranks
+        np.testing.assert_allclose(together, whole[key], rtol=1e-4, atol=1e-7 * np.abs(whole[key]).max() + 1e-9)
+
+
+def test_batchnorm_and_dropout_are_those_of_the_global_batch(
+    parts: list[dict[str, np.ndarray]], whole: dict[str, np.ndarray]
+):
+    for key in ("norm/y", "norm/gradient0", "dropout/y"):
+        together = np.concatenate([part[key] for part in parts])
+        np.testing.assert_allclose(together, whole[key], rtol=1e-3, atol=1e-3 * np.abs(whole[key]).max(), err_msg=key)
+    gradient = sum(part["norm/gradient1"] for part in parts)
+    np.testing.assert_allclose(gradient, whole["norm/gradient1"], atol=1e-3)
+    for part in parts:
+        np.testing.assert_allclose(part["norm/running_mean"], whole["norm/running_mean"], rtol=1e-6)
+        np.testing.assert_allclose(part["norm/running_var"], whole["norm/running_var"], rtol=1e-4)
+
+
+# From end to end: 20 steps of a global batch of 4, over 5 epochs of 14 samples (and 2 again)
+
+# An untrained network is chaotic: its gradients have a norm of 1e4, and which points it selects may tip over by
+# rounding, on one rank too. The steps are small therefore, and few of them may deviate by more than 1e-3.
+SAME = [
+    *["optimizer=sgd", "optimizer.lr=1e-9", "model.num_edge_points=256", "model.salient_pool=16", "model.dropout=0.2"],
+    *["dataset.train_images=14", "dataset.val_images=7"],
+    *["trainer.max_epochs=5", "trainer.val_every=5", "trainer.bn_batches=1"],
+]
+LOSS = {"ce": ["loss=ce"], "over_ranks": ["loss=pfnet", "loss.min_kept=3000", "loss.over_ranks=true"]}
+
+
+@pytest.fixture(scope="module", params=LOSS)
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same training by one rank and by two."""
+    folder = tmp_path_factory.mktemp(request.param)
+    worked(folder / "one", *SAME, *LOSS[request.param], "batch_size=4")
+    train(folder / "two", *SAME, *LOSS[request.param], "batch_size=2", "ranks=2")
+    return folder / "one", folder / "two"
+
+
+def test_two_ranks_have_the_losses_of_one(twins: tuple[Path, Path]):
+    one, two = (rows(folder, "train") for folder in twins)
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 21))
+    deviations = [abs(a["train/loss"] / b["train/loss"] - 1) for a, b in zip(two, one, strict=True)]
+    assert deviations[0] < 1e-5
+    assert np.median(deviations) < 1e-3
+    assert max(deviations) < 2e-2
+
+
+def test_only_rank_0_writes(twins: tuple[Path, Path]):
+    one, two = ({path.name for path in folder.rglob("*")} for folder in twins)
+    assert two - one == {"command.txt", "environment.json", "resolved.yaml", "result.json", "worker.log"} | {
+        *(".hydra", "config.yaml", "hydra.yaml", "overrides.yaml")
+    }, "of the driver"
+    (begin,) = rows(twins[1], "start")
+    assert (begin["ranks"], begin["batch_size"], begin["global_batch"]) == (2, 2, 4)
+    assert [row["step"] for row in rows(twins[1], "val")] == [20]
+
+
+def test_ranks_count_the_pixels_that_one_counts(twins: tuple[Path, Path]):
+    """7 images: one rank gets more of them than another."""
+    confusion = [np.array(stored_confusion(twins[1], ranks)) for ranks in (1, 2, 3)]
+    assert confusion[0].sum() == 7 * 64 * 64
+    for other in confusion[1:]:
+        assert np.abs(other - confusion[0]).sum() / 2 <= max(1e-6 * confusion[0].sum(), 0)
+
+
+def stored_confusion(run: Path, ranks: int) -> list[list[int]]:
+    folder = run / "scored" / str(ranks)
+    finished(start("evaluate.py", "gpus=0", f"ranks={ranks}", f"checkpoint={run}", f"hydra.run.dir={folder}"))
+    results = stored(folder / "results.json")
+    assert results["images"] == 7
+    return results["confusion"]
