@@ -30,8 +30,9 @@ from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.launch import run_job
+from pfseg.slurm import submit, write_script
 from pfseg.tracking.console import RunConsole
-from pfseg.tracking.records import RecordWriter, Sink, plain, write_atomic
+from pfseg.tracking.records import RecordWriter, Sink, plain, shown, write_atomic
 from pfseg.validate import check_fits
 
 Config = dict[str, Any]
@@ -41,11 +42,13 @@ Config = dict[str, Any]
 
 
 def train(config: Config) -> float:
-    """Train as configured; returns the best validation mIoU in percent.
+    """Train as configured; returns the best validation mIoU in percent, NaN where SLURM will start the job.
 
     Raises:
         JobError: the job failed or was stopped.
     """
+    if config["launch"]["name"] == "slurm":
+        return _prepare_submission(config)
     return float(_drive(config)["best/mIoU"])
 
 
@@ -56,8 +59,18 @@ def evaluate(config: Config) -> float:
         JobError: the job failed or was stopped.
         CheckpointError: no checkpoint, or one that doesn't fit.
     """
+    if config["launch"]["name"] == "slurm":
+        return _prepare_submission(config)
     miou = _drive(config)["mIoU"]
     return math.nan if miou is None else float(miou)  # JSON has no NaN
+
+
+def _prepare_submission(config: Config) -> float:
+    hydra = HydraConfig.get()
+    console = RunConsole()
+    script = write_script(Path(hydra.runtime.output_dir), config, hydra.overrides.task)
+    console.message(submit(script) if config["launch"]["submit"] else f"submit it with: sbatch {shown(script)}")
+    return math.nan
 
 
 def _drive(config: Config) -> Config:
@@ -196,13 +209,14 @@ def load_initial(model: Any, config: Config) -> str:
         CheckpointError: unreadable, or of another network.
     """
     from pfseg.engine.initial import load_backbone, load_network
+    from pfseg.engine.share import on_every_rank
 
     if config["init"]:
-        return load_network(model, Path(config["init"]))
+        return load_network(model, on_every_rank(Path(config["init"])))
     if config["pretrained"]:
         module, _, name = config["backbone"]["_target_"].rpartition(".")
         rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
-        return load_backbone(model, Path(config["pretrained"]), rename)
+        return load_backbone(model, on_every_rank(Path(config["pretrained"])), rename)
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 
@@ -252,6 +266,7 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     from pfseg.engine import state
     from pfseg.engine.checkpoint import load_checkpoint
     from pfseg.engine.schedule import make_schedule
+    from pfseg.engine.share import on_every_rank
     from pfseg.engine.trainer import Plan, Trainer
     from pfseg.runtime import jt, rank, seed_everything, world_size
 
@@ -293,8 +308,8 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
         meta={"config": config, "pfseg": __version__, "jittor": jt.__version__},
         stop=stop,
     )
-    last = folder / "checkpoints" / "last.safetensors"
     if config["resume"]:
+        last = on_every_rank(folder / "checkpoints" / "last.safetensors")
         check_fits(last, load_checkpoint(last)[1]["config"], config)
         trainer.restore(last)
         if records:
@@ -329,12 +344,13 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
 def _evaluate(config: Config, folder: Path) -> Config:
     from pfseg.engine import state
     from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.engine.share import on_every_rank
     from pfseg.metrics import scores
     from pfseg.runtime import jt, rank, seed_everything, world_size
     from pfseg.tracking.panels import save_panels
 
     seed_everything(config["seed"])
-    path = Path(config["checkpoint"])
+    path = on_every_rank(Path(config["checkpoint"]))
     arrays, meta = load_checkpoint(path)
     stored = meta["config"]
     if config["dataset"]["root"] is not None:

@@ -37,7 +37,7 @@ from pfseg.checks import (
     existing,
     pair,
 )
-from pfseg.devices import plan_ranks
+from pfseg.devices import other_slurm_process, plan_ranks
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.schema import Evaluate, PrepareJob, Preview, Train
 from pfseg.validate import check_fits, unknown_key, validate
@@ -193,6 +193,8 @@ def main(run: Callable[[dict[str, Any]], float | None], config_name: str) -> NoR
 
 
 def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str) -> None:
+    if other_slurm_process():
+        return
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         script, ranks = Path(sys.argv[0]).name, os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
         raise ConfigError(f"started by mpirun, which {script} does by itself: type `python {script} ranks={ranks} ...`")
@@ -209,6 +211,8 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:
+        if other_slurm_process():  # of a job of a sweep
+            return None
         try:
             return run(check(cfg))
         except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from pfseg.launch_schema import Mpi, Slurm
 from pfseg.validate import Kinds, Limit
 
 Positive = Annotated[float, Limit(above=0)]
@@ -297,7 +298,7 @@ class Named:
 
 
 _LOGGER = Kinds("name", {"wandb": Wandb, "none": Named})
-_LAUNCH = Kinds("name", {"mpi": Named, "inline": Named})
+_LAUNCH = Kinds("name", {"mpi": Mpi, "slurm": Slurm, "inline": Named})
 
 
 @dataclass
@@ -328,7 +329,7 @@ class Train:
     ]
     augment: Annotated[Target, Kinds("_target_", {"pfseg.data.transforms.Augment": Augment}, Target)]
     logger: Annotated[Wandb | Named, _LOGGER]
-    launch: Annotated[Named, _LAUNCH]
+    launch: Annotated[Mpi | Slurm | Named, _LAUNCH]
 
 
 @dataclass
@@ -377,4 +378,4 @@ class Evaluate:
     seed: Annotated[int, Limit(least=0, below=2**31)]
     dataset: DataRoot
     logger: Annotated[Wandb | Named, _LOGGER]
-    launch: Annotated[Named, _LAUNCH]
+    launch: Annotated[Mpi | Slurm | Named, _LAUNCH]

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
-    **dict.fromkeys(("runtime", "data", "schema"), 2),
-    **dict.fromkeys(("models", "checks"), 3),
+    **dict.fromkeys(("devices", "heartbeat", "provenance", "metrics", "boundary", "validate"), 1),
+    **dict.fromkeys(("runtime", "data", "launch_schema", "mpirun"), 2),
+    **dict.fromkeys(("models", "checks", "schema"), 3),
     **dict.fromkeys(("losses", "tracking", "config"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    "launch": 6,
+    **dict.fromkeys(("launch", "slurm"), 6),
     "build": 7,
     **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 8),
 }
