@@ -9,9 +9,9 @@ from pfseg.config import main
 
 def evaluate(config: dict[str, Any]) -> float | None:
     """Score a checkpoint; the mIoU in percent."""
-    from pfseg import build
+    from pfseg import driver
 
-    return build.evaluate(config)
+    return driver.evaluate(config)
 
 
 if __name__ == "__main__":

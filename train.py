@@ -9,9 +9,9 @@ from pfseg.config import main
 
 def train(config: dict[str, Any]) -> float | None:
     """Train as configured; the best validation mIoU in percent."""
-    from pfseg import build
+    from pfseg import driver
 
-    return build.train(config)
+    return driver.train(config)
 
 
 if __name__ == "__main__":

@@ -1,141 +1,34 @@
 """Composition root: from a configuration to objects. The only module that sees them all.
 
-`train` and `evaluate` run in the driver: they choose where telemetry goes and start the job. `run_worker` runs in
-every rank and does the job. Nothing below this module receives a configuration: constructors take plain arguments.
+`run_worker` runs in every rank and does the job. Nothing below this module receives a configuration: constructors take
+plain arguments.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pfseg import __version__
 from pfseg.checks import pair
-from pfseg.config import compose, run_folder
+from pfseg.config import compose
 from pfseg.data.archive import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.folder import FolderDataset
 from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
-from pfseg.errors import ConfigError, PfsegError
-from pfseg.launch import JobStopped, run_job
-from pfseg.tracking.console import RunConsole
-from pfseg.tracking.loggers import make_loggers
-from pfseg.tracking.optuna import TrialReporter
-from pfseg.tracking.records import RecordWriter, Sink, write_atomic
+from pfseg.errors import ConfigError
+from pfseg.tracking.records import RecordWriter
 from pfseg.validate import check_fits
 
 Config = dict[str, Any]
-
-
-# In the driver
-
-
-def train(config: Config) -> float:
-    """Train as configured; returns the best validation mIoU in percent.
-
-    Raises:
-        JobError: the job failed or was stopped.
-    """
-    return float(_drive(config, _output_dir())["best/mIoU"])
-
-
-def evaluate(config: Config) -> float:
-    """Score a checkpoint as configured; returns the mIoU in percent and leaves `results.json` in the run folder.
-
-    Several checkpoints are scored one after the other, each below its own run, and compared in the run folder; the
-    highest mIoU is returned.
-
-    Raises:
-        JobError: the job failed or was stopped.
-        CheckpointError: no checkpoint, or one that doesn't fit.
-    """
-    checkpoint = config["checkpoint"]
-    if isinstance(checkpoint, str):
-        return _evaluated(config, _output_dir())
-    folders = [
-        Path(run_folder(one)) / "evaluate" / f"{_output_dir().name}-{number}-{Path(one).stem}"
-        for number, one in enumerate(checkpoint)
-    ]
-    found = [_evaluated(config | {"checkpoint": one}, at) for one, at in zip(checkpoint, folders, strict=True)]
-    _compare(folders)
-    return max(found, key=lambda miou: -1.0 if math.isnan(miou) else miou)
-
-
-def _evaluated(config: Config, folder: Path) -> float:
-    miou = _drive(config, folder)["mIoU"]
-    return math.nan if miou is None else float(miou)  # JSON has no NaN
-
-
-def _compare(folders: list[Path]) -> None:
-    """Show a table of evaluations, and leave it as a page and a CSV file."""
-    from pfseg.reporting.page import to_html
-    from pfseg.reporting.runs import read_runs
-    from pfseg.reporting.table import build_table, print_table, to_csv
-
-    table = build_table(read_runs(folders))
-    print_table(table, RunConsole().console)
-    write_atomic(_output_dir() / "comparison.html", to_html(table))
-    write_atomic(_output_dir() / "comparison.csv", to_csv(table))
-
-
-def _output_dir() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _drive(config: Config, folder: Path) -> Config:
-    console = RunConsole(folder)
-    console.show_config(config)
-    sinks: list[Sink] = [console]
-    code = 1
-    try:
-        trial = _trial(folder, config, console)
-        sinks += [trial] if trial else []
-        hydra = HydraConfig.get()
-        group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
-        for logger in make_loggers(folder, config, console, group):
-            sinks.append(logger)  # one by one: if the next one can't start, this one is finished
-        try:
-            result = run_job(folder, config, sinks=sinks)
-        except JobStopped:
-            stored = folder / "result.json"
-            if not (trial and trial.pruned and stored.exists()):
-                raise
-            result = json.loads(stored.read_text(encoding="utf-8"))
-        code = 0
-        return result
-    except PfsegError as error:
-        code = error.exit_code
-        raise
-    finally:
-        for sink in reversed(sinks):
-            sink.finish(code)
-
-
-def _trial(folder: Path, config: Config, console: Sink) -> TrialReporter | None:
-    """The job's trial in an Optuna study, where it is part of one that cuts bad trials short."""
-    hydra = HydraConfig.get()
-    if not config.get("pruner"):
-        return None
-    if hydra.mode != RunMode.MULTIRUN or "optuna" not in hydra.sweeper._target_:
-        console.message("pruner has no effect here: it acts in an Optuna study, -m hparams_search=...", "warning")
-        return None
-    sweeper, pruner = hydra.sweeper, instantiate(config["pruner"])
-    return TrialReporter(folder, pruner, sweeper.storage, sweeper.study_name, list(hydra.overrides.task), console)
-
-
-# In every rank
 
 
 def run_worker(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
@@ -248,13 +141,14 @@ def load_initial(model: Any, config: Config) -> str:
         CheckpointError: unreadable, or of another network.
     """
     from pfseg.engine.initial import load_backbone, load_network
+    from pfseg.engine.share import on_every_rank
 
     if config["init"]:
-        return load_network(model, Path(config["init"]))
+        return load_network(model, on_every_rank(Path(config["init"])))
     if config["pretrained"]:
         module, _, name = config["backbone"]["_target_"].rpartition(".")
         rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
-        return load_backbone(model, Path(config["pretrained"]), rename)
+        return load_backbone(model, on_every_rank(Path(config["pretrained"])), rename)
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 
@@ -316,6 +210,7 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     from pfseg.engine import state
     from pfseg.engine.checkpoint import load_checkpoint
     from pfseg.engine.schedule import make_schedule, scale_lr
+    from pfseg.engine.share import on_every_rank
     from pfseg.engine.trainer import Plan, Trainer
     from pfseg.runtime import jt, rank, seed_everything, world_size
 
@@ -360,8 +255,8 @@ def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
         meta={"config": config, "pfseg": __version__, "jittor": jt.__version__},
         stop=stop,
     )
-    last = folder / "checkpoints" / "last.safetensors"
     if config["resume"]:
+        last = on_every_rank(folder / "checkpoints" / "last.safetensors")
         check_fits(last, load_checkpoint(last)[1]["config"], config)
         trainer.restore(last)
         if records:

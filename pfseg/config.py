@@ -45,7 +45,7 @@ from pfseg.checks import (
     pair,
 )
 from pfseg.command_schemas import Predict, PrepareJob, Preview, Profile
-from pfseg.devices import plan_ranks
+from pfseg.devices import other_slurm_process, plan_ranks
 from pfseg.engine.checkpoint import load_meta
 from pfseg.errors import ConfigError, JobError, PfsegError
 from pfseg.lease import lease
@@ -203,6 +203,8 @@ def main(run: Callable[[dict[str, Any]], float | None], config_name: str) -> NoR
 
 
 def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str) -> None:
+    if other_slurm_process():
+        return
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         script, ranks = Path(sys.argv[0]).name, os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
         raise ConfigError(f"started by mpirun, which {script} does by itself: type `python {script} ranks={ranks} ...`")
@@ -219,6 +221,8 @@ def _run_command(run: Callable[[dict[str, Any]], float | None], config_name: str
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:
+        if other_slurm_process():  # of a job of a sweep
+            return None
         job = HydraConfig.get()
         if job.mode == RunMode.MULTIRUN:
             return _sweep_job(run, cfg)

@@ -1,12 +1,34 @@
-"""Which GPUs a job may use and how many ranks it has (no Jittor, no CUDA call)."""
+"""Which GPUs and hosts a job may use and how many ranks it has (no Jittor, no CUDA call).
+
+A job runs on this host; on those of `launch.hosts`; or, within SLURM, on the nodes of the allocation.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pfseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where the ranks of a job run.
+
+    Attributes:
+        hosts: ranks by host, this host first; empty for this host alone and within SLURM, which mpirun asks itself.
+        several: whether there are other hosts.
+        per_node: ranks on each SLURM node, where they divide evenly.
+        interface: network interface or subnet that the ranks talk over; None leaves the choice to MPI.
+    """
+
+    hosts: dict[str, int] = field(default_factory=dict)
+    several: bool = False
+    per_node: int | None = None
+    interface: str | None = None
 
 
 def visible_gpus() -> list[str]:
@@ -20,35 +42,147 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
 
 
-def plan_ranks(config: dict[str, Any]) -> tuple[int, list[str]]:
-    """Work out how many ranks a job has and which GPUs they share.
+def choose_gpus(gpus: Any) -> list[str]:
+    """Choose among the GPUs of this host.
 
     Args:
-        config: with `gpus` (`auto`, a number, or a list of positions among the visible ones) and `ranks` (`auto`:
-            one per GPU used, at least one; or a number).
+        gpus: `auto`, a number, or a list of positions among the visible ones.
 
     Returns:
-        The number of ranks, and the GPUs' names for `CUDA_VISIBLE_DEVICES`, none on a CPU.
+        Their names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
 
     Raises:
-        ConfigError: more GPUs are asked for than are visible, or a value makes no sense.
+        ConfigError: more GPUs are asked for than are visible, or the value makes no sense.
     """
-    gpus, ranks, visible = config.get("gpus", "auto"), config.get("ranks", "auto"), visible_gpus()
-    if gpus == "auto":
-        chosen = visible
-    else:
-        number = isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 0
-        wanted = list(range(gpus)) if number else gpus
-        if not isinstance(wanted, list) or not all(isinstance(index, int) and index >= 0 for index in wanted):
-            raise ConfigError(f"gpus={gpus!r} is not auto, a number or a list of numbers (config: gpus)")
-        if any(index >= len(visible) for index in wanted):
-            there = f"{len(visible)} ({', '.join(visible)})" if visible else "none"
-            raise ConfigError(
-                f"gpus={gpus} asks for more GPUs than are visible: {there}; use gpus=auto, or gpus=0 for the CPU"
-            )
-        chosen = [visible[index] for index in wanted]
-    if ranks == "auto":
-        return max(1, len(chosen)), chosen
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+    wanted = _positions(gpus)
+    visible = visible_gpus()
+    if wanted is None:
+        return visible
+    if any(index >= len(visible) for index in wanted):
+        there = f"{len(visible)} ({', '.join(visible)})" if visible else "none"
+        raise ConfigError(
+            f"gpus={gpus} asks for more GPUs than are visible on {socket.gethostname()}: {there}; "
+            "use gpus=auto, or gpus=0 for the CPU"
+        )
+    return [visible[index] for index in wanted]
+
+
+def plan_ranks(config: dict[str, Any]) -> tuple[int, list[str]]:
+    """Work out how many ranks a job has and which GPUs those of this host share.
+
+    Args:
+        config: with `gpus` (see `choose_gpus`; on each host), `ranks` (a number, or `auto`: one per GPU used, on a
+            CPU one, or one per SLURM task) and `launch`.
+
+    Returns:
+        The number of ranks on all hosts, and the GPUs' names for `CUDA_VISIBLE_DEVICES`, none on a CPU.
+
+    Raises:
+        ConfigError: more GPUs are asked for than are visible, hosts and ranks don't fit, or a value makes no sense.
+    """
+    gpus, ranks, launch = config.get("gpus", "auto"), config.get("ranks", "auto"), config.get("launch") or {}
+    if ranks != "auto" and (not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1):
         raise ConfigError(f"ranks={ranks!r} is not auto or a number of at least 1 (config: ranks)")
+    if launch.get("name") == "slurm":
+        return _plan_script(gpus, ranks, launch["nodes"]), []
+    chosen = choose_gpus(gpus)
+    if launch.get("hosts"):
+        total = sum(_parse_hosts(launch["hosts"], max(1, len(chosen))).values())
+        if ranks not in ("auto", total):
+            raise ConfigError(f"ranks={ranks} but launch.hosts gives {total}: leave out ranks")
+        return total, chosen
+    if ranks == "auto":
+        return max(_tasks() if not chosen else 1, len(chosen) * _allocated_nodes()), chosen
+    if launch.get("name") == "mpi" and ranks == 1 < _tasks():
+        raise ConfigError(
+            f"one rank within a SLURM allocation of {_tasks()} tasks would leave the others idle: "
+            f"add ranks={_tasks()}, or ask SLURM for one task (--ntasks=1)"
+        )
     return ranks, chosen
+
+
+def plan_nodes(config: dict[str, Any]) -> Nodes:
+    """Work out on which hosts the ranks of `plan_ranks` run.
+
+    Raises:
+        ConfigError: `launch.hosts` can't be read, or doesn't begin with this host.
+    """
+    launch = config.get("launch") or {}
+    interface = launch.get("interface")
+    if not launch.get("hosts"):
+        nodes, ranks = _allocated_nodes(), plan_ranks(config)[0]
+        per_node = ranks // nodes if nodes > 1 and ranks % nodes == 0 else None
+        return Nodes(several=nodes > 1, per_node=per_node, interface=interface)
+    hosts = _parse_hosts(launch["hosts"], max(1, len(choose_gpus(config.get("gpus", "auto")))))
+    return Nodes(hosts, several=len(hosts) > 1, interface=interface)
+
+
+def other_slurm_process() -> bool:
+    """Tell whether `srun` started this process beside a first one, which alone has to start the job."""
+    return int(os.environ.get("SLURM_PROCID", "0")) > 0
+
+
+def _positions(gpus: Any) -> list[int] | None:
+    if gpus == "auto":
+        return None
+    number = isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 0
+    wanted = list(range(gpus)) if number else gpus
+    if not isinstance(wanted, list) or not all(isinstance(index, int) and index >= 0 for index in wanted):
+        raise ConfigError(f"gpus={gpus!r} is not auto, a number or a list of numbers (config: gpus)")
+    return wanted
+
+
+def _plan_script(gpus: Any, ranks: int | str, nodes: int) -> int:
+    """Ranks of a job that SLURM will start, on nodes whose GPUs can't be seen from here."""
+    per_node = _positions(gpus)
+    if per_node is None:
+        raise ConfigError("gpus=auto can't be known before SLURM starts the job: add gpus=<GPUs per node>, or gpus=0")
+    if ranks == "auto":
+        return nodes * max(1, len(per_node))
+    assert isinstance(ranks, int)
+    if ranks % nodes:
+        raise ConfigError(f"ranks={ranks} is no multiple of launch.nodes={nodes}: SLURM gives each node as many tasks")
+    return ranks
+
+
+def _parse_hosts(hosts: list[str], default: int) -> dict[str, int]:
+    """Ranks by host of `launch.hosts`: `name:ranks`, or `name` for as many as this host has GPUs."""
+    found: dict[str, int] = {}
+    for text in hosts:
+        name, _, number = text.partition(":")
+        if not name or (number and (not number.isdigit() or int(number) < 1)) or text.endswith(":"):
+            raise ConfigError(f"launch.hosts has {text!r}: expected name or name:ranks, such as [node1:4,node2:4]")
+        if name in found:
+            raise ConfigError(f"launch.hosts names {name} twice: give its ranks in one item, such as {name}:4")
+        found[name] = int(number or default)
+    first = next(iter(found))
+    if not _is_here(first):
+        raise ConfigError(
+            f"launch.hosts begins with {first}, which is not this host ({socket.gethostname()}): put this host first, "
+            "because rank 0 writes the run folder here"
+        )
+    return found
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address is one of this host's."""
+    try:
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise ConfigError(f"launch.hosts has {host}, whose address can't be found ({error.strerror})") from error
+    for family, kind, _, _, address in addresses:
+        with socket.socket(family, kind) as probe:
+            try:
+                probe.bind(address)  # only an own address can be bound
+                return True
+            except OSError:
+                continue
+    return False
+
+
+def _allocated_nodes() -> int:
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
+def _tasks() -> int:
+    return int(os.environ.get("SLURM_NTASKS", "1"))

@@ -28,6 +28,7 @@ from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
 from pfseg.engine.evaluator import Evaluation, Evaluator, sum_over_ranks
 from pfseg.engine.pictures import ImageScores
+from pfseg.engine.share import on_every_rank
 from pfseg.metrics import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
@@ -46,7 +47,7 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         DataError: no data, or data that can't be scored as asked for.
     """
     seed_everything(config["seed"])
-    arrays, meta = load_checkpoint(Path(config["checkpoint"]))
+    arrays, meta = load_checkpoint(on_every_rank(Path(config["checkpoint"])))
     stored = _with_changes(meta["config"], config)
     dataset = build_dataset(stored["dataset"], config["split"])
     model = build_model(stored["model"], dataset.num_classes)

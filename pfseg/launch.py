@@ -6,7 +6,8 @@ One process per job even for one rank: each job of a sweep starts with fresh GPU
     mpirun -np <ranks> python -m pfseg.worker <folder>
 
 feeds the rows of `metrics.jsonl` to the sinks (terminal, W&B), and returns `result.json` or raises the first rank's
-error. The ranks' own output is kept in `worker.log`.
+error. The ranks' own output is kept in `worker.log`. The folder is on this host only, where rank 0 runs: ranks on
+others get the configuration by their environment, and answer by their output.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ from typing import Any
 
 import yaml
 
-from pfseg.devices import plan_ranks
+from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError
+from pfseg.heartbeat import Watch, told
 from pfseg.mpirun import POLL_SECONDS, STOPPING, Mpirun
 from pfseg.provenance import command_line, data_state, environment
 from pfseg.tracking.records import Follower, Sink, shown, write_atomic
-from pfseg.worker import write_result
+from pfseg.worker import pack_config, write_result
 
 SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
 _COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
+_NOISE = "contact information is unknown in file"  # of mpirun, at each word for ranks of which some are on this host
 _LOST_RANK = re.compile(r"process rank (\d+)")
 
 
@@ -60,7 +63,7 @@ def run_job(
 
     Args:
         folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
-        config: the resolved configuration, plain values only; `job`, `gpus`, `ranks` and `launch.name` are read here.
+        config: the resolved configuration, plain values only; `job`, `gpus`, `ranks` and `launch` are read here.
         sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
         worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
 
@@ -79,7 +82,8 @@ def run_job(
         )
     folder = Path(folder).resolve()
     ranks, gpus = plan_ranks(config)
-    write_atomic(folder / "resolved.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomic(folder / "resolved.yaml", text)
     origin = environment() | {"data": data_state(config.get("dataset", {}).get("root"))}
     write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
     commands = folder / "command.txt"
@@ -89,14 +93,22 @@ def run_job(
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "errors", ignore_errors=True)
 
-    telemetry = _Telemetry(folder, sinks)
+    launch = config["launch"]
+    watch = Watch(ranks, launch.get("heartbeat"))
+    telemetry = _Telemetry(folder, sinks, watch)
     try:
-        if config.get("launch", {}).get("name") == "inline":
+        if launch["name"] == "inline":
             work = importlib.import_module(worker_module).job
             with telemetry.in_background():
                 write_result(folder, work(config, folder, lambda: False))
             return _ending(folder, config, 0, None, telemetry)
-        process = Mpirun(["-m", worker_module, str(folder)], ranks, gpus, telemetry)
+        process = Mpirun(
+            ["-m", worker_module, str(folder)],
+            ranks,
+            telemetry,
+            nodes=plan_nodes(config),
+            environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
+        )
         with process.signals():
             code = process.wait()
         return _ending(folder, config, code, process.signum, telemetry)
@@ -107,8 +119,10 @@ def run_job(
 class _Telemetry:
     """What the driver hears from the ranks: rows of the records file and lines of output."""
 
-    def __init__(self, folder: Path, sinks: Sequence[Sink]) -> None:
-        self.sinks = list(sinks)
+    def __init__(self, folder: Path, sinks: Sequence[Sink], watch: Watch) -> None:
+        self.sinks, self.watch = list(sinks), watch
+        self.errors: list[dict[str, Any]] = []  # of ranks on hosts without the folder
+        self.hung: str | None = None
         self.tail: collections.deque[str] = collections.deque(maxlen=30)
         self.lost_rank: str | None = None
         self.crashed = False
@@ -121,7 +135,12 @@ class _Telemetry:
         """Take one line of the ranks' output; called by the reading thread."""
         if counts := _COMPILING.search(text):
             self._compiled = (int(counts[1]), int(counts[2]))
-        elif text.strip():
+        elif row := told(text):
+            if "beat" in row:
+                self.watch.hear(row)
+            else:
+                self.errors.append(row)
+        elif text.strip() and _NOISE not in text:
             self.tail.append(text)
             self.crashed = self.crashed or "Caught segfault" in text  # Jittor's handler, which then exits with 1
             if lost := _LOST_RANK.search(text):
@@ -146,6 +165,11 @@ class _Telemetry:
         seconds = time.monotonic() - self._started
         if not self._alive and seconds >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
+
+    def given_up(self) -> bool:
+        """Tell whether a rank has been silent for too long."""
+        self.hung = self.hung or self.watch.hung()
+        return self.hung is not None
 
     def tell(self, method: str, *args: Any) -> None:
         """Call each sink; leave out for good one that fails: it must not end a training."""
@@ -186,9 +210,12 @@ def _ending(
     folder: Path, config: dict[str, Any], code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
-    errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "errors").glob("rank*.json"))]
+    files = sorted((folder / "errors").glob("rank*.json"))
+    errors = telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if errors:
         raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry)
+    if telemetry.hung:
+        raise JobError(f"{telemetry.hung}{_how_to_resume(folder, config)}")
     exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():

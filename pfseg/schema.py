@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from pfseg.launch_schema import Mpi, Slurm
 from pfseg.validate import Kinds, Limit
 
 Positive = Annotated[float, Limit(above=0)]
@@ -318,7 +319,7 @@ class Named:
     name: str
 
 
-_LAUNCH = Kinds("name", {"mpi": Named, "inline": Named})
+_LAUNCH = Kinds("name", {"mpi": Mpi, "slurm": Slurm, "inline": Named})
 
 
 @dataclass
@@ -350,7 +351,7 @@ class Train:
     ]
     augment: Annotated[Target, Kinds("_target_", {"pfseg.data.transforms.Augment": Augment}, Target)]
     logger: Loggers
-    launch: Annotated[Named, _LAUNCH]
+    launch: Annotated[Mpi | Slurm | Named, _LAUNCH]
 
 
 @dataclass
@@ -381,4 +382,4 @@ class Evaluate:
     seed: Annotated[int, Limit(least=0, below=2**31)]
     dataset: DataRoot
     logger: Loggers
-    launch: Annotated[Named, _LAUNCH]
+    launch: Annotated[Mpi | Slurm | Named, _LAUNCH]

@@ -1,27 +1,34 @@
 """One rank of a job: `mpirun ... python -m pfseg.worker <run folder>`, started by `pfseg.launch`.
 
-The rank reads `<folder>/resolved.yaml`, does the job that it describes and, on rank 0, writes `result.json`. A rank
-that fails leaves `errors/rank<k>.json` and ends with exit code 1, upon which mpirun ends the others.
+The rank gets the configuration by its environment, does the job that it describes and, on rank 0, writes
+`result.json`. A rank that fails leaves `errors/rank<k>.json` and ends with exit code 1, upon which mpirun ends the
+others. On a host without the run folder it tells the driver of its error instead.
 
 Loading processes started by `spawn` import this module again, so its imports stay light: no Jittor, no OpenCV.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg.errors import PfsegError
+from pfseg.devices import choose_gpus
+from pfseg.errors import ConfigError, PfsegError
+from pfseg.heartbeat import Pulse, tell
 from pfseg.mpirun import die_with_parent
 from pfseg.tracking.records import plain, write_atomic
 
+_CONFIG = "PFSEG_JOB"  # the variable with the configuration
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
 
 
@@ -32,18 +39,23 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     return run_worker(config, folder, stop)
 
 
-def load_config(folder: Path) -> dict[str, Any]:
-    """Read the resolved configuration of a run folder as the driver wrote it."""
+def pack_config(text: str) -> dict[str, str]:
+    """Variable by which ranks get the resolved configuration, which is YAML text, on hosts without the run folder."""
+    return {_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
+
+
+def take_config() -> dict[str, Any]:
+    """Take the configuration out of the environment, which later children then don't inherit."""
     import yaml
 
-    return yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
 
 
 def main(folder: Path, work: Job = job) -> int:
     """Run this rank's part of the job in `folder`.
 
     Args:
-        folder: the run folder, with `resolved.yaml`.
+        folder: the run folder; it may not exist on this rank's host.
         work: called with the configuration, the folder and `stop()`, which is True once SIGUSR1 has come;
             what it returns goes into `result.json`.
 
@@ -59,10 +71,15 @@ def main(folder: Path, work: Job = job) -> int:
     die_with_parent()
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     try:
-        _choose_gpu()
-        result = work(load_config(folder), folder, stop)
+        config = take_config()
+        limit = config["launch"].get("heartbeat")
+        pulse = Pulse(rank, limit) if limit is not None else None
+        _choose_devices(config)
+        result = work(config, folder, stop)
         if rank == 0:
             write_result(folder, result)
+        if pulse:
+            pulse.end()
     except BaseException as error:
         _report(folder, rank, error)
         sys.stdout.flush()
@@ -81,12 +98,20 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_atomic(folder / "result.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
 
 
-def _choose_gpu() -> None:
-    """Show each rank of a host one GPU of its own, so that not all of them take the first."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if len(visible) > 1:
-        local_rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank % len(visible)]
+def _choose_devices(config: dict[str, Any]) -> None:
+    """Give each rank of a host its share of the cores, and a GPU of its own so that not all of them take the first."""
+    local_rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local_size)))
+    if os.environ.get("PFSEG_DEVICE") == "cpu":
+        return
+    gpus = choose_gpus(config["gpus"])
+    if not gpus:
+        raise ConfigError(
+            f"host {socket.gethostname()} has no GPU but the one that started the job has: "
+            "leave it out of launch.hosts, or add gpus=0"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank % len(gpus)]
 
 
 def _report(folder: Path, rank: int, error: BaseException) -> None:
@@ -101,9 +126,11 @@ def _report(folder: Path, rank: int, error: BaseException) -> None:
         "exit_code": getattr(error, "exit_code", 1),
     }
     try:
+        if not (folder / "resolved.yaml").exists():
+            raise FileNotFoundError(folder)
         write_atomic(folder / "errors" / f"rank{rank}.json", json.dumps(row, indent=2) + "\n")
-    except PfsegError:  # a full disk: the driver shows the end of this rank's output instead
-        sys.stderr.write(text)
+    except (PfsegError, FileNotFoundError):  # a full disk, or another host
+        tell(**row)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +28,8 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     writer = RecordWriter(folder / ("metrics.jsonl" if rank == 0 else f"rank{rank}.jsonl"))
     time.sleep(config.get("before", 0.0))
     # As a loading process or a compiler would be, which the launcher has to end where it outlives its rank.
-    child = subprocess.Popen(["sh", "-c", "sleep 60"], preexec_fn=None if behave == "leftover" else die_with_parent)
+    command = ["sh", "-c", "sleep 60; true"] if behave == "leftover" else ["sleep", "60"]
+    child = subprocess.Popen(command, preexec_fn=None if behave == "leftover" else die_with_parent)
     writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid(), child=child.pid)
     try:
         return _steps(config, folder, stop, writer, child, last)
@@ -52,7 +56,9 @@ def _steps(
             (folder / "checkpoints" / "last.json").write_text("{}")
             return {"status": "stopped", "step": step}
         writer.write("train", step=step, epoch=0, **{"train/loss": 1.0 / (step + 1)})
-        time.sleep(config.get("seconds", 0.0))
+        end = time.monotonic() + config.get("seconds", 0.0)
+        while time.monotonic() < end:  # as ranks that wait in MPI for another one do
+            time.sleep(0.0 if config["launch"].get("heartbeat") else 0.01)
     return {
         "status": "done",
         "ranks": int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")),
@@ -66,6 +72,21 @@ def _misbehave(behave: str) -> None:
         sys.stderr.flush()
         time.sleep(0.3)
         sys.stderr.write(" 8.1s eta:    0s \r\nsomething else\n")
+    elif behave == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif behave == "deadlock":
+        wait_for_ever()
+    elif behave == "child works":
+        subprocess.run(["timeout", "7", "sh", "-c", "while :; do :; done"])
+    elif behave == "lock":
+        with tempfile.NamedTemporaryFile() as file:
+            script = (
+                "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, 2); print(flush=True); time.sleep(7)"
+            )
+            holder = subprocess.Popen([sys.executable, "-c", script, file.name], stdout=subprocess.PIPE)
+            assert holder.stdout is not None and holder.stdout.readline()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            holder.communicate()
     elif behave == "raise":
         raise ValueError("the cat sat on the mask")
     elif behave == "user":
@@ -82,6 +103,11 @@ def _misbehave(behave: str) -> None:
         os._exit(1)
     elif behave == "leave":
         os._exit(0)
+
+
+def wait_for_ever() -> None:
+    """Do nothing, without using the processor."""
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

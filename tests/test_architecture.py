@@ -11,21 +11,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("devices", "mpirun", "provenance", "metrics", "boundary", "validate"), 1),
-    **dict.fromkeys(("runtime", "data", "schema", "lease"), 2),
-    **dict.fromkeys(("models", "checks", "command_schemas", "resume"), 3),
-    **dict.fromkeys(("losses", "tracking"), 4),
+    **dict.fromkeys(("devices", "heartbeat", "provenance", "metrics", "boundary", "validate"), 1),
+    **dict.fromkeys(("runtime", "data", "launch_schema", "lease", "mpirun"), 2),
+    **dict.fromkeys(("models", "checks", "schema"), 3),
+    **dict.fromkeys(("losses", "tracking", "command_schemas", "resume"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    **dict.fromkeys(("launch", "multirun", "prediction"), 6),
+    **dict.fromkeys(("launch", "multirun", "prediction", "slurm"), 6),
     "config": 7,
     "build": 8,
-    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 9),
-    **dict.fromkeys(("evaluation", "predict", "profile"), 9),
+    **dict.fromkeys(("evaluation", "driver"), 9),
+    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 10),
+    **dict.fromkeys(("predict", "profile"), 10),
 }
 # A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
 # `pfseg.create_model` is loaded on first use.
 UPWARDS = {("worker", "build"), ("build", "evaluation"), ("__init__", "models")}
 NO_JITTOR = {name for name in LEVELS if name not in ("runtime", "models", "losses", "engine", "build", "evaluation")}
+CONFIGURED = ("config", "resume", "build", "driver", "train", "evaluate")
 FILES = [*sorted((ROOT / "pfseg").rglob("*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
 
 
@@ -49,7 +51,9 @@ def test_imports_run_downwards(path: Path):
         if part in NO_JITTOR:
             assert top != "jittor" and rest[:1] != ["runtime"], f"{path} imports {name}"
         if top in ("hydra", "omegaconf"):
-            assert part in ("config", "resume", "train", "evaluate", "build"), f"{path} takes a configuration object"
+            assert part in ("config", "resume", "driver", "train", "evaluate", "build"), (
+                f"{path} takes a configuration object"
+            )
 
 
 def test_commands_are_short():

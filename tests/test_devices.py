@@ -31,7 +31,7 @@ def test_plan(three_gpus: None, gpus: object, ranks: object, plan: tuple[int, li
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"gpus": 4}, r"^gpus=4 asks for more GPUs than are visible: 3 \(0, 2, 5\); use gpus=auto, or gpus=0"),
+        ({"gpus": 4}, r"^gpus=4 asks for more GPUs than are visible on \S+: 3 \(0, 2, 5\); use gpus=auto, or gpus=0"),
         ({"gpus": [3]}, r"^gpus=\[3\] asks for more"),
         ({"gpus": "all"}, r"^gpus='all' is not auto, a number or a list of numbers \(config: gpus\)$"),
         ({"gpus": -1}, r"^gpus=-1 is not auto"),
@@ -46,7 +46,7 @@ def test_errors(three_gpus: None, config: dict[str, Any], text: str) -> None:
 
 def test_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pfseg.devices.visible_gpus", lambda: [])
-    with pytest.raises(ConfigError, match=r"visible: none; use gpus=auto"):
+    with pytest.raises(ConfigError, match=r"visible on \S+: none; use gpus=auto"):
         plan_ranks({"gpus": 1})
 
 

@@ -126,7 +126,7 @@ def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, m
     monkeypatch.setattr("pfseg.launch.SILENCE_SECONDS", 0.0)
     run(tmp_path, heard, before=0.5)
     assert heard.waits and heard.waits == sorted(heard.waits)
-    assert len(heard.waits) < 10 and heard.waits[-1] < 1  # and no longer
+    assert len(heard.waits) < 15 and heard.waits[-1] < 3  # and no longer
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,31 @@ def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text
         assert any(level == "error" and "Traceback" in text for level, text in heard.messages)
     if behave == "segfault":
         assert any(level == "error" and "last words" in text for level, text in heard.messages)
+
+
+@pytest.mark.parametrize(
+    ("behave", "text"),
+    [
+        ("stop", r"^rank 1 on host \S+ has not been heard of for 5 s .*, last seen in \S+:\d+ \(\w+\); "),
+        (
+            "deadlock",
+            r"^rank 1 on host \S+ has done nothing for 5 s \(config: launch\.heartbeat\), last seen in "
+            r"tests/stand_in\.py:\d+ \(wait_for_ever\); nothing was saved$",
+        ),
+    ],
+)
+def test_a_rank_that_hangs_ends_all(tmp_path: Path, behave: str, text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(JobError, match=text):
+        run(tmp_path, ranks=2, behave=behave, steps=600, seconds=0.1, launch={"name": "mpi", "heartbeat": 5.0})
+    assert 5 < time.monotonic() - began < 25
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+
+
+def test_work_in_a_child_and_waiting_for_a_lock_are_alive(tmp_path: Path) -> None:
+    launch = {"name": "mpi", "heartbeat": 5.0}
+    for behave in ("child works", "lock"):
+        assert run(tmp_path, behave=behave, launch=launch)["status"] == "done"
 
 
 def test_errors_of_an_earlier_start_are_forgotten(tmp_path: Path) -> None:
@@ -218,10 +243,9 @@ def test_what_another_mpi_job_left_in_the_environment_is_dropped(monkeypatch: py
     monkeypatch.setenv("PMIX_RANK", "3")
     monkeypatch.setenv("OMPI_MCA_pml", "ob1")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    env = _environment(2, ["0", "3"])
+    env = _environment({"PFSEG_DEVICE": "cpu"})
     assert "PMIX_RANK" not in env and env["OMPI_MCA_pml"] == "ob1" and env["OMP_NUM_THREADS"] == "5"
-    assert env["CUDA_VISIBLE_DEVICES"] == "0,3" and "PFSEG_DEVICE" not in env
-    assert _environment(1, [])["PFSEG_DEVICE"] == "cpu"
+    assert env["PFSEG_DEVICE"] == "cpu"
 
 
 # A driver process of its own, so that it can be sent signals.

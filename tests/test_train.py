@@ -6,10 +6,11 @@ import functools
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,43 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, who
     assert load_checkpoint(last)[1]["progress"]["step"] == step
     assert sorted(path.name for path in last.parent.iterdir()) == files
 
+    resume(folder)
+    assert_same_run(folder, whole("sgd"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "none", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole: Callable[[str], Path]):
+    folder = small_disk / "run"
+    process = start("train.py", *TINY, *VARIANTS["sgd"], "launch.heartbeat=20", f"hydra.run.dir={folder}")
+    wait_for(lambda: last_step(folder) > 1, process)
+    members = family(process.pid)
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in members}
+    rank = next(pid for pid, command in commands.items() if command[1:3] == [b"-m", b"pfseg.worker"])
+    os.kill(rank, signal.SIGSTOP)
+    told = finished(process, 1)
+    assert told.startswith("error: rank 0 on host ") and " has not been heard of for 20 s " in told
+    assert f"go on with: python train.py resume={folder}" in told
+    assert not any(map(alive, members))
+
+    last = folder / "checkpoints" / "last.safetensors"
+    step = load_checkpoint(last)[1]["progress"]["step"]
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
+    told = resume(folder, code=1)
+    assert told.startswith("error: checkpoint not saved, the previous one is whole: ")
+    assert "(No space left on device); free some space on this disk" in told
+    assert load_checkpoint(last)[1]["progress"]["step"] == step
+    filler.unlink()
     resume(folder)
     assert_same_run(folder, whole("sgd"))
 

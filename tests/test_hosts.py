@@ -1,0 +1,166 @@
+"""Two hosts on one machine: network namespaces with addresses, host names, file systems and sshd of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+HERE, THERE = "10.79.0.1", "10.79.0.2"
+HEARTBEAT = 10.0
+MISSING = [name for name in ("ip", "ssh", "ssh-keygen", "unshare", "/usr/sbin/sshd") if shutil.which(name) is None]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+
+DRIVER = """
+    import json, sys
+    from pathlib import Path
+    from pfseg.errors import PfsegError
+    from pfseg.launch import run_job
+    behave, hosts = sys.argv[2], sys.argv[3].split(",")
+    launch = {"name": "mpi", "hosts": hosts, "heartbeat": float(sys.argv[4]), "interface": None}
+    config = {"job": "train", "gpus": 0, "ranks": len(hosts), "launch": launch, "behave": behave, "seconds": 0.1}
+    config["steps"] = 3 if behave == "well" else 6000
+    try:
+        print(json.dumps(run_job(Path(sys.argv[1]), config, worker_module="stand_in")))
+    except PfsegError as error:
+        sys.exit(str(error))
+"""
+
+
+class Hosts:
+    """This host and another one; the other one sees nothing of `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.names = folder, (f"pf{os.getpid()}a", f"pf{os.getpid()}b")
+        self.run = folder / "run"
+        keys = folder / "keys"  # seen by sshd because it is mounted over only below
+        keys.mkdir()
+        for name in ("user", "host"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys / name], check=True)
+        here, there = self.names
+        for name in self.names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+        link = f"ip link add pfl0 netns {here} type veth peer name pfl1 netns {there}"
+        subprocess.run(link.split(), check=True)
+        for name, device, address in ((here, "pfl0", HERE), (there, "pfl1", THERE)):
+            for command in (f"addr add {address}/24 dev {device}", f"link set {device} up", "link set lo up"):
+                subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        self._start_sshd(keys)
+
+    def _start_sshd(self, keys: Path) -> None:
+        Path("/run/sshd").mkdir(exist_ok=True)
+        server = f"Port 22\nHostKey {keys}/host\nAuthorizedKeysFile {keys}/user.pub\nStrictModes no\nPidFile none\n"
+        client = f"IdentityFile {keys}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
+        (keys / "sshd").write_text(server + "UsePAM no\n")
+        (keys / "ssh").write_text(f"Host *\nBatchMode yes\n{client}")
+        self.run.mkdir()
+        inside = f"hostname there; mount -t tmpfs none {self.run}; exec /usr/sbin/sshd -D -f {keys}/sshd"
+        command = ["ip", "netns", "exec", self.names[1], "unshare", "--uts", "--mount", "sh", "-c", inside]
+        self._sshd = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self._agent = f"ssh -F {keys}/ssh"
+        probe = ["ip", "netns", "exec", self.names[0], "ssh", "-F", str(keys / "ssh"), THERE, "true"]
+        for _ in range(50):
+            if subprocess.run(probe, capture_output=True).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise AssertionError("sshd does not answer")
+
+    def start(self, behave: str, hosts: str = f"{HERE}:1,{THERE}:1") -> subprocess.Popen[str]:
+        shutil.rmtree(self.run / "errors", ignore_errors=True)
+        script = ["-c", textwrap.dedent(DRIVER), str(self.run), behave, hosts, str(HEARTBEAT)]
+        environment = {**os.environ, "PRTE_MCA_plm_ssh_agent": self._agent}
+        environment["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"
+        command = ["ip", "netns", "exec", self.names[0], sys.executable, *script]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **pipes)
+
+    def cut(self) -> None:
+        subprocess.run(["ip", "-n", self.names[0], "link", "set", "pfl0", "down"], check=True)
+
+    def mend(self) -> None:
+        subprocess.run(["ip", "-n", self.names[0], "link", "set", "pfl0", "up"], check=True)
+
+    def ranks(self) -> list[str]:
+        """Processes of the job in both namespaces, but for sshd."""
+        found = []
+        for name in self.names:
+            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+            for pid in pids:
+                try:
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                if "sshd" not in command and command:
+                    found.append(command)
+        return found
+
+    def close(self) -> None:
+        for name in self.names:
+            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+            for pid in pids:
+                subprocess.run(["kill", "-9", pid], capture_output=True)
+            subprocess.run(["ip", "netns", "del", name])
+        self._sshd.wait()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    made = Hosts(tmp_path_factory.mktemp("hosts"))
+    yield made
+    made.close()
+
+
+def wait_for_end(hosts: Hosts, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while left := hosts.ranks():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def test_two_hosts_without_a_shared_file_system(hosts: Hosts) -> None:
+    out, err = hosts.start("well").communicate(timeout=60)
+    assert '"status": "done", "ranks": 2' in out, err
+    assert not (hosts.run / "rank1.jsonl").exists(), "rank 1 ran on the other host, which doesn't see the run folder"
+    wait_for_end(hosts, 5)
+
+
+def test_an_error_on_the_other_host_comes_back(hosts: Hosts) -> None:
+    process = hosts.start("raise")
+    _, err = process.communicate(timeout=60)
+    assert err.splitlines()[-1].startswith("rank 1: ValueError: the cat sat on the mask; traceback and full output: ")
+    assert process.returncode == 1
+    assert "Traceback" in (hosts.run / "worker.log").read_text()
+    wait_for_end(hosts, 10)
+
+
+def test_a_cut_link_ends_both_sides(hosts: Hosts) -> None:
+    records = hosts.run / "metrics.jsonl"
+    records.unlink(missing_ok=True)
+    process = hosts.start("go on")
+    while not (records.exists() and records.read_text().count('"train"') > 20):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    time.sleep(3)  # for a word of the driver to reach the other host
+    hosts.cut()
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 2 * HEARTBEAT + 5
+    assert "rank 1 on host there has not been heard of for 10 s (config: launch.heartbeat), last seen in " in err
+    wait_for_end(hosts, 2 * HEARTBEAT)
+    hosts.mend()
+
+
+def test_the_first_host_has_to_be_this_one(hosts: Hosts) -> None:
+    _, err = hosts.start("well", f"{THERE}:1,{HERE}:1").communicate(timeout=30)
+    assert f"launch.hosts begins with {THERE}, which is not this host (" in err
