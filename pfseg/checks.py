@@ -10,7 +10,9 @@ from typing import Any
 
 from pfseg.data.base import check_stretch, parse_classes
 from pfseg.data.tiling import windows
-from pfseg.errors import ConfigError
+from pfseg.errors import CheckpointError, ConfigError
+
+_OWN = ("pfseg.models.", "pfseg.data.")  # what a checkpoint may name without trust
 
 
 def check_lengths(config: Mapping[str, Any]) -> None:
@@ -98,7 +100,31 @@ def check_evaluation(config: dict[str, Any], stored: Mapping[str, Mapping[str, A
     if not set(names) - set(config["exclude"]):
         raise ConfigError("exclude names every class, so the means have nothing left: leave one of them in")
     for path, one in stored.items():
+        if not config["trust"]:
+            refuse_foreign(path, [one["model"], one["dataset"]])
         _check_window(config, path, one)
+
+
+def refuse_foreign(path: str | Path, settings: Any) -> None:
+    """Refuse a checkpoint whose settings name a class outside pfseg: building it would run whatever the file says.
+
+    Args:
+        path: of the checkpoint.
+        settings: as stored in it.
+
+    Raises:
+        CheckpointError: a `_target_` in the settings is not pfseg's own.
+    """
+    if isinstance(settings, dict):
+        target = settings.get("_target_")
+        if target is not None and not str(target).startswith(_OWN):
+            raise CheckpointError(
+                f"{path} wants to run {target}, which is no part of pfseg: refused, nothing was executed; "
+                "add trust=true if you know where the file comes from"
+            )
+    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    for part in parts:
+        refuse_foreign(path, part)
 
 
 def _check_window(config: Mapping[str, Any], path: str, stored: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from pfseg import config
+from pfseg.checks import refuse_foreign
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
 from pfseg.data.patches.files import WriteError
@@ -29,7 +30,6 @@ from pfseg.tracking.console import PLAIN_WIDTH
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 Config = dict[str, Any]
-_OWN = "pfseg.models."  # where the networks lie that a checkpoint may name without trust
 _CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "nodata")  # these change the maps
 
 
@@ -171,7 +171,7 @@ def load_predictor(job: Config) -> Predictor:
             f"{path} doesn't say how it was trained ({error} is missing in it); use another"
         ) from error
     if not job["trust"]:
-        _refuse_foreign(path, model_config)
+        refuse_foreign(path, model_config)
     arrays, _ = load_checkpoint(path)
     model = build_model(model_config, len(classes))
     state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
@@ -196,22 +196,6 @@ def load_predictor(job: Config) -> Predictor:
 def main() -> None:
     """Run the command line."""
     config.main(run, "predict")
-
-
-def _refuse_foreign(path: Path, settings: Any) -> None:
-    """Refuse a network that names a class outside pfseg: building it would run whatever the file says."""
-    if isinstance(settings, dict):
-        target = settings.get("_target_")
-        if target is not None and not str(target).startswith(_OWN):
-            raise CheckpointError(
-                f"{path} wants to run {target}, which is no network of pfseg: refused, nothing was executed; "
-                "add trust=true if you know where the file comes from"
-            )
-        for value in settings.values():
-            _refuse_foreign(path, value)
-    elif isinstance(settings, list):
-        for value in settings:
-            _refuse_foreign(path, value)
 
 
 class _Stopped(Exception):

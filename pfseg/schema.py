@@ -367,6 +367,7 @@ class Evaluate:
 
     job: Literal["evaluate"]
     checkpoint: str | list[str]
+    trust: bool
     split: Literal["train", "val", "test"]
     score: Literal["patches", "scenes", "both"]
     eval_size: Size | Literal["whole"] | None

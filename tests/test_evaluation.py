@@ -216,6 +216,16 @@ def test_checkpoints_that_cannot_be_compared(checkpoints: list[Path], tmp_path: 
         check(compose("evaluate", [f"checkpoint=[{checkpoints[0]},{tmp_path}/torn.safetensors]", "gpus=0"]))
 
 
+def test_a_checkpoint_that_names_foreign_code_needs_trust(checkpoints: list[Path], tmp_path: Path):
+    weights, meta = load_checkpoint(checkpoints[0])
+    meta["config"]["model"]["backbone"]["_target_"] = "subprocess.run"
+    save_checkpoint(tmp_path / "best.safetensors", weights, meta)
+    given = [f"checkpoint={tmp_path}/best.safetensors", "gpus=0"]
+    with pytest.raises(CheckpointError, match=r"best.safetensors wants to run subprocess.run, .*nothing was executed"):
+        check(compose("evaluate", given))
+    assert check(compose("evaluate", [*given, "trust=true"]))["trust"]
+
+
 def test_images_without_an_index_are_no_scenes(checkpoints: list[Path], town: Path, tmp_path: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "val").symlink_to(town / "val")
