@@ -64,32 +64,39 @@ def test_batchnorm_and_dropout_are_those_of_the_global_batch(
 
 # From end to end: 20 steps of a global batch of 4, over 5 epochs of 14 samples (and 2 again)
 
-# An untrained network is chaotic: its gradients have a norm of 1e4, and which points it selects may tip over by
-# rounding, on one rank too. The steps are small therefore, and few of them may deviate by more than 1e-3.
+# Ranks and one process round sums otherwise, which an untrained network magnifies: the points that it selects tip over,
+# and gradients through them have a norm of 1e4. So with points the weights stay nearly the same; without them they move.
+# Crops are padded to differing shares, so the mean over valid pixels is the global batch's only with `loss.over_ranks`.
 SAME = [
-    *["optimizer=sgd", "optimizer.lr=1e-9", "model.num_edge_points=256", "model.salient_pool=16", "model.dropout=0.2"],
+    *["optimizer=sgd", "model.dropout=0.2", "loss.over_ranks=true"],
     *["dataset.train_images=14", "dataset.val_images=7"],
     *["trainer.max_epochs=5", "trainer.val_every=5", "trainer.bn_batches=1"],
 ]
-LOSS = {"ce": ["loss=ce"], "over_ranks": ["loss=pfnet", "loss.min_kept=3000", "loss.over_ranks=true"]}
+POINTS = ["optimizer.lr=1e-9", "model.num_edge_points=256", "model.salient_pool=16"]
+CASES = {
+    "ce": ["loss=ce", *POINTS],
+    "pfnet": ["loss=pfnet", "loss.min_kept=3000", *POINTS],
+    "moving": [
+        *["loss=ce", "optimizer.lr=3e-5", "model.num_edge_points=0", "model.salient_pool=0"],
+        *["dataset.crop_size=128", "dataset.size=128"],
+    ],
+}
 
 
-@pytest.fixture(scope="module", params=LOSS)
+@pytest.fixture(scope="module", params=CASES)
 def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same training by one rank and by two."""
     folder = tmp_path_factory.mktemp(request.param)
-    worked(folder / "one", *SAME, *LOSS[request.param], "batch_size=4")
-    train(folder / "two", *SAME, *LOSS[request.param], "batch_size=2", "ranks=2")
+    worked(folder / "one", *SAME, *CASES[request.param], "batch_size=4")
+    train(folder / "two", *SAME, *CASES[request.param], "batch_size=2", "ranks=2")
     return folder / "one", folder / "two"
 
 
 def test_two_ranks_have_the_losses_of_one(twins: tuple[Path, Path]):
     one, two = (rows(folder, "train") for folder in twins)
     assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 21))
-    deviations = [abs(a["train/loss"] / b["train/loss"] - 1) for a, b in zip(two, one, strict=True)]
-    assert deviations[0] < 1e-5
-    assert np.median(deviations) < 1e-3
-    assert max(deviations) < 2e-2
+    for a, b in zip(one, two, strict=True):
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-3), f"step {a['step']}"
 
 
 def test_only_rank_0_writes(twins: tuple[Path, Path]):
