@@ -65,8 +65,8 @@ def test_batchnorm_and_dropout_are_those_of_the_global_batch(
 # From end to end: 20 steps of a global batch of 4, over 5 epochs of 14 samples (and 2 again)
 
 # Ranks and one process round sums otherwise, which an untrained network magnifies: the points that it selects tip over,
-# and gradients through them have a norm of 1e4. So with points the weights stay nearly the same; without them they move.
-# Crops are padded to differing shares, so the mean over valid pixels is the global batch's only with `loss.over_ranks`.
+# and gradients through them have a norm of 1e4. So with points the weights stay nearly the same; without, they move.
+# Crops are padded to differing shares: the mean over valid pixels is the global batch's only with `loss.over_ranks`.
 SAME = [
     *["optimizer=sgd", "model.dropout=0.2", "loss.over_ranks=true"],
     *["dataset.train_images=14", "dataset.val_images=7"],

@@ -13,6 +13,7 @@ import pytest
 from pfseg.boundary import BoundaryScores
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
 from pfseg.data.loader import EvalLoader
+from pfseg.devices import Nodes
 from pfseg.engine.evaluator import Evaluator, window_starts
 from pfseg.errors import DataError
 from pfseg.mpirun import _command, _environment
@@ -168,6 +169,7 @@ def test_the_sum_over_ranks_is_exact(tmp_path: Path):
         "shares = sum_over_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
         "assert shares.tolist() == [2 / 3, 0.1], shares\n"
     )
-    command = [*_command(2), sys.executable, str(script)]
-    done = subprocess.run(command, env=_environment(2, []), capture_output=True, text=True, timeout=300)
+    env = _environment({"PFSEG_DEVICE": "cpu"})
+    command = [*_command(2, Nodes(), env), sys.executable, str(script)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
