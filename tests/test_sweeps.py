@@ -97,6 +97,14 @@ def points(sweep: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({key: values[end] for key, values in ends.items()} for end in (0, -1))
 
 
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """W&B keeps an agent's run and sweep for the rest of the process otherwise."""
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("file", WANDB, ids=lambda path: path.stem)
 def test_a_wandb_sweep(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sweep = yaml.safe_load(file.read_text())
