@@ -287,7 +287,8 @@ def _keep_failure(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(text.rstrip(), file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text.rstrip()}\n")
+    sys.stderr.flush()
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> ConfigError:
