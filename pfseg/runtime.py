@@ -23,6 +23,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,8 @@ def _import_jittor() -> Any:
     children = signal.getsignal(signal.SIGCHLD)
     import jittor
 
+    # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
+    warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
     if threading.current_thread() is threading.main_thread():  # Jittor's ends this process when a child is killed
         signal.signal(signal.SIGCHLD, children or signal.SIG_DFL)
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
