@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,13 @@ if TYPE_CHECKING:
     jt: Any
 else:
     jt = _import_jittor()
+
+
+@lru_cache(maxsize=1)
+def onednn_flags() -> dict[str, int]:
+    """`compile_options` of a `jittor.code` variable whose C++ includes `dnnl.hpp`."""
+    folder = link_onednn()
+    return {f'FLAGS: -I"{folder}/include" -L"{folder}/lib" -Wl,-rpath,"{folder}/lib" -lmkldnn ': 1}
 
 
 def rank() -> int:

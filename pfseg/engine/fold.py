@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.models.convolution import Conv2d
 from pfseg.runtime import jt
 
 Module = Any  # jittor.Module, which ships no types
 
 
 def fold_batchnorm(model: Module) -> int:
-    """Multiply each BatchNorm's scale into the convolution that it follows; its ReLU stays where it was.
+    """Multiply each BatchNorm's scale into the convolution that it follows, which takes over its ReLU too.
 
     Which convolution that is shows one small image that is sent through the network. Outputs stay the same but for
     rounding; the network can't be trained any more.
@@ -36,6 +37,8 @@ def fold_batchnorm(model: Module) -> int:
             convolution.bias = jt.array(shift.astype(np.float32))
         else:
             convolution.bias.assign(jt.array(shift.astype(np.float32)))
+        if isinstance(convolution, Conv2d):  # takes the ReLU into its own pass
+            convolution.relu, norm.relu = norm.relu, False
         norm.fold()
     return len(pairs)
 

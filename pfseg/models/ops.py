@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.models.convolution import Conv2d
 from pfseg.runtime import jt, rank, world_size
 
 nn = jt.nn
@@ -262,14 +263,6 @@ def _look_up(table: np.ndarray, indices: Var) -> Var:
     return jt.array(table).reindex(list(indices.shape), ["@e0(i0,i1)"], extras=[indices])
 
 
-def batched_matmul(a: Var, b: Var) -> Var:
-    """Product (N, P, R) of (N, P, Q) and (N, Q, R)."""
-    if jt.flags.use_cuda:
-        return jt.nn.bmm(a, b)
-    # Only plain matrix products go to oneDNN on a CPU, some thirty times as fast as Jittor's own loops.
-    return jt.stack([jt.matmul(a[i], b[i]) for i in range(a.shape[0])])
-
-
 def top_points(x: Var, count: int) -> Var:
     """Positions (N, min(count, H*W)) int32 of the largest entries of (N, 1, H, W)."""
     n = x.shape[0]
@@ -288,7 +281,7 @@ class ConvNormReLU(jt.nn.Sequential):
     """3x3 convolution without bias, batch norm, ReLU: keys `0.weight`, `1.*`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(nn.Conv(in_channels, out_channels, 3, padding=1, bias=False), BatchNormReLU(out_channels))
+        super().__init__(Conv2d(in_channels, out_channels, 3, padding=1, bias=False), BatchNormReLU(out_channels))
 
 
 class AdaptiveAvgPool(jt.nn.Module):

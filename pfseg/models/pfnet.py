@@ -11,6 +11,7 @@ from typing import Any
 
 from pfseg.models import ops
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.models.convolution import Conv2d
 from pfseg.models.ops import BatchNormReLU, ConvNormReLU
 from pfseg.models.pointflow import PointFlow
 from pfseg.runtime import jt
@@ -47,13 +48,13 @@ class PyramidPooling(jt.nn.Module):
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(
-                    ops.AdaptiveAvgPool(size, pooling), nn.Conv(in_channels, dim, 1, bias=False), BatchNorm2d(dim)
+                    ops.AdaptiveAvgPool(size, pooling), Conv2d(in_channels, dim, 1, bias=False), BatchNorm2d(dim)
                 )
                 for size in sizes
             ]
         )
         self.bottleneck = nn.Sequential(
-            nn.Conv(in_channels + dim * len(sizes), dim, 1, bias=False),
+            Conv2d(in_channels + dim * len(sizes), dim, 1, bias=False),
             BatchNormReLU(dim),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
             ops.ChannelDropout(dropout),
@@ -83,12 +84,12 @@ class PFNetHead(jt.nn.Module):
     ) -> None:
         super().__init__()
         self.ppm = PyramidPooling(in_channels[-1], dim, pool_sizes, pooling, dropout)
-        self.fpn_in = nn.ModuleList([nn.Sequential(nn.Conv(c, dim, 1), BatchNormReLU(dim)) for c in in_channels[:-1]])
+        self.fpn_in = nn.ModuleList([nn.Sequential(Conv2d(c, dim, 1), BatchNormReLU(dim)) for c in in_channels[:-1]])
         self.fpn_out = nn.ModuleList([nn.Sequential(ConvNormReLU(dim, dim)) for _ in in_channels[:-1]])
         self.fpn_out_align = nn.ModuleList(
             [PointFlow(dim, match_dim, num_edge_points, edge_pool, salient_pool, pooling) for _ in in_channels[:-1]]
         )
-        self.conv_last = nn.Sequential(ConvNormReLU(len(in_channels) * dim, dim), nn.Conv(dim, num_classes, 1))
+        self.conv_last = nn.Sequential(ConvNormReLU(len(in_channels) * dim, dim), Conv2d(dim, num_classes, 1))
 
     def execute(self, features: Sequence[Var]) -> tuple[Var, tuple[Var, ...]]:
         """Map c1..c4 to logits (N, K, H/4, W/4) and edge logits at 1/32, 1/16 and 1/8, coarse to fine."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from pfseg.models import ops
+from pfseg.models.convolution import Conv2d, batched_matmul
 from pfseg.runtime import jt
 
 nn = jt.nn
@@ -23,7 +24,7 @@ class PointMatcher(jt.nn.Module):
 
     def __init__(self, match_dim: int) -> None:
         super().__init__()
-        self.match_conv = nn.Conv(2 * match_dim, 1, 3, padding=1)
+        self.match_conv = Conv2d(2 * match_dim, 1, 3, padding=1)
 
     def execute(self, coarse: Var, fine: Var) -> Var:
         """Map (N, M, H, W) and (N, M, h, w) to certainty (N, 1, H, W) in (0, 1)."""
@@ -51,13 +52,13 @@ class PointFlow(jt.nn.Module):
         self.num_edge_points = num_edge_points
         self.edge_pool, self.salient_pool, self.pooling = edge_pool, salient_pool, pooling
         self.point_matcher = PointMatcher(match_dim)
-        self.down_h = nn.Conv(channels, match_dim, 1)
-        self.down_l = nn.Conv(channels, match_dim, 1)
+        self.down_h = Conv2d(channels, match_dim, 1)
+        self.down_l = Conv2d(channels, match_dim, 1)
         self.edge_final = nn.Sequential(
-            nn.Conv(channels, channels, 3, padding=1, bias=False),
+            Conv2d(channels, channels, 3, padding=1, bias=False),
             ops.BatchNormReLU(channels),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
-            nn.Conv(channels, 1, 3, padding=1, bias=False),
+            Conv2d(channels, 1, 3, padding=1, bias=False),
         )
 
     def execute(self, coarse: Var, fine: Var) -> tuple[Var, Var]:
@@ -93,8 +94,8 @@ class PointFlow(jt.nn.Module):
 
 def _flow(coarse: Var, fine: Var) -> Var:
     """Fuse points (N, C, P) of both maps: each fine point receives all coarse points by softmax affinity."""
-    affinity = nn.softmax(ops.batched_matmul(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
-    return ops.batched_matmul(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
+    affinity = nn.softmax(batched_matmul(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
+    return batched_matmul(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
 
 
 def _fine_indices(indices: Var, coarse: tuple[int, int], fine: tuple[int, int]) -> Var:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.models.convolution import Conv2d
 from pfseg.models.ops import BatchNormReLU
 from pfseg.models.resnet import ResNet, initialise_convolutions
 from pfseg.runtime import jt
@@ -40,13 +41,13 @@ class Bottle2neck(jt.nn.Module):
         super().__init__()
         self.width = channels * base_width // 64
         self.scale, self.first = scale, first
-        self.conv1 = nn.Conv(in_channels, self.width * scale, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, self.width * scale, 1, bias=False)
         self.bn1 = BatchNormReLU(self.width * scale)
         self.convs = nn.ModuleList(
-            [nn.Conv(self.width, self.width, 3, stride=stride, padding=1, bias=False) for _ in range(scale - 1)]
+            [Conv2d(self.width, self.width, 3, stride=stride, padding=1, bias=False) for _ in range(scale - 1)]
         )
         self.bns = nn.ModuleList([BatchNormReLU(self.width) for _ in range(scale - 1)])
-        self.conv3 = nn.Conv(self.width * scale, channels * self.expansion, 1, bias=False)
+        self.conv3 = Conv2d(self.width * scale, channels * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(channels * self.expansion)
         self.pool = nn.Pool(3, stride=stride, padding=1, op="mean", count_include_pad=True) if first else None
         self.downsample = downsample
@@ -83,7 +84,7 @@ class Res2Net(jt.nn.Module):
                 f"Res2Net of depth {depth} is unknown; use one of {sorted(_BLOCKS)} (config: model.backbone.depth)"
             )
         self.layer0 = nn.Sequential(
-            nn.Conv(3, 64, 7, stride=2, padding=3, bias=False),
+            Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
             BatchNormReLU(64),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
             nn.Pool(3, stride=2, padding=1, op="maximum"),
@@ -91,7 +92,7 @@ class Res2Net(jt.nn.Module):
         channels = 64
         for index, (width, count) in enumerate(zip((64, 128, 256, 512), _BLOCKS[depth], strict=True), 1):
             stride, out = (1 if index == 1 else 2), width * 4
-            downsample = nn.Sequential(nn.Conv(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
+            downsample = nn.Sequential(Conv2d(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
             blocks = [Bottle2neck(channels, width, stride, downsample, True, base_width, scale)]
             blocks += [Bottle2neck(out, width, 1, None, False, base_width, scale) for _ in range(count - 1)]
             setattr(self, f"layer{index}", nn.Sequential(*blocks))

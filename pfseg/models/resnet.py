@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.models.convolution import Conv2d
 from pfseg.models.ops import BatchNormReLU
 from pfseg.runtime import jt
 
@@ -25,9 +26,9 @@ class BasicBlock(jt.nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
         super().__init__()
-        self.conv1 = nn.Conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNormReLU(channels)
-        self.conv2 = nn.Conv(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = BatchNorm2d(channels)
         self.downsample = downsample
 
@@ -45,11 +46,11 @@ class Bottleneck(jt.nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
         super().__init__()
-        self.conv1 = nn.Conv(in_channels, channels, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = BatchNormReLU(channels)
-        self.conv2 = nn.Conv(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = Conv2d(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = BatchNormReLU(channels)
-        self.conv3 = nn.Conv(channels, channels * 4, 1, bias=False)
+        self.conv3 = Conv2d(channels, channels * 4, 1, bias=False)
         self.bn3 = BatchNorm2d(channels * 4)
         self.downsample = downsample
 
@@ -88,13 +89,13 @@ class ResNet(jt.nn.Module):
         block, counts = _DEPTHS[depth]
         self.out_channels = tuple(c * block.expansion for c in (64, 128, 256, 512))
         stem = nn.Sequential(
-            nn.Conv(3, 64, 3, stride=2, padding=1, bias=False),
+            Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
             BatchNormReLU(64),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
-            nn.Conv(64, 64, 3, padding=1, bias=False),
+            Conv2d(64, 64, 3, padding=1, bias=False),
             BatchNormReLU(64),
             nn.Identity(),
-            nn.Conv(64, 128, 3, padding=1, bias=False),
+            Conv2d(64, 128, 3, padding=1, bias=False),
         )
         self.layer0 = nn.Sequential(
             stem, BatchNormReLU(128), nn.Identity(), nn.Pool(3, stride=2, padding=1, op="maximum")
@@ -103,7 +104,7 @@ class ResNet(jt.nn.Module):
         for index, (width, count, dilation) in enumerate(zip((64, 128, 256, 512), counts, _DILATION, strict=True), 1):
             stride = 1 if index == 1 else 2
             out = width * block.expansion
-            downsample = nn.Sequential(nn.Conv(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
+            downsample = nn.Sequential(Conv2d(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
             if stride == 1 and channels == out:
                 downsample = None
             blocks = [block(channels, width, stride, dilation, downsample)]

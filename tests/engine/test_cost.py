@@ -52,7 +52,7 @@ def test_folding_changes_nothing_but_rounding(name):
         before = model.predict(image).numpy()
         assert fold_batchnorm(model) == sum(isinstance(m, BatchNorm2d) for m in model.modules())
         after = model.predict(image).numpy()
-    assert np.abs(before - after).max() < 1e-5 * np.abs(before).max()
+    assert np.abs(before - after).max() < 1e-4 * np.abs(before).max()
     assert before.std() > 0
 
 
