@@ -41,6 +41,15 @@ class RuntimeSetupError(PfsegError):
     """The machine lacks something that Jittor cannot run without; the message says what to install."""
 
 
+def settle_home() -> Path:
+    """Folder that holds Jittor's `.cache/jittor`: `JITTOR_HOME`, which is set here if it was not, or the user's home.
+
+    Left alone Jittor would take the `JITTOR_HOME` of an earlier process, which it writes down, and compile there.
+    """
+    os.environ["JITTOR_HOME"] = os.environ.get("JITTOR_HOME") or str(Path.home())
+    return Path(os.environ["JITTOR_HOME"])
+
+
 def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
     """Link the oneDNN of the PyPI package to where Jittor looks for it, safely for several processes at once.
 
@@ -55,7 +64,7 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
         RuntimeSetupError: the package `onednn-devel-cpu-gomp` is not installed.
     """
     prefix = prefix or Path(sys.prefix)
-    home = home or Path(os.environ.get("JITTOR_HOME") or Path.home())
+    home = home or settle_home()
     folder = home / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER.get(os.uname().machine, "dnnl_lnx")
     header, library = prefix / "include" / "dnnl.h", prefix / "lib" / "libdnnl.so.2"
     folder.parent.mkdir(parents=True, exist_ok=True)

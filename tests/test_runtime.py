@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jittor_utils
 import numpy as np
 import pytest
 
@@ -44,6 +45,17 @@ def test_links_into_a_deleted_environment_are_replaced(prefix, tmp_path):
     moved = prefix.rename(tmp_path / "moved")
     assert not (folder / "lib" / "libmkldnn.so").exists()
     check(runtime.link_onednn(moved, tmp_path / "home"))
+
+
+def test_jittor_home_of_an_earlier_process_is_not_taken(monkeypatch, tmp_path):
+    (tmp_path / ".cache" / "jittor").mkdir(parents=True)
+    (tmp_path / ".cache" / "jittor" / "config.json").write_text(f'{{"JITTOR_HOME": "{tmp_path / "earlier"}"}}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JITTOR_HOME", "")
+    monkeypatch.setattr(jittor_utils, "_jittor_home", None)
+    assert runtime.settle_home() == tmp_path
+    assert jittor_utils.home() == str(tmp_path)
+    assert not (tmp_path / "earlier").exists()
 
 
 def test_missing_onednn_says_what_to_install(tmp_path):
