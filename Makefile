@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check bench-data bench-eval bench-predict bench-tracking bench-scaling
+.PHONY: help install train test check bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -27,7 +27,10 @@ bench-data: $(STAMP) ## time preparation and loading beside what the published t
 
 bench-eval: $(STAMP) ## time boundary scores beside the published way; inference too: TORCH=<python with PyTorch>
 	$(VENV)/bin/python benchmarks/boundary.py $(ARGS)
-	$(VENV)/bin/python benchmarks/inference.py $(if $(TORCH),--torch $(TORCH)) $(ARGS)
+	$(VENV)/bin/python benchmarks/speed.py $(if $(TORCH),--torch $(TORCH)) $(ARGS)
+
+bench-train: $(STAMP) ## time training steps of R50; beside PyTorch: TORCH=<python that has it>
+	$(VENV)/bin/python benchmarks/speed.py --train $(if $(TORCH),--torch $(TORCH)) $(ARGS)
 
 bench-predict: $(STAMP) ## time and memory of maps of GeoTIFFs of 5,000 and 20,000 px a side
 	$(VENV)/bin/python benchmarks/predict.py $(ARGS)

@@ -1,13 +1,15 @@
-"""PFNet R50 in PyTorch with pfseg's weights, for comparison only: `benchmarks/inference.py` starts it.
+"""PFNet R50 in PyTorch with pfseg's weights, for comparison only: `benchmarks/speed.py` starts it.
 
 Run as `python torch_pfnet.py <folder>` where PyTorch is installed. Reads `weights.npz` and `image.npy` there, writes
-`logits.npy` and then, for each line on its standard input, runs one forward pass and prints its seconds.
+`logits.npy` and then, for each line on its standard input, runs one forward pass and prints its seconds; with a
+`mask.npy` a training step: forward in training mode, cross entropy, backward, SGD.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,13 +182,30 @@ def main() -> None:
     image = torch.from_numpy(np.load(folder / "image.npy"))
     with torch.inference_mode():
         np.save(folder / "logits.npy", model(image).numpy())
-        sys.stdout.write(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    run = partial(infer, model, image)
+    if (folder / "mask.npy").exists():
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        run = partial(train, model.train(), optimizer, image, torch.from_numpy(np.load(folder / "mask.npy")))
+    sys.stdout.write(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run()
+        sys.stdout.write(f"{time.perf_counter() - started}\n")
         sys.stdout.flush()
-        for _ in sys.stdin:
-            started = time.perf_counter()
-            model(image)
-            sys.stdout.write(f"{time.perf_counter() - started}\n")
-            sys.stdout.flush()
+
+
+def infer(model: PFNet, image: torch.Tensor) -> None:
+    """One forward pass."""
+    with torch.inference_mode():
+        model(image)
+
+
+def train(model: PFNet, optimizer: torch.optim.Optimizer, image: torch.Tensor, mask: torch.Tensor) -> None:
+    """One training step."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(image), mask).backward()
+    optimizer.step()
 
 
 if __name__ == "__main__":

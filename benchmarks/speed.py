@@ -1,0 +1,142 @@
+"""Speed of PFNet R50 beside the same network in PyTorch, on the same processor: `make bench-eval`, `bench-train`.
+
+PyTorch is no dependency of pfseg: `--torch` names a Python that has it, and without one only pfseg is timed. Both have
+the same weights and image; equal logits are checked first, and then they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pfseg import create_model
+from pfseg.engine.fold import fold_batchnorm
+from pfseg.engine.state import build_optimizer
+from pfseg.losses import CrossEntropy
+from pfseg.runtime import jt
+
+
+class Other:
+    """The network in PyTorch, in a process of its own."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        command = [python, str(Path(__file__).with_name("torch_pfnet.py")), str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = self._read()
+        self.logits = np.load(folder / "logits.npy")
+
+    def run(self) -> float:
+        """Seconds of a forward pass."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        assert line, "PyTorch's process has ended"
+        return line
+
+
+def inference(model: Any, image: np.ndarray) -> Callable[[], float]:
+    """A function that runs a forward pass with folded BatchNorm and returns its seconds."""
+    fold_batchnorm(model)
+
+    def run() -> float:
+        started = time.perf_counter()
+        with jt.no_grad():
+            model.predict(jt.array(image)).sync(True)
+        return time.perf_counter() - started
+
+    return run
+
+
+def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], float]:
+    """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
+    model.train()
+    model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
+    optimizer = build_optimizer("sgd", model, lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=False)
+    loss = CrossEntropy()
+
+    def run() -> float:
+        started = time.perf_counter()
+        optimizer.step(loss(model(jt.array(image)).logits, jt.array(mask)))
+        jt.sync_all(True)
+        return time.perf_counter() - started
+
+    return run
+
+
+def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Path, logits: np.ndarray) -> Table:
+    """Take turns with PyTorch, if it is there."""
+    work = f"{'training step' if arguments.train else 'inference'}, {arguments.batch} x {arguments.size} px"
+    table = Table("network", "ms", title=f"PFNet R50, {work}, median of {arguments.rounds} rounds")
+    if arguments.torch == sys.executable and importlib.util.find_spec("torch") is None:
+        run()
+        table.add_row("pfseg", f"{1000 * statistics.median(run() for _ in range(arguments.rounds)):.0f}")
+        table.add_row("PyTorch", "not installed: --torch <python that has it>")
+        return table
+    other = Other(arguments.torch, folder)
+    error = np.abs(other.logits - logits).max() / np.abs(logits).max()
+    assert error < 1e-3, f"logits differ by {error:.1g}"
+    run(), other.run()  # compiles
+    times = [(run(), other.run()) for _ in range(arguments.rounds)]
+    other.close()
+    ours, theirs = (statistics.median(part) for part in zip(*times, strict=True))
+    table.add_row("pfseg", f"{1000 * ours:.0f}")
+    table.add_row(other.name, f"{1000 * theirs:.0f}")
+    table.add_row("ratio", f"{statistics.median(b / a for a, b in times):.2f}")
+    table.caption = f"largest difference of the logits: {error:.1g} of the largest"
+    return table
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", action="store_true", help="training steps instead of inference")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, help="side in pixels; default 896, in training 256")
+    parser.add_argument("--batch", type=int, help="images; default 1, in training 4")
+    parser.add_argument("--torch", default=sys.executable, help="a Python that has PyTorch")
+    arguments = parser.parse_args()
+    arguments.size = arguments.size or (256 if arguments.train else 896)
+    arguments.batch = arguments.batch or (4 if arguments.train else 1)
+    model = create_model("pfnet_r50", num_classes=16)
+    model.eval()
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((arguments.batch, 3, arguments.size, arguments.size)).astype(np.float32)
+    mask = rng.integers(0, 16, (arguments.batch, arguments.size, arguments.size))
+    with jt.no_grad():
+        logits = model.predict(jt.array(image)).numpy()
+    with tempfile.TemporaryDirectory() as name:
+        np.savez(Path(name) / "weights.npz", **{key: var.numpy() for key, var in model.state_dict().items()})
+        np.save(Path(name) / "image.npy", image)
+        if arguments.train:
+            np.save(Path(name) / "mask.npy", mask)
+            run = training(model, image, mask.astype(np.int32))
+        else:
+            run = inference(model, image)
+        Console().print(compare(run, arguments, Path(name), logits))
+
+
+if __name__ == "__main__":
+    main()
