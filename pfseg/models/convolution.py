@@ -25,6 +25,7 @@ _HEADER = """
 #include <dnnl.hpp>
 #include <algorithm>
 #include <cmath>
+#include <map>
 namespace {
 using dnnl::memory;
 const auto TRAINING = dnnl::prop_kind::forward_training;
@@ -67,7 +68,25 @@ struct Convolution {
             algorithm = dnnl::algorithm::convolution_direct;
         }
     }
+    // Kind: convolution_backward_data or convolution_backward_weights.
+    template <class Kind> typename Kind::primitive_desc backward() {
+        auto hint = forward(false, false);
+        return {{algorithm, any(x), any(w), any(y), stride, dilation, padding, padding}, cpu(), hint};
+    }
 };
+
+// Primitives stay, and with them the working memory that oneDNN shares among them: taking it anew from the system for
+// each call costs up to half of a Winograd convolution's time.
+template <class Kind, class Make> const Kind& keep(const Convolution& c, int64_t variant, Make make) {
+    static std::map<std::vector<int64_t>, Kind> known;
+    std::vector<int64_t> key{variant, (int64_t)c.algorithm};
+    for (auto* part : {&c.x, &c.w, &c.y, &c.stride, &c.padding, &c.dilation})
+        key.insert(key.end(), part->begin(), part->end());
+    auto found = known.find(key);
+    if (found != known.end()) return found->second;
+    if (known.size() == 1000) known.clear();
+    return known.emplace(key, Kind(make())).first->second;
+}
 
 // Copies in the layouts that oneDNN asks for, one after another in the memory of `scratch`.
 struct Layouts {
@@ -98,53 +117,53 @@ struct Layouts {
         stream.wait();
     }
 };
+
+template <class Kind> memory::desc layout(const Kind& kind, int argument) {
+    return memory::desc(*dnnl_primitive_desc_query_md(kind.get_primitive_desc(), dnnl_query_exec_arg_md, argument));
+}
 }
 """
 
 # in0 = x, in1 = w, in2 = bias (empty without one); out0 = y, out1 = scratch.
 _FORWARD = """
     Convolution c(in0->shape, in1->shape, out0->shape, data);
-    const bool bias = in2_shape0 > 0;
-    auto found = c.forward(bias, data["relu"]);
+    const bool bias = in2_shape0 > 0, relu = data["relu"];
+    auto& kind = keep<dnnl::convolution_forward>(c, 2 * bias + relu, [&] { return c.forward(bias, relu); });
     Layouts layouts(out1_p, out1_shape0);
-    auto y = Layouts::plain(c.y, out0_p), result = layouts.output(y, found.dst_desc());
+    auto y = Layouts::plain(c.y, out0_p), result = layouts.output(y, layout(kind, DNNL_ARG_DST));
     std::unordered_map<int, memory> args{
-        {DNNL_ARG_SRC, layouts.input(Layouts::plain(c.x, in0_p), found.src_desc())},
-        {DNNL_ARG_WEIGHTS, layouts.input(Layouts::plain(c.w, in1_p), found.weights_desc())},
+        {DNNL_ARG_SRC, layouts.input(Layouts::plain(c.x, in0_p), layout(kind, DNNL_ARG_SRC))},
+        {DNNL_ARG_WEIGHTS, layouts.input(Layouts::plain(c.w, in1_p), layout(kind, DNNL_ARG_WEIGHTS))},
         {DNNL_ARG_DST, result}};
     if (bias) args[DNNL_ARG_BIAS] = Layouts::plain({c.w[0]}, in2_p);
-    dnnl::convolution_forward(found).execute(layouts.stream, args);
+    kind.execute(layouts.stream, args);
     layouts.finish(result, y);
 """
 
 # in0 = upstream, in1 = w; out0 = gradient of x, out1 = scratch.
 _GRADIENT_X = """
+    using Kind = dnnl::convolution_backward_data;
     Convolution c(out0->shape, in1->shape, in0->shape, data);
-    auto hint = c.forward(false, false);
-    dnnl::convolution_backward_data::primitive_desc found(
-        dnnl::convolution_backward_data::desc(c.algorithm, c.any(c.x), c.any(c.w), c.any(c.y), c.stride, c.dilation,
-                                              c.padding, c.padding), cpu(), hint);
+    auto& kind = keep<Kind>(c, 0, [&] { return c.backward<Kind>(); });
     Layouts layouts(out1_p, out1_shape0);
-    auto x = Layouts::plain(c.x, out0_p), result = layouts.output(x, found.diff_src_desc());
-    dnnl::convolution_backward_data(found).execute(layouts.stream, {
-        {DNNL_ARG_DIFF_DST, layouts.input(Layouts::plain(c.y, in0_p), found.diff_dst_desc())},
-        {DNNL_ARG_WEIGHTS, layouts.input(Layouts::plain(c.w, in1_p), found.weights_desc())},
+    auto x = Layouts::plain(c.x, out0_p), result = layouts.output(x, layout(kind, DNNL_ARG_DIFF_SRC));
+    kind.execute(layouts.stream, {
+        {DNNL_ARG_DIFF_DST, layouts.input(Layouts::plain(c.y, in0_p), layout(kind, DNNL_ARG_DIFF_DST))},
+        {DNNL_ARG_WEIGHTS, layouts.input(Layouts::plain(c.w, in1_p), layout(kind, DNNL_ARG_WEIGHTS))},
         {DNNL_ARG_DIFF_SRC, result}});
     layouts.finish(result, x);
 """
 
 # in0 = upstream, in1 = x; out0 = gradient of w, out1 = scratch.
 _GRADIENT_W = """
+    using Kind = dnnl::convolution_backward_weights;
     Convolution c(in1->shape, out0->shape, in0->shape, data);
-    auto hint = c.forward(false, false);
-    dnnl::convolution_backward_weights::primitive_desc found(
-        dnnl::convolution_backward_weights::desc(c.algorithm, c.any(c.x), c.any(c.w), c.any(c.y), c.stride,
-                                                 c.dilation, c.padding, c.padding), cpu(), hint);
+    auto& kind = keep<Kind>(c, 0, [&] { return c.backward<Kind>(); });
     Layouts layouts(out1_p, out1_shape0);
-    auto w = Layouts::plain(c.w, out0_p), result = layouts.output(w, found.diff_weights_desc());
-    dnnl::convolution_backward_weights(found).execute(layouts.stream, {
-        {DNNL_ARG_DIFF_DST, layouts.input(Layouts::plain(c.y, in0_p), found.diff_dst_desc())},
-        {DNNL_ARG_SRC, layouts.input(Layouts::plain(c.x, in1_p), found.src_desc())},
+    auto w = Layouts::plain(c.w, out0_p), result = layouts.output(w, layout(kind, DNNL_ARG_DIFF_WEIGHTS));
+    kind.execute(layouts.stream, {
+        {DNNL_ARG_DIFF_DST, layouts.input(Layouts::plain(c.y, in0_p), layout(kind, DNNL_ARG_DIFF_DST))},
+        {DNNL_ARG_SRC, layouts.input(Layouts::plain(c.x, in1_p), layout(kind, DNNL_ARG_SRC))},
         {DNNL_ARG_DIFF_WEIGHTS, result}});
     layouts.finish(result, w);
 """
