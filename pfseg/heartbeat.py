@@ -1,11 +1,13 @@
 """Signs of life between the ranks of a job and its driver, over the output and input of the ranks (no Jittor).
 
-Each rank tells the driver every few seconds where its main thread is and for how long it has done nothing. Doing
-something is using the processor, in the rank or in a process that it started (compilers, loading processes), or
-waiting for a file lock, which somebody else holds, as Jittor's is while another process compiles. So a first start
-that compiles for minutes, a long validation and slow data are alive; a stopped process, a deadlock, a dead disk and
-a host that is out of reach are not. Ranks that wait in MPI for another one use the processor, so that the one that
-they wait for is named.
+A small process beside each rank tells the driver every few seconds where the rank's main thread is and for how long
+the rank has done nothing. Doing something is using the processor, in the rank or in a process that it started
+(compilers, loading processes), or waiting for a file lock, which somebody else holds, as Jittor's is while another
+process compiles. So a first start that compiles for minutes, a long validation and slow data are alive; a stopped
+process, a deadlock, a dead disk and a host that is out of reach are not. Ranks that wait in MPI for another one use the
+processor, so that the one that they wait for is named.
+
+It is a process, not a thread, because Jittor holds Python's lock for as long as it computes, compiles or waits in MPI.
 
 Output is the one way that reaches the driver from every host, without a shared file system.
 """
@@ -23,8 +25,11 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pfseg.mpirun import die_with_parent
 
 ENDED = "its end"  # where a rank is that has done its part
 _MARK = "\x1epfseg "
@@ -56,7 +61,7 @@ def beat_seconds(limit: float) -> float:
 
 
 class Pulse:
-    """A rank's side: a thread that tells the driver of this process, and ends it once the driver is out of reach.
+    """A rank's side: a process that tells the driver of this one, and ends it once the driver is out of reach.
 
     Args:
         rank: of this process.
@@ -65,39 +70,41 @@ class Pulse:
     """
 
     def __init__(self, rank: int, limit: float) -> None:
-        """Start it from the thread to be watched."""
-        self._rank, self._limit, self._host = rank, limit, socket.gethostname()
-        self._main = threading.get_ident()
-        self._idle, self._used = 0.0, 0.0
-        self._word: float | None = None  # when the driver's last word came
+        """Start it from the thread to be watched, before there are others."""
+        self._rank, self._main = rank, threading.get_ident()
+        self._seconds = beat_seconds(limit)
         self._done = threading.Event()
-        self._tell()
-        self._thread = threading.Thread(target=self._beat, name="pfseg-heartbeat", daemon=True)
+        places, self._places = os.pipe()
+        os.set_blocking(self._places, False)
+        rank_process, daemon = os.getpid(), os.getppid()
+        self._beside = os.fork()
+        if self._beside == 0:
+            try:
+                die_with_parent()
+                os.close(self._places)
+                _Beside(rank, limit, rank_process, daemon, places).run()
+            finally:
+                os._exit(0)
+        os.close(places)
+        self._thread = threading.Thread(target=self._show_place, name="pfseg-heartbeat", daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
-        seconds = beat_seconds(self._limit)
-        before = time.monotonic()
-        while not self._done.wait(seconds):
-            now = time.monotonic()
-            self._rest(now - before)
-            before = now
-            self._tell()
-            if self._listen() and time.monotonic() - (self._word or now) > self._limit:
-                os.kill(os.getppid(), signal.SIGKILL)  # mpirun's daemon on this host, which would wait on
-                os._exit(1)
+    def end(self) -> None:
+        """Tell the driver that this rank has done its part; others may still be at work."""
+        self._done.set()
+        self._thread.join()
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._beside, signal.SIGKILL)
+            os.waitpid(self._beside, 0)
+        tell(beat=self._rank, host=socket.gethostname(), idle=0.0, at=ENDED)
 
-    def _tell(self) -> None:
-        tell(beat=self._rank, host=self._host, idle=round(self._idle, 1), at=self._place())
-
-    def _rest(self, seconds: float) -> None:
-        """Count the time without work."""
-        family = list(_family(os.getpid()))
-        own = os.times()
-        used = time.process_time() + own.children_user + own.children_system + sum(map(_cpu_seconds, family[1:]))
-        busy = abs(used - self._used) > _BUSY_SHARE * seconds or _waits_for_lock(family)
-        self._idle = 0.0 if busy else self._idle + seconds
-        self._used = used
+    def _show_place(self) -> None:
+        """Let the process beside know where the main thread is, whenever Jittor lets this one run."""
+        while True:
+            with suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._places, f"{self._place()}\n".encode())
+            if self._done.wait(self._seconds):
+                return
 
     def _place(self) -> str:
         """Where the main thread is in code that is no library's, such as `engine/trainer.py:215 (_train_step)`."""
@@ -109,19 +116,69 @@ class Pulse:
         path = Path(frame.f_code.co_filename)
         return f"{path.parent.name}/{path.name}:{frame.f_lineno} ({frame.f_code.co_name})"
 
-    def end(self) -> None:
-        """Tell the driver that this rank has done its part; others may still be at work."""
-        self._done.set()
-        self._thread.join()
-        tell(beat=self._rank, host=self._host, idle=0.0, at=ENDED)
 
-    def _listen(self) -> bool:
-        """Take in the driver's words, and tell whether any ever came."""
-        while select.select([0], [], [], 0)[0]:
-            if not os.read(0, 4096):  # none will come: on the driver's own host
-                break
+class _Beside:
+    """The process beside a rank.
+
+    Args:
+        rank: its number.
+        limit: as of `Pulse`.
+        process: the rank's.
+        daemon: mpirun's on this host, the rank's parent.
+        places: where the rank writes lines that say where it is.
+    """
+
+    def __init__(self, rank: int, limit: float, process: int, daemon: int, places: int) -> None:
+        self._rank, self._limit, self._host = rank, limit, socket.gethostname()
+        self._process, self._daemon, self._places = process, daemon, places
+        self._idle, self._used = 0.0, 0.0
+        self._at = "its start"
+        self._word: float | None = None  # when the driver's last word came
+        self._words: list[int] = [0]  # standard input, until its end
+
+    def run(self) -> None:
+        """Beat until the rank has ended, or end it. The kernel ends this process with the rank."""
+        seconds = beat_seconds(self._limit)
+        before = beat = time.monotonic()
+        while os.getppid() == self._process:  # it may have ended before the kernel knew
+            if (now := time.monotonic()) >= beat:
+                self._rest(now - before)
+                before, beat = now, now + seconds
+                with suppress(OSError):  # nobody listens any more
+                    tell(beat=self._rank, host=self._host, idle=round(self._idle, 1), at=self._at)
+            if self._word is not None and now - self._word > self._limit:
+                for pid in (self._daemon, self._process):  # the daemon would wait on
+                    os.kill(pid, signal.SIGKILL)
+                return
+            ready = select.select([self._places, *self._words], [], [], beat - now)[0]
+            if 0 in ready:
+                self._listen()
+            if self._places in ready:
+                self._look()
+
+    def _rest(self, seconds: float) -> None:
+        """Count the time in which the rank did nothing."""
+        family = [pid for pid in _family(self._process) if pid != os.getpid()]
+        used = sum(map(_cpu_seconds, family))
+        busy = abs(used - self._used) > _BUSY_SHARE * seconds or _waits_for_lock(family)
+        self._idle = 0.0 if busy else self._idle + seconds
+        self._used = used
+
+    def _listen(self) -> None:
+        """Take in the driver's words; none come where the input ends, on the driver's own host."""
+        try:
+            heard = os.read(0, 4096)
+        except OSError:
+            heard = b""
+        if heard:
             self._word = time.monotonic()
-        return self._word is not None
+        else:
+            self._words.clear()
+
+    def _look(self) -> None:
+        """Take in where the rank is."""
+        if lines := os.read(self._places, 4096).decode(errors="replace").splitlines():
+            self._at = lines[-1]
 
 
 class Watch:

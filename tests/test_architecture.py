@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("devices", "heartbeat", "provenance", "metrics", "boundary", "validate"), 1),
+    **dict.fromkeys(("devices", "provenance", "metrics", "boundary", "validate"), 1),
     **dict.fromkeys(("runtime", "data", "launch_schema", "lease", "mpirun"), 2),
-    **dict.fromkeys(("models", "checks", "schema"), 3),
+    **dict.fromkeys(("models", "checks", "schema", "heartbeat"), 3),
     **dict.fromkeys(("losses", "tracking", "command_schemas", "resume"), 4),
     **dict.fromkeys(("engine", "worker", "reporting"), 5),
     **dict.fromkeys(("launch", "multirun", "prediction", "slurm"), 6),

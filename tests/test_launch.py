@@ -157,7 +157,7 @@ def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text
 @pytest.mark.parametrize(
     ("behave", "text"),
     [
-        ("stop", r"^rank 1 on host \S+ has not been heard of for 5 s .*, last seen in \S+:\d+ \(\w+\); "),
+        ("stop", r"^rank 1 on host \S+ has done nothing for 5 s .*, last seen in \S+:\d+ \(\w+\); "),
         (
             "deadlock",
             r"^rank 1 on host \S+ has done nothing for 5 s \(config: launch\.heartbeat\), last seen in "

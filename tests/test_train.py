@@ -218,7 +218,7 @@ def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole
     rank = next(pid for pid, command in commands.items() if command[1:3] == [b"-m", b"pfseg.worker"])
     os.kill(rank, signal.SIGSTOP)
     told = finished(process, 1)
-    assert told.startswith("error: rank 0 on host ") and " has not been heard of for 20 s " in told
+    assert told.startswith("error: rank 0 on host ") and " has done nothing for 20 s " in told
     assert f"go on with: python train.py resume={folder}" in told
     assert not any(map(alive, members))
 
