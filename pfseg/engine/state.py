@@ -5,6 +5,8 @@ Every array is float32 and named: weights by their published keys, the optimizer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,29 @@ def build_optimizer(name: str, model: Module, *, lr: float, **options: Any) -> A
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     return kinds[name](list(trainable(model).values()), lr, **options)
+
+
+@contextmanager
+def without_sums() -> Iterator[None]:
+    """Keep Jittor's optimizers from averaging gradients over ranks at each backward pass; see `average_gradients`."""
+    within, jt.in_mpi = jt.in_mpi, False
+    try:
+        yield
+    finally:
+        jt.in_mpi = within
+
+
+def average_gradients(optimizer: Any) -> None:
+    """Average the gradients that backward passes have summed up on each rank over all ranks, once per update."""
+    before: list[Any] = []
+    for group in optimizer.param_groups:
+        for parameter, gradient in zip(group["params"], group["grads"], strict=True):
+            if parameter.is_stop_grad():
+                continue
+            averaged = gradient.mpi_all_reduce("mean")
+            averaged._add_dependency(before)  # every rank has to send them in the same order
+            gradient.update(averaged)
+            before = [averaged]
 
 
 def _slots(optimizer: Any, keys: list[str]) -> dict[str, Any]:

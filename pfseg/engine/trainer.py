@@ -222,8 +222,11 @@ class Trainer:
             self._images += len(batch["name"]) * world_size()
             inputs = {key: jt.array(batch[key]) for key in ("image", "mask", "edge")}
             terms = self.loss(self.model(inputs["image"]), inputs)
-            self.optimizer.backward(sum(terms.values()) * share)
+            with state.without_sums():
+                self.optimizer.backward(sum(terms.values()) * share)
             summed = {key: summed[key] + value * share if summed else value * share for key, value in terms.items()}
+        if world_size() > 1:
+            state.average_gradients(self.optimizer)
         if self.plan.log_grad_norm and self._log_due(step):
             self._norms = gradient_norms(self.model, self.optimizer)
         if self.plan.clip_grad:
