@@ -163,6 +163,19 @@ def test_a_job_is_submitted_told_to_save_and_submitted_again(cluster: dict[str, 
     assert rows(folder, "start")[0]["ranks"] == 2
 
 
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+@pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons need root")
+def test_an_allocation_has_a_rank_per_task(cluster: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["ranks=auto", "batch_size=1", "trainer.max_epochs=1", f"hydra.run.dir={folder}"]
+    command = ["salloc", "--ntasks=2", sys.executable, str(ROOT / "train.py"), *TINY, *options]
+    done = subprocess.run(command, env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert rows(folder, "start")[0]["ranks"] == 2
+    assert rows(folder, "end")[-1]["status"] == "done"
+
+
 def queued(environment: dict[str, str]) -> str:
     return subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True).stdout
 
