@@ -19,6 +19,7 @@ from runs import ENVIRONMENT, ROOT, TINY, finished, rows, train
 
 TESTS = Path(__file__).resolve().parent
 HERE, THERE = "10.79.0.1", "10.79.0.2"
+LINK, PORT = "pfl0", 2222
 HEARTBEAT = 10
 MISSING = [name for name in ("ip", "ssh", "ssh-keygen", "unshare", "/usr/sbin/sshd") if shutil.which(name) is None]
 pytestmark = [
@@ -55,16 +56,19 @@ class Hosts:
         here, there = self.names
         for name in self.names:
             subprocess.run(["ip", "netns", "add", name], check=True)
-        link = f"ip link add pfl0 netns {here} type veth peer name pfl1 netns {there}"
+        link = f"ip link add {LINK} netns {here} type veth peer name {LINK} netns {there}"
         subprocess.run(link.split(), check=True)
-        for name, device, address in ((here, "pfl0", HERE), (there, "pfl1", THERE)):
-            for command in (f"addr add {address}/24 dev {device}", f"link set {device} up", "link set lo up"):
+        for name, address in ((here, HERE), (there, THERE)):
+            # Also a network that every host has for itself, such as that of its containers.
+            for command in (f"addr add {address}/24 dev {LINK}", f"link set {LINK} up", "link set lo up",
+                            "link add own type veth peer name other", "addr add 10.80.0.1/24 dev own",
+                            "link set own up", "link set other up"):  # fmt: skip
                 subprocess.run(["ip", "-n", name, *command.split()], check=True)
         self._start_sshd(keys)
 
     def _start_sshd(self, keys: Path) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
-        server = f"Port 22\nHostKey {keys}/host\nAuthorizedKeysFile {keys}/user.pub\nStrictModes no\nPidFile none\n"
+        server = f"Port {PORT}\nHostKey {keys}/host\nAuthorizedKeysFile {keys}/user.pub\nStrictModes no\nPidFile none\n"
         client = f"IdentityFile {keys}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
         (keys / "sshd").write_text(server + "UsePAM no\n")
         (keys / "ssh").write_text(f"Host *\nBatchMode yes\n{client}")
@@ -72,8 +76,8 @@ class Hosts:
         inside = f"hostname {self.there}; mount -t tmpfs none {self.run}; exec /usr/sbin/sshd -D -f {keys}/sshd"
         command = ["ip", "netns", "exec", self.names[1], "unshare", "--uts", "--mount", "sh", "-c", inside]
         self._sshd = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        self._agent = f"ssh -F {keys}/ssh"
-        probe = ["ip", "netns", "exec", self.names[0], "ssh", "-F", str(keys / "ssh"), THERE, "true"]
+        self._agent = f"ssh -p {PORT} -F {keys}/ssh"
+        probe = ["ip", "netns", "exec", self.names[0], *self._agent.split(), THERE, "true"]
         for _ in range(50):
             if subprocess.run(probe, capture_output=True).returncode == 0:
                 return
@@ -92,10 +96,10 @@ class Hosts:
         return self.start("-c", textwrap.dedent(DRIVER), str(self.run), hosts)
 
     def cut(self) -> None:
-        subprocess.run(["ip", "-n", self.names[0], "link", "set", "pfl0", "down"], check=True)
+        subprocess.run(["ip", "-n", self.names[0], "link", "set", LINK, "down"], check=True)
 
     def mend(self) -> None:
-        subprocess.run(["ip", "-n", self.names[0], "link", "set", "pfl0", "up"], check=True)
+        subprocess.run(["ip", "-n", self.names[0], "link", "set", LINK, "up"], check=True)
 
     def ranks(self) -> list[str]:
         """Processes of the job in both namespaces, but for sshd."""
@@ -163,7 +167,8 @@ def test_a_training_cut_off_and_resumed_has_the_losses_of_one_host(hosts: Hosts,
     train(tmp_path / "one", *settings, "ranks=2")
 
     folder = hosts.run / "training"
-    both = [f"launch.hosts=[{HERE}:1,{THERE}:1]", "ranks=auto", f"launch.heartbeat={HEARTBEAT}"]
+    both = [f"launch.hosts=[{HERE}:1,{THERE}:1]", f"launch.interface={LINK}", "ranks=auto"]
+    both.append(f"launch.heartbeat={HEARTBEAT}")
     process = hosts.start("train.py", *settings, *both, f"hydra.run.dir={folder}")
     while len(rows(folder, "train")) < 2:
         assert process.poll() is None, process.communicate()
