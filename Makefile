@@ -3,7 +3,8 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling
+.PHONY: help install train test check bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
+	bench-launch
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -40,6 +41,9 @@ bench-tracking: $(STAMP) ## time training steps with and without loggers
 
 bench-scaling: $(STAMP) ## time two ranks of one thread beside one rank of two, and sums over ranks
 	$(VENV)/bin/python benchmarks/scaling.py $(ARGS)
+
+bench-launch: $(STAMP) ## time what starting and ending a job costs beside its work
+	$(VENV)/bin/python benchmarks/launch.py $(ARGS)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"pfseg needs Python 3.11, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'

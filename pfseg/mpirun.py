@@ -109,7 +109,8 @@ class Mpirun:
         announced = False
         try:
             while self._process.poll() is None:
-                time.sleep(POLL_SECONDS)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(POLL_SECONDS)  # back at once when it ends
                 self._listener.poll()
                 self._end_leftovers()
                 self._say_something()
