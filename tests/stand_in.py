@@ -29,13 +29,14 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     writer = RecordWriter(folder / ("metrics.jsonl" if rank == 0 else f"rank{rank}.jsonl"))
     time.sleep(config.get("before", 0.0))
     # As a loading process or a compiler would be, which the launcher has to end where it outlives its rank.
-    command = ["sh", "-c", "sleep 60; true"] if behave == "leftover" else ["sleep", "60"]
-    child = subprocess.Popen(command, preexec_fn=None if behave == "leftover" else die_with_parent)
+    leftover = behave == "leftover" and rank == 0
+    command = ["sh", "-c", "sleep 60; true"] if leftover else ["sleep", "60"]
+    child = subprocess.Popen(command, preexec_fn=None if leftover else die_with_parent)
     writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid(), child=child.pid)
     try:
         return _steps(config, folder, stop, writer, child, last)
     finally:
-        if behave != "leftover":
+        if not leftover:
             child.kill()
             child.wait()
 

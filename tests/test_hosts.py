@@ -32,11 +32,11 @@ DRIVER = """
     from pathlib import Path
     from pfseg.errors import PfsegError
     from pfseg.launch import run_job
-    hosts = sys.argv[2].split(",")
+    behave, hosts = sys.argv[2], sys.argv[3].split(",")
     launch = {"name": "mpi", "hosts": hosts, "heartbeat": 10, "interface": None}
-    config = {"job": "train", "gpus": 0, "ranks": len(hosts), "launch": launch, "behave": "raise", "steps": 6000}
+    config = {"job": "train", "gpus": 0, "ranks": len(hosts), "launch": launch, "behave": behave}
     try:
-        run_job(Path(sys.argv[1]), config | {"seconds": 0.1}, worker_module="stand_in")
+        run_job(Path(sys.argv[1]), config, worker_module="stand_in")
     except PfsegError as error:
         sys.exit(str(error))
 """
@@ -92,8 +92,9 @@ class Hosts:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
-    def start_stand_in(self, hosts: str) -> subprocess.Popen[str]:
-        return self.start("-c", textwrap.dedent(DRIVER), str(self.run), hosts)
+    def start_stand_in(self, behave: str, hosts: str = f"{HERE}:1,{THERE}:1") -> subprocess.Popen[str]:
+        shutil.rmtree(self.run / "errors", ignore_errors=True)
+        return self.start("-c", textwrap.dedent(DRIVER), str(self.run), behave, hosts)
 
     def cut(self) -> None:
         subprocess.run(["ip", "-n", self.names[0], "link", "set", LINK, "down"], check=True)
@@ -149,7 +150,7 @@ def wait_for_end(hosts: Hosts, seconds: float) -> None:
 
 
 def test_an_error_on_the_other_host_comes_back(hosts: Hosts) -> None:
-    process = hosts.start_stand_in(f"{HERE}:1,{THERE}:1")
+    process = hosts.start_stand_in("raise")
     _, err = process.communicate(timeout=60)
     assert err.splitlines()[-1].startswith("rank 1: ValueError: the cat sat on the mask; traceback and full output: ")
     assert process.returncode == 1
@@ -157,8 +158,15 @@ def test_an_error_on_the_other_host_comes_back(hosts: Hosts) -> None:
     wait_for_end(hosts, 10)
 
 
+def test_what_a_rank_leaves_behind_does_not_hold_the_end(hosts: Hosts) -> None:
+    began = time.monotonic()
+    finished(hosts.start_stand_in("leftover"))
+    assert time.monotonic() - began < 30, "it runs for 60 s"
+    wait_for_end(hosts, 5)
+
+
 def test_the_first_host_has_to_be_this_one(hosts: Hosts) -> None:
-    _, err = hosts.start_stand_in(f"{THERE}:1,{HERE}:1").communicate(timeout=30)
+    _, err = hosts.start_stand_in("well", f"{THERE}:1,{HERE}:1").communicate(timeout=30)
     assert f"launch.hosts begins with {THERE}, which is not this host (" in err
 
 
