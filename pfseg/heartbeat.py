@@ -148,7 +148,8 @@ class _Beside:
                     tell(beat=self._rank, host=self._host, idle=round(self._idle, 1), at=self._at)
             if self._word is not None and now - self._word > self._limit:
                 for pid in (self._daemon, self._process):  # the daemon would wait on
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 return
             ready = select.select([self._places, *self._words], [], [], beat - now)[0]
             if 0 in ready:

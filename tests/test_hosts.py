@@ -35,6 +35,7 @@ DRIVER = """
     behave, hosts = sys.argv[2], sys.argv[3].split(",")
     launch = {"name": "mpi", "hosts": hosts, "heartbeat": 10, "interface": None}
     config = {"job": "train", "gpus": 0, "ranks": len(hosts), "launch": launch, "behave": behave}
+    config |= {"steps": 6000 if behave == "raise" else 3, "seconds": 0.1}
     try:
         run_job(Path(sys.argv[1]), config, worker_module="stand_in")
     except PfsegError as error:
