@@ -45,6 +45,7 @@ class RunConsole(Sink):
         self._colors: dict[str, str] = {}
         self._start: dict[str, Any] = {}
         self._lr: float | None = None  # as configured
+        self._split: str | None = None  # that is evaluated; None in a training
         self._last: dict[str, tuple[float, str]] = {}
         self._began = time.monotonic()
         self._best = ""
@@ -56,6 +57,7 @@ class RunConsole(Sink):
         classes = (config.get("dataset") or {}).get("classes") or []
         self._colors = {row["name"]: _hex(row["color"]) for row in classes}
         self._lr = (config.get("optimizer") or {}).get("lr")
+        self._split = config["split"] if config.get("job") == "evaluate" else None
         tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
         _grow(tree, {key: value for key, value in config.items() if key != "name"})
         self.console.print(tree)
@@ -94,9 +96,12 @@ class RunConsole(Sink):
         self._hide("wait")
         self._start = row
         ranks = int(row.get("ranks") or 1)
+        machine = f"{len(row.get('classes') or [])} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}"
+        if self._split:
+            self._line(f"evaluating {row.get('images_val', '?')} images of split {self._split}, {machine}", "bold")
+            return
         self._line(
-            f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, "
-            f"{len(row.get('classes') or [])} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}, "
+            f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, {machine}, "
             f"{_batch(row)}, {row.get('steps', '?')} steps",
             "bold",
         )

@@ -161,3 +161,10 @@ def test_bars_on_a_terminal() -> None:
     assert lines[0].startswith("epoch 2/4") and "40 % loss 0.5000 lr 1.00e-02 3.2 images/s" in lines[0]
     assert lines[1].startswith("step 7/20") and "35 % left 1:01:40 since 0:00" in lines[1]
     assert lines[2].startswith("validating") and lines[2].endswith("50 %")
+
+
+def test_an_evaluation_starts_with_what_it_evaluates() -> None:
+    console, file = make()
+    console.show_config({"name": "x", "job": "evaluate", "split": "test"})
+    console.record(START | {"steps": 0, "images_train": 0, "ranks": 1})
+    assert file.getvalue().splitlines()[-1] == "evaluating 9 images of split test, 2 classes, CPU, 1 rank"
