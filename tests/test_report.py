@@ -14,6 +14,7 @@ from run_folders import fail, make_run
 
 from pfseg.errors import ConfigError
 from pfseg.report import main
+from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, differing, group_seeds, select
 from pfseg.reporting.table import build_table, to_csv, to_latex, to_markdown
@@ -46,14 +47,34 @@ def test_runs_are_found_below_folders_and_by_patterns(tmp_path: Path):
     assert one(tmp_path / "10" / "metrics.jsonl").folder == tmp_path / "10"
 
 
-def test_an_evaluation_takes_the_settings_of_its_run(tmp_path: Path):
-    top = make_run(tmp_path / "run", edge_weight=25.0)
-    folder = top / "evaluate" / "2026-01-01"
+def evaluate(run: Path, name: str = "2026-01-01", overlap: float = 0) -> Path:
+    """Write an evaluation of a run as evaluate.py leaves it."""
+    folder = run / "evaluate" / name
     writer = RecordWriter(folder / "metrics.jsonl")
     writer.write("start", step=60, epoch=0, steps=0)
     writer.write("val", step=60, epoch=0, **{"val/mIoU": 12.5})
     writer.write("end", step=60, epoch=0, status="done")
-    (folder / "resolved.yaml").write_text("job: evaluate\nsplit: test\nseed: 0\ndataset: {root: null}\n")
+    settings = f"job: evaluate\nsplit: test\nseed: 0\noverlap: {overlap}\nflips: none\ndataset: {{root: null}}\n"
+    (folder / "resolved.yaml").write_text(settings)
+    return folder
+
+
+def test_trainings_and_evaluations_differ_in_what_both_have(tmp_path: Path):
+    for seed in (0, 1):
+        evaluate(make_run(tmp_path / str(seed), seed=seed, panels=False))
+    runs = read(tmp_path)
+    assert [run.settings["seed"] for run in runs] == [0, 0, 1, 1], "an evaluation counts by its training's seed"
+    assert differing(runs) == ["seed"]
+    evaluate(tmp_path / "0", "overlapping", overlap=0.5)
+    runs = read(tmp_path)
+    assert differing(runs) == ["overlap", "seed"]
+    table = build_table(runs)
+    assert "null" not in to_csv(table) and "null" not in to_html(table)
+    assert [row.cells.get("overlap") for row in table.rows if row.run and row.run.job == "train"] == [None, None]
+
+
+def test_an_evaluation_takes_the_settings_of_its_run(tmp_path: Path):
+    folder = evaluate(make_run(tmp_path / "run", edge_weight=25.0))
     (folder / "results.json").write_text(json.dumps({"confusion": [[3, 1], [0, 2]]}))
     evaluation = read(tmp_path)[1]
     assert evaluation.job == "evaluate test" and evaluation.best is not None and evaluation.best.miou == 12.5

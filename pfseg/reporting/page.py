@@ -22,7 +22,14 @@ from pfseg.reporting.table import Column, Row, Table, text
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _PICTURE_WIDTH = 1100  # pixels
 _CHIP_SETTINGS = 4
-_SIDE = {"lr", "images_per_s", "eta_s", "step", "loss"}  # training values that are no terms of the loss
+_TITLES = {
+    "loss": "training loss",
+    "lr": "learning rate",
+    "images_per_s": "images per second",
+    "rank_mib": "memory of a rank, MiB",
+    "gpu_mib": "GPU memory of a rank, MiB",
+}
+_SIDE = {*_TITLES, "eta_s", "step"}  # training values that are no terms of the loss
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -191,8 +198,10 @@ def _legend(shown: Sequence[tuple[int, Run]], settings: Sequence[Column]) -> str
     """A chip for each run, with what sets it apart where that is little."""
     chips = ""
     for color, run in shown:
-        values = ", ".join(f"{c.key.rpartition('.')[2]} {show(run.settings.get(c.key))}" for c in settings)
-        apart = f" <small>{escape(values)}</small>" if 0 < len(settings) <= _CHIP_SETTINGS else ""
+        values = ", ".join(
+            f"{c.key.rpartition('.')[2]} {show(run.settings[c.key])}" for c in settings if c.key in run.settings
+        )
+        apart = f" <small>{escape(values)}</small>" if values and len(settings) <= _CHIP_SETTINGS else ""
         chips += (
             f'<button type="button" class="chip r{color}" data-run="{color}" aria-pressed="true" '
             f'title="show or hide {escape(run.name)}"><span class="dot"></span>{escape(run.name)}{apart}</button>'
@@ -205,7 +214,7 @@ def _curves(shown: Sequence[tuple[int, Run]]) -> str:
     scores = dict.fromkeys(k for _, run in shown for v in run.validations for k in v.scores if "/" not in k)
     trainings = [(color, run) for color, run in shown if len(run.validations) > 1 or run.train]
     main = [_training(trainings, "loss"), _validation(trainings, "mIoU")]
-    more = [_training(trainings, key) for key in terms] + [_training(trainings, key) for key in ("lr", "images_per_s")]
+    more = [_training(trainings, key) for key in (*terms, *_TITLES) if key != "loss"]
     more += [_validation(trainings, key) for key in scores if key != "mIoU"]
     content = f'<div class="cards">{"".join(main)}</div>' if any(main) else ""
     if any(more):
@@ -217,10 +226,9 @@ def _training(shown: Sequence[tuple[int, Run]], key: str) -> str:
     def points(run: Run) -> list[tuple[float, float]]:
         return [(step, v) for row in run.train if (v := row.get(key)) is not None and (step := row["step"]) is not None]
 
-    loss = key not in ("lr", "images_per_s")
-    title = {"loss": "training loss", "lr": "learning rate", "images_per_s": "images per second"}
+    loss = key == "loss" or key not in _TITLES
     curves = [Curve(color, run.name, points(run)) for color, run in shown]
-    return chart(title.get(key, f"training {key}"), curves, smoothed=loss, may_be_log=loss)
+    return chart(_TITLES.get(key, f"training {key}"), curves, smoothed=loss, may_be_log=loss)
 
 
 def _validation(shown: Sequence[tuple[int, Run]], key: str) -> str:

@@ -215,8 +215,9 @@ def _read_settings(run: Run) -> None:
     if settings.get("job") == "evaluate":
         parent = Run(run.folder.parent.parent, "")
         _read_settings(parent)
-        # What is null there was taken from the training.
-        settings = parent.settings | {key: value for key, value in settings.items() if value is not None}
+        # What is null there was taken from the training; its own seed changes no score.
+        changes = {key: value for key, value in settings.items() if value is not None and key != "seed"}
+        settings = parent.settings | changes
         run.overridden = parent.overridden
     choices = (hydra.get("hydra") or {}).get("runtime", {}).get("choices", {})
     named = {key: group["name"] for key, group in config.items() if isinstance(group, dict) and "name" in group}

@@ -94,9 +94,11 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
     apart = [key for key in differing([run for members in repeated for run in members]) if key != "seed"]
     found = []
     for members in repeated:
-        settings = {key: members[0].settings.get(key) for key in shown}
+        settings = {key: members[0].settings[key] for key in shown if key in members[0].settings}
         job = [f"{members[0].job}:"] * (len({run.job for run in runs}) > 1)
-        label = " ".join([*job, *(f"{key}={show(members[0].settings.get(key))}" for key in apart)])
+        label = " ".join(
+            [*job, *(f"{key}={show(members[0].settings[key])}" for key in apart if key in members[0].settings)]
+        )
         scored = _scored(members)
         default = str(members[0].settings.get("name", "all runs"))
         found.append(SeedGroup(label or default, settings, scored, len(members) - len(scored)))
@@ -175,9 +177,10 @@ def _counts(key: str) -> bool:
 def _differs(key: str, runs: Sequence[Run]) -> bool:
     top, dot, _ = key.partition(".")
     everywhere = not dot or any(key in run.overridden for run in runs)
+    jobs = {run.job for run in runs if key in run.settings}  # a training has no setting of evaluations to differ in
     values: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for run in runs:
         choices = () if everywhere else tuple(show(run.settings.get(name)) for name in (top, "experiment", "debug"))
-        if everywhere or key in run.settings:
+        if key in run.settings or (everywhere and run.job in jobs):
             values[choices].add(show(run.settings[key]) if key in run.settings else "")
     return any(len(found) > 1 for found in values.values())
