@@ -27,13 +27,14 @@ from pfseg.engine import state
 from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.checkpoint import SECTIONS, load_checkpoint
 from pfseg.engine.evaluator import Evaluation, Evaluator, sum_over_ranks
-from pfseg.engine.pictures import ImageScores
+from pfseg.engine.pictures import ImageScores, Panel
 from pfseg.engine.share import on_every_rank
 from pfseg.metrics import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
+from pfseg.tracking.samples import save_maps
 
 Config = dict[str, Any]
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
@@ -73,7 +74,9 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
     _gather(found, folder)
     result = _scores(found, names, config["exclude"])
     scenes = _scores(found.scenes, names, config["exclude"]) if found.scenes else {}
+    samples: list[dict[str, str]] = []
     if rank() == 0:
+        samples = _save_extremes(folder, meta["progress"]["step"], found.details)
         settings = {key: config[key] for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
         settings["eval_size"] = stored["dataset"]["eval_size"] or "whole"
         results = {"checkpoint": config["checkpoint"], "step": meta["progress"]["step"], **settings}
@@ -90,6 +93,7 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         **{f"val/scenes_{key}": value for key, value in scenes.items() if "/" not in key},
         exclude=config["exclude"],
         panels="samples.png" if found.panels else None,
+        samples=samples,
         best=False,
     )
     write("message", level="info", text=f"page: {shown(folder / 'results.html')}")
@@ -172,8 +176,23 @@ def _write_files(folder: Path, found: Evaluation, result: dict[str, float], clas
     _write_csv(folder / "images.csv", ["image", "mIoU", "OA"], sorted(found.details.rows))
     for file, chosen in (("worst.png", found.details.worst), ("best.png", found.details.best)):
         if chosen:
-            panels = [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]
-            save_panels(folder / file, panels, classes)
+            save_panels(folder / file, _scored(chosen), classes)
+
+
+def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[dict[str, str]]:
+    """Write the maps of the worst and the best images, for loggers that overlay them."""
+    if details is None:
+        return []
+    kinds = {"worst": details.worst, "best": details.best}
+    panels = [
+        panel._replace(name=f"{kind}: {panel.name}") for kind, chosen in kinds.items() for panel in _scored(chosen)
+    ]
+    return save_maps(folder, step, panels, [None] * len(panels))
+
+
+def _scored(chosen: Sequence[tuple[float, Panel]]) -> list[Panel]:
+    """Panels whose names tell the score."""
+    return [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -22,6 +22,8 @@ from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.errors import CheckpointError, ConfigError, DataError
 from pfseg.metrics import scores
 from pfseg.runtime import jt
+from pfseg.tracking.samples import read_maps
+from pfseg.tracking.wandb_media import sample_pictures
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SMALL = ["model.fpn_dim=32", "model.match_dim=16", "gpus=0", "ranks=1", "logger=none", "batch_size=2"]
@@ -112,6 +114,19 @@ def test_everything_that_an_evaluation_leaves(both: Path, checkpoints: list[Path
     (row,) = rows(both, "val")
     assert (row["val/mIoU"], row["val/scenes_mIoU"]) == (results["mIoU"], results["scenes"]["mIoU"])
     assert row["exclude"] == ["road"]
+
+
+def test_the_worst_and_best_images_can_be_overlaid(both: Path):
+    (row,) = rows(both, "val")
+    names = [sample["name"] for sample in row["samples"]]
+    assert [name.partition(":")[0] for name in names] == ["worst", "worst", "best", "best"]
+    shown = [float(name.rpartition(" ")[2]) for name in names]
+    ranked = sorted(float(image["mIoU"]) for image in table(both / "images.csv"))
+    assert shown == pytest.approx([*ranked[:2], *ranked[:-3:-1]], abs=0.051)
+    samples = read_maps(both, row["samples"])
+    assert len(samples) == 4 and all(sample.pred.shape == sample.mask.shape == (64, 64) for sample in samples)
+    overlays = sample_pictures(both, row["samples"], ["roof", "road"], None)
+    assert [image._caption for image in overlays["val/masks"]] == names and "val/edges" not in overlays
 
 
 def test_the_page(both: Path):
