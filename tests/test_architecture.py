@@ -21,7 +21,7 @@ LEVELS = {
     "build": 8,
     **dict.fromkeys(("evaluation", "driver"), 9),
     **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 10),
-    **dict.fromkeys(("predict", "profile"), 10),
+    **dict.fromkeys(("predict", "profile", "dashboard"), 10),
 }
 # A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
 # `pfseg.create_model` is loaded on first use.

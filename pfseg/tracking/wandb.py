@@ -164,8 +164,8 @@ def _choose_mode(mode: str) -> tuple[str, str]:
         raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
     if mode in ("offline", "disabled"):
         return mode, f"logger.wandb.mode={mode}"
-    if _has_key():
-        fault = _unreachable(wandb.setup().settings.base_url)
+    if has_key():
+        fault = unreachable(wandb.setup().settings.base_url)
         return ("offline", fault) if fault else ("online", "")
     if mode == "online":
         raise ConfigError(
@@ -175,7 +175,8 @@ def _choose_mode(mode: str) -> tuple[str, str]:
     return "offline", "no API key, see `wandb login`"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether an API key is known for the W&B server."""
     import netrc
 
     import wandb
@@ -190,7 +191,7 @@ def _has_key() -> bool:
         return False
 
 
-def _unreachable(url: str) -> str:
+def unreachable(url: str) -> str:
     """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error.
 
     W&B's own start would try for much longer, and leave its service unusable.

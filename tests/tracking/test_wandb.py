@@ -23,7 +23,7 @@ from logged import wandb_history, wandb_records
 from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink, write_atomic
 from pfseg.tracking.samples import save_maps
-from pfseg.tracking.wandb import WandbLogger, _has_key
+from pfseg.tracking.wandb import WandbLogger, has_key
 
 
 @pytest.fixture(autouse=True)
@@ -230,10 +230,10 @@ def test_online_without_a_key_is_an_error(tmp_path: Path) -> None:
 
 def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
     host = wandb.setup().settings.base_url.removeprefix("https://")
-    assert not _has_key()
+    assert not has_key()
     (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert _has_key()
+    assert has_key()
 
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""A W&B workspace with a panel for every value that given runs have logged, and for none besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pfseg.reporting.runs import Run
+from pfseg.reporting.selection import differing
+from pfseg.tracking.records import read_records
+
+_STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
+_NORM = "train/grad_norm"
+_PICTURES = ("val/masks", "val/boundaries", "val/edges", "val/samples")
+_CHOICES_ONLY = {"experiment", "hparams_search"}  # groups that leave no settings under their own name
+_SETTINGS = ["optimizer.lr", "seed"]  # the axes where all runs have equal settings
+
+
+def logged_names(runs: Iterable[Run]) -> set[str]:
+    """Keys that runs have given to W&B, as `pfseg.tracking.wandb` derives them from the rows of their records."""
+    names: set[str] = set()
+    for run in runs:
+        for row in read_records(run.folder / "metrics.jsonl"):
+            names |= {key for key, value in row.items() if key.startswith(("train/", "val/")) and value is not None}
+            if row["event"] == "confusion":
+                names.add("val/confusion_table")
+            if row["event"] == "val":
+                names |= {"val/classes", "val/IoU_bars_table", *_pictures(row, run)}
+    return names | ({"best/mIoU"} if "val/mIoU" in names else set())
+
+
+def build_workspace(runs: Sequence[Run], entity: str, project: str) -> Any:
+    """Lay out the panels; runs that differ in nothing but the seed are grouped.
+
+    Args:
+        runs: trainings or evaluations; their records name the panels, the settings that differ the sweep's axes.
+        entity: user or team of the project.
+        project: where the runs are.
+
+    Returns:
+        A `wandb_workspaces.workspaces.Workspace` that nothing has saved yet.
+    """
+    import wandb_workspaces.workspaces as ws
+
+    names = logged_names(runs)
+    settings = _config_keys(runs)
+    groups = [ws.Config(key) for key in settings if key != "seed"] if "seed" in settings else []
+    sections = {
+        "Validation": _lines(_scores(names), x="epoch"),
+        "IoU by class": _charts(names) + _lines(_prefixed(names, "val/IoU/"), x="epoch"),
+        "Images and masks": [_media(key) for key in _PICTURES if key in names],
+        "Losses": _lines(_losses(names)),
+        "Learning rate, speed, memory": _lines([key for key in _STATE if key in names]),
+        "Gradients": _lines(_prefixed(names, _NORM)),
+        "Boundaries": _lines(_prefixed(names, "val/boundary_"), x="epoch"),
+        "Sweep": _sweep(settings) if "best/mIoU" in names else [],
+    }
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="pfseg",
+        sections=[
+            ws.Section(name=title, panels=panels, is_open=title != "Gradients")
+            for title, panels in sections.items()
+            if panels
+        ],
+        runset_settings=ws.RunsetSettings(groupby=groups),
+    )
+
+
+def spec(workspace: Any) -> dict[str, Any]:
+    """The workspace as W&B stores it, ready for JSON."""
+    return dict(workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _pictures(row: dict[str, Any], run: Run) -> Iterable[str]:
+    if row.get("panels"):
+        yield "val/samples"
+    if samples := row.get("samples"):
+        yield from ("val/masks", "val/boundaries")
+        if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
+            yield "val/edges"
+
+
+def _config_keys(runs: Sequence[Run]) -> list[str]:
+    """Settings that differ, as W&B knows them: the choice of a group is its `name`."""
+    known = [key for key in differing(runs) if key not in _CHOICES_ONLY] or _SETTINGS
+    return [f"{key}.name" if any(f"{key}.name" in run.settings for run in runs) else key for key in known]
+
+
+def _prefixed(names: set[str], prefix: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(prefix))
+
+
+def _scores(names: set[str]) -> list[str]:
+    """Means over the classes, the mIoU first."""
+    tables = {"val/classes", "val/IoU_bars_table", "val/confusion_table", *_PICTURES}
+    means = [key for key in _prefixed(names, "val/") if key.count("/") == 1 and not key.startswith("val/boundary_")]
+    return sorted(set(means) - tables, key=lambda key: (key != "val/mIoU", key))
+
+
+def _losses(names: set[str]) -> list[str]:
+    others = {*_STATE, "train/eta_s", *_prefixed(names, _NORM)}
+    return sorted(set(_prefixed(names, "train/")) - others, key=lambda key: (key != "train/loss", key))
+
+
+def _lines(keys: Iterable[str], x: str = "Step") -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        wr.LinePlot(title=key.partition("/")[2], x=x, y=[key], groupby_aggfunc="mean", groupby_rangefunc="minmax")
+        for key in keys
+    ]
+
+
+def _media(key: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2)
+
+
+def _charts(names: set[str]) -> list[Any]:
+    """Bars of the IoU, the confusion matrix and the table of classes."""
+    import wandb_workspaces.reports.v2 as wr
+
+    charts = {
+        "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
+        "val/confusion_table": (
+            "wandb/confusion_matrix/v1",
+            {key: key for key in ("Actual", "Predicted", "nPredictions")},
+            "Confusion, pixels",
+        ),
+    }
+    found: list[Any] = [
+        wr.CustomChart(
+            query={"summaryTable": {"tableKey": key}},
+            chart_name=chart,
+            chart_fields=fields,
+            chart_strings={"title": title},
+        )
+        for key, (chart, fields, title) in charts.items()
+        if key in names
+    ]
+    return found + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
+
+
+def _sweep(settings: Sequence[str]) -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+
+    metrics = [*(wr.Config(key) for key in settings), wr.SummaryMetric("best/mIoU")]
+    return [
+        wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in metrics]),
+        wr.ParameterImportancePlot(with_respect_to="best/mIoU"),
+        wr.RunComparer(diff_only="split"),
+    ]
