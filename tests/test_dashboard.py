@@ -10,8 +10,8 @@ from logged import wandb_history, wandb_records
 from run_folders import NAMES, make_run
 
 from pfseg.dashboard import main
-from pfseg.reporting.runs import read_runs
-from pfseg.reporting.workspace import logged_names
+from pfseg.reporting.runs import Run, read_runs
+from pfseg.reporting.workspace import build_workspace, logged_names
 from pfseg.tracking.records import RecordWriter, Sink, read_records
 from pfseg.tracking.samples import save_maps
 from pfseg.tracking.wandb import WandbLogger
@@ -49,7 +49,7 @@ def written(folder: Path, *options: str) -> Any:
     return json.loads(file.read_text())
 
 
-def test_panels_ask_for_what_a_wandb_run_holds_and_for_all_of_it(tmp_path: Path):
+def test_no_panel_asks_for_what_a_wandb_run_lacks(tmp_path: Path):
     run = make_run(tmp_path / "run", steps=4, val_every=2)
     plane = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4
     samples = save_maps(run, 5, [(np.dstack([plane] * 3), plane, plane, "a")], [plane])
@@ -91,6 +91,17 @@ def test_models_are_told_apart_by_name(tmp_path: Path):
     spec = written(tmp_path)
     assert "config:model.value.name" in asked(spec)
     assert spec["section"]["runSets"][0]["grouping"] == []
+
+
+def test_runs_that_differ_in_what_wandb_cannot_name_are_not_grouped(tmp_path: Path):
+    settings: list[dict[str, Any]] = [
+        {"augment": "none", "augment.hflip": 0.0, "optimizer.lr": 0.1, "seed": 0},
+        {"augment": "strong", "augment.hflip": 0.5, "optimizer.lr": 0.2, "seed": 1},
+    ]
+    runs = [Run(tmp_path, "run", settings=values) for values in settings]
+    assert build_workspace(runs, "team", "pfseg").runset_settings.groupby == []
+    runs[1].settings["augment"] = "none"
+    assert len(build_workspace(runs, "team", "pfseg").runset_settings.groupby) == 2
 
 
 def test_names_follow_the_records_alone(tmp_path: Path):

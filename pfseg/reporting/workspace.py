@@ -1,4 +1,4 @@
-"""A W&B workspace with a panel for every value that given runs have logged, and for none besides."""
+"""A W&B workspace of panels for what given runs have logged; none asks for a value that no run has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfseg.tracking.records import read_records
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"
 _PICTURES = ("val/masks", "val/boundaries", "val/edges", "val/samples")
-_CHOICES_ONLY = {"experiment", "hparams_search"}  # groups that leave no settings under their own name
+_RECIPES = ("experiment", "hparams_search")  # groups that leave no settings under their own name
 _SETTINGS = ["optimizer.lr", "seed"]  # the axes where all runs have equal settings
 
 
@@ -43,8 +43,10 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str) -> Any:
     import wandb_workspaces.workspaces as ws
 
     names = logged_names(runs)
-    settings = _config_keys(runs)
-    groups = [ws.Config(key) for key in settings if key != "seed"] if "seed" in settings else []
+    keys = [_config_key(key, runs) for key in differing(runs)]
+    settings = [key for key in keys if key] or _SETTINGS
+    repeated = "seed" in keys and None not in keys  # otherwise a group would hold what differs in more than the seed
+    groups = [ws.Config(key) for key in settings if key != "seed"] if repeated else []
     sections = {
         "Validation": _lines(_scores(names), x="epoch"),
         "IoU by class": _charts(names) + _lines(_prefixed(names, "val/IoU/"), x="epoch"),
@@ -82,10 +84,12 @@ def _pictures(row: dict[str, Any], run: Run) -> Iterable[str]:
             yield "val/edges"
 
 
-def _config_keys(runs: Sequence[Run]) -> list[str]:
-    """Settings that differ, as W&B knows them: the choice of a group is its `name`."""
-    known = [key for key in differing(runs) if key not in _CHOICES_ONLY] or _SETTINGS
-    return [f"{key}.name" if any(f"{key}.name" in run.settings for run in runs) else key for key in known]
+def _config_key(key: str, runs: Sequence[Run]) -> str | None:
+    """A setting as W&B knows it: the choice of a group is its `name`; None for that of a group without one."""
+    known = {name for run in runs for name in run.settings}
+    if f"{key}.name" in known:
+        return f"{key}.name"
+    return None if key in _RECIPES or any(name.startswith(f"{key}.") for name in known) else key
 
 
 def _prefixed(names: set[str], prefix: str) -> list[str]:
