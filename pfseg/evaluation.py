@@ -4,6 +4,7 @@ results.json                           all scores, classes and the confusion mat
 results.html                           the same to look at, with the pictures
 classes.csv, confusion.csv, images.csv per class, [truth][prediction] in pixels, per image
 confusion.png, samples.png, worst.png, best.png
+samples/                               maps of the worst and best images, for loggers that overlay them
 scenes/                                the same files for whole scenes, with score=both
 """
 
