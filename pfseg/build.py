@@ -195,6 +195,7 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
         num_classes=dataset.num_classes,
         mean=data["mean"],
         std=data["std"],
+        contrast=data["eval_contrast"],
         window=tuple(data["eval_size"]) if data["eval_size"] else None,
         stride=model.output_stride,
         batch_size=config["batch_size"],

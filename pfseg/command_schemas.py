@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pfseg.schema import Count, FolderData, Model, Natural, Percent, PFNet, Positive, Size, Train
+from pfseg.schema import Contrast, Count, FolderData, Model, Natural, Percent, PFNet, Positive, Size, Train
 from pfseg.validate import Kinds, Limit
 
 
@@ -55,6 +55,7 @@ class Predict:
     batch_size: Count
     bands: tuple[Natural, Natural, Natural] | None
     stretch: tuple[Percent, Percent] | None
+    contrast: Contrast | Literal["own"] | None
     nodata: bool
     trust: bool
 

@@ -80,6 +80,7 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         samples = _save_extremes(folder, meta["progress"]["step"], found.details)
         settings = {key: config[key] for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
         settings["eval_size"] = stored["dataset"]["eval_size"] or "whole"
+        settings["contrast"] = stored["dataset"]["eval_contrast"] or "own"
         results = {"checkpoint": config["checkpoint"], "step": meta["progress"]["step"], **settings}
         results |= _results(found, result, names)
         if found.scenes:
@@ -110,6 +111,8 @@ def _with_changes(stored: Config, config: Config) -> Config:
         stored["batch_size"] = config["batch_size"]
     if config["eval_size"] is not None:
         stored["dataset"]["eval_size"] = None if config["eval_size"] == "whole" else config["eval_size"]
+    if config["contrast"] is not None:
+        stored["dataset"]["eval_contrast"] = None if config["contrast"] == "own" else config["contrast"]
     stored["trainer"]["num_samples"] = config["num_samples"]
     return stored
 

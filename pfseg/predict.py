@@ -30,7 +30,18 @@ from pfseg.tracking.console import PLAIN_WIDTH
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 Config = dict[str, Any]
-_CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "nodata")  # these change the maps
+# These change the maps.
+_CHANGING = (
+    "window",
+    "overlap",
+    "resize",
+    "scales",
+    "flips",
+    "bands",
+    "stretch",
+    "contrast",
+    "nodata",
+)  # change the maps
 
 
 @dataclass
@@ -189,6 +200,8 @@ def load_predictor(job: Config) -> Predictor:
         batch_size=job["batch_size"],
     )
     reading = {key: job[key] if job[key] is not None else data.get(key) for key in ("bands", "stretch")}
+    contrast = data["eval_contrast"] if job["contrast"] is None else job["contrast"]
+    reading["contrast"] = None if contrast == "own" else contrast
     resize = tuple(job["resize"]) if job["resize"] else None
     return Predictor(inference, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
 

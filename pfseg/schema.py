@@ -20,6 +20,7 @@ Decay = Annotated[float, Limit(least=0, below=1)]
 Count = Annotated[int, Limit(least=1)]
 Natural = Annotated[int, Limit(least=0)]
 Size = Count | tuple[Count, Count]  # pixels of a square, or height and width
+Contrast = Annotated[float, Limit(above=0, most=127)]  # a standard deviation in grey levels
 Percent = Annotated[float, Limit(least=0, most=100)]
 Range = tuple[NonNegative, NonNegative]
 
@@ -68,6 +69,7 @@ class Dataset:
     ignore_index: Annotated[int, Limit(least=255, most=255)]
     crop_size: Size
     eval_size: Size | None
+    eval_contrast: Contrast | None
     resolution: Positive
     scale_range: Range | None
     class_uniform: Share
@@ -371,6 +373,7 @@ class Evaluate:
     split: Literal["train", "val", "test"]
     score: Literal["patches", "scenes", "both"]
     eval_size: Size | Literal["whole"] | None
+    contrast: Contrast | Literal["own"] | None
     overlap: Decay
     scales: list[Positive]
     flips: Literal["none", "h", "v", "hv", "d4"]

@@ -76,7 +76,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-VIEWS = ["score=both", "eval_size=64", "overlap=0.25", "flips=hv", "exclude=[road]", "num_samples=2"]
+VIEWS = ["score=both", "eval_size=64", "overlap=0.25", "flips=hv", "exclude=[road]", "num_samples=2", "contrast=50"]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_everything_that_an_evaluation_leaves(both: Path, checkpoints: list[Path
     assert (results["images"], results["scenes"]["images"]) == (4, 2)
     assert np.all(results["confusion"]), "the network tells the classes apart, if badly"
     assert (results["flips"], results["overlap"], results["eval_size"]) == ("hv", 0.25, [64, 64])
+    assert results["contrast"] == 50
     assert results["checkpoint"] == str(checkpoints[0])
     pixels_of_scenes = 2 * 64 * 104
     for folder, part, count in ((both, results, 4 * 64 * 64), (both / "scenes", results["scenes"], pixels_of_scenes)):
@@ -134,7 +135,7 @@ def test_the_page(both: Path):
     results = stored(both / "results.json")
     for text in (
         f"mIoU {results['mIoU']:.2f} on val",
-        "4 patches; windows of 64x64 px, overlap 0.25, mirrored both ways",
+        "4 patches; windows of 64x64 px, contrast 50, overlap 0.25, mirrored both ways",
         "Means over classes leave out: road. OA, fwIoU and kappa count all pixels.",
         "Confusion of scenes",
         f"{results['scenes']['OA']:.2f}",

@@ -39,7 +39,7 @@ def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] 
     """Write a checkpoint as a training would leave it."""
     model = {"_target_": "tiny_network.Colour", "name": "colour", "num_classes": len(classes), "side": side}
     data = {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "resolution": 1.0}
-    data |= {"eval_size": None, "crop_size": [64, 64], "bands": None, "stretch": None, **dataset}
+    data |= {"eval_size": None, "eval_contrast": None, "crop_size": [64, 64], "bands": None, "stretch": None, **dataset}
     network = Colour(len(classes), side)
     meta = {"config": {"model": model, "dataset": data}, "progress": {"step": 1}, "epoch": 0}
     save_checkpoint(path, {key: var.numpy() for key, var in network.state_dict().items()}, meta)

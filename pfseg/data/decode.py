@@ -50,6 +50,28 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
 
 
+def even_contrast(image: np.ndarray, deviation: float | None) -> np.ndarray:
+    """Bring the standard deviation of an image to `deviation` around its own mean.
+
+    What is dark stays dark, but hazy images and brilliant ones come to look alike. The factor is from 0.5 to 2, so that
+    an image of nothing but sand or sea is not blown up to noise.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; all channels together have one mean and one deviation.
+        deviation: in grey levels; None returns the image as it is.
+    """
+    return image if deviation is None else cv2.LUT(image, contrast_table(image, deviation))
+
+
+def contrast_table(values: np.ndarray, deviation: float) -> np.ndarray:
+    """What `even_contrast` makes of each grey level (256,) uint8, from the uint8 `values` of an image in any shape."""
+    if not values.size:
+        return np.arange(256, dtype=np.uint8)
+    mean, own = (float(part[0, 0]) for part in cv2.meanStdDev(values.reshape(-1, 1)))
+    factor = min(max(deviation / max(own, 1e-6), 0.5), 2.0)
+    return ((np.arange(256) - mean) * factor + mean).round().clip(0, 255).astype(np.uint8)
+
+
 def read_channels(path: Path) -> np.ndarray:
     """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C).
 

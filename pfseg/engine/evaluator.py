@@ -14,6 +14,7 @@ import numpy as np
 
 from pfseg.boundary import BoundaryScores
 from pfseg.data.base import Sample
+from pfseg.data.decode import even_contrast
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
 from pfseg.engine.pictures import ImageScores, Panel
@@ -76,6 +77,8 @@ class Evaluator:
         num_classes: K.
         mean: per channel, of images scaled to 0..1.
         std: likewise.
+        contrast: standard deviation, in grey levels, that each image gets around its mean, see `even_contrast`; None
+            leaves images as they are.
         window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
         stride: output stride of the network.
         batch_size: windows per forward pass.
@@ -95,6 +98,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
         window: tuple[int, int] | None,
+        contrast: float | None = None,
         stride: int = 32,
         batch_size: int = 1,
         min_size: int = 1,
@@ -105,7 +109,7 @@ class Evaluator:
         details: Callable[[], ImageScores] | None = None,
     ) -> None:
         self.loader, self.num_classes = loader, num_classes
-        self.normalise = Normalise(mean, std)
+        self.normalise, self.contrast = Normalise(mean, std), contrast
         self.window, self.stride, self.min_size = window, stride, min_size
         self.batch_size, self.resolution = batch_size, resolution
         self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
@@ -175,7 +179,7 @@ class Evaluator:
 
     def _normalised(self, sample: Sample) -> np.ndarray:
         """A sample's image at the network's resolution, (3, H, W) float32."""
-        pixels = sample.image
+        pixels = even_contrast(sample.image, self.contrast)
         if self.resolution != 1.0:
             size = [max(1, round(side * self.resolution)) for side in pixels.shape[:2]]
             pixels = cv2.resize(

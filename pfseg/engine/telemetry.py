@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import ClassInfo
+from pfseg.data.decode import even_contrast
 from pfseg.engine.evaluator import Evaluator
 from pfseg.runtime import jt, world_size
 from pfseg.tracking.panels import save_panels
@@ -88,7 +89,7 @@ def predict_edges(model: Any, evaluator: Evaluator, image: np.ndarray) -> np.nda
     Returns:
         The edge map of the image's upper left part, in its own pixels; None for a network without edge maps.
     """
-    scale = evaluator.resolution
+    scale, image = evaluator.resolution, even_contrast(image, evaluator.contrast)
     pixels = image if scale == 1.0 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     least, stride = evaluator.min_size, evaluator.stride
     wholes = [min(_LARGEST_WINDOW, max(least, -(-side // stride) * stride)) for side in pixels.shape[:2]]

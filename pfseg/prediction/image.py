@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
-from pfseg.data.decode import read_channels
+from pfseg.data.decode import contrast_table, read_channels
 from pfseg.errors import DataError
 
 PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # by OpenCV
@@ -170,6 +171,8 @@ class Image:
         bands: those that become red, green and blue, counted from 0; None: the file's own red, green and blue.
         stretch: percentiles [low, high] that become black and white in images of more than 8 bits, taken from a
             thinned-out image without its pixels that hold no data; None maps the full range of 16 bits.
+        contrast: standard deviation, in grey levels, that the image gets around its mean, as
+            `pfseg.data.decode.even_contrast` does it; both are taken from the thinned-out image too.
         nodata: tell the pixels without data: the file's nodata value, transparent or masked ones.
 
     Attributes:
@@ -182,7 +185,13 @@ class Image:
     """
 
     def __init__(
-        self, path: Path, *, bands: Sequence[int] | None, stretch: Sequence[float] | None, nodata: bool = True
+        self,
+        path: Path,
+        *,
+        bands: Sequence[int] | None,
+        stretch: Sequence[float] | None,
+        contrast: float | None = None,
+        nodata: bool = True,
     ) -> None:
         self.path, self._nodata = path, nodata
         self.warnings: list[str] = []
@@ -192,6 +201,7 @@ class Image:
             self._bands = _choose_bands(path, self._file.kinds, bands)
             self._palette = self._file.palette() if self._file.kinds[self._bands[0]] == "palette" else None
             self._range = self._find_range(stretch)
+            self._table = None if contrast is None else self._find_table(contrast)
         except BaseException:
             self.close()
             raise
@@ -222,12 +232,16 @@ class Image:
         Raises:
             DataError: a damaged part.
         """
-        pixels = self._file.read(self._bands, top, bottom)
-        rgb = self._palette[pixels[0]] if self._palette is not None else np.moveaxis(self._to_8_bits(pixels), 0, 2)
-        if rgb.shape[2] == 1:
-            rgb = np.repeat(rgb, 3, axis=2)
+        rgb = self._rgb(self._file.read(self._bands, top, bottom))
+        if self._table is not None:
+            rgb = cv2.LUT(rgb, self._table)
         valid = self._file.valid(top, bottom) if self._nodata else None
-        return np.ascontiguousarray(rgb), valid
+        return rgb, valid
+
+    def _rgb(self, pixels: np.ndarray) -> np.ndarray:
+        """Bands (B, h, w) as they are stored, as (h, w, 3) uint8."""
+        rgb = self._palette[pixels[0]] if self._palette is not None else np.moveaxis(self._to_8_bits(pixels), 0, 2)
+        return np.ascontiguousarray(np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb)
 
     def _to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
         if self._range is not None:
@@ -235,6 +249,12 @@ class Image:
             scaled = (pixels - low[:, None, None]) * (255 / np.maximum(high - low, 1e-12))[:, None, None]
             return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+
+    def _find_table(self, contrast: float) -> np.ndarray:
+        """What becomes of each grey level (256,) uint8."""
+        pixels, valid = self._file.sample(self._bands)
+        rgb = self._rgb(pixels)
+        return contrast_table(rgb if valid is None else rgb.reshape(-1, 3)[valid.ravel()], contrast)
 
     def _find_range(self, stretch: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Values that become 0 and 255, per band; None where the type alone says it."""

@@ -68,6 +68,8 @@ def _views(results: Results) -> str:
     """How images were predicted, in words."""
     size = results["eval_size"]
     words = ["whole" if size == "whole" else f"windows of {size[0]}x{size[1]} px"]
+    if results["contrast"] != "own":
+        words.append(f"contrast {results['contrast']:g}")
     if results["overlap"]:
         words.append(f"overlap {results['overlap']:g}")
     if results["scales"] != [1]:

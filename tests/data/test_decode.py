@@ -10,7 +10,7 @@ import pytest
 from data.fakes import COLORS, write
 
 from pfseg.data.base import ClassInfo, check_stretch
-from pfseg.data.decode import MaskReader, read_image
+from pfseg.data.decode import MaskReader, even_contrast, read_image
 from pfseg.errors import ConfigError, DataError
 
 TABLE = (ClassInfo("roof", (0x3C, 0x10, 0x98)), ClassInfo("road", (110, 193, 228)))
@@ -225,6 +225,16 @@ def test_stretch_leaves_8_bits_alone_and_bears_gaps(tmp_path):
     image = read_image(tmp_path / "b.tif", stretch=[0, 100])
     assert image[0, 0].tolist() == [0, 0, 0]
     assert image[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_even_contrast_keeps_the_mean():
+    hazy = np.random.default_rng(0).normal(100, 30, (60, 50, 3)).clip(0, 255).astype(np.uint8)
+    even = even_contrast(hazy, 50)
+    assert even.std() == pytest.approx(50, abs=1.5)  # but for what black and white cut off
+    assert even.mean() == pytest.approx(hazy.mean(), abs=1)
+    assert even_contrast(hazy, 10).std() == pytest.approx(15, abs=0.5)  # the factor is 0.5 at least
+    assert even_contrast(hazy, None) is hazy
+    np.testing.assert_array_equal(even_contrast(np.full((4, 4, 3), 9, np.uint8), 50), 9)
 
 
 def test_other_depths_need_a_stretch(tmp_path):

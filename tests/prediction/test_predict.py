@@ -30,6 +30,7 @@ from pfseg.data.patches.files import WriteError
 from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.errors import CheckpointError, ConfigError, DataError
 from pfseg.predict import run
+from pfseg.prediction.image import Image
 
 DATA = ROOT.parent / "shared" / "data"
 UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
@@ -147,6 +148,22 @@ def test_bands_of_many_are_chosen(predict, tmp_path):
         predict("bands=[7,3,12]", "overwrite=true")
     out = predict("bands=[7,3,5]", "stretch=[0,100]", "format=png", "overwrite=true")
     assert (grey(out / "scene.png") == pixels.argmax(2)).mean() > 0.95  # but for rounding to 8 bits
+
+
+def test_contrast_is_that_of_the_whole_image(predict, tmp_path):
+    """A hazy image becomes the clear one, whichever rows are read at a time."""
+    clear = picture(200, 70) // 2 + 60
+    hazy = ((clear - clear.mean()) * 0.6 + clear.mean()).round().astype(np.uint8)
+    rows = []
+    for name, pixels in (("clear", clear), ("hazy", hazy)):
+        save_tif(tmp_path / f"{name}.tif", planes(pixels))
+        with Image(tmp_path / f"{name}.tif", bands=None, stretch=None, contrast=float(clear.std())) as image:
+            rows.append(np.concatenate([image.read(top, top + 50)[0] for top in range(0, 200, 50)]))
+    assert np.array_equal(rows[0], clear)
+    assert np.abs(rows[0].astype(int) - rows[1]).max() <= 1  # rounding
+    save_tif(tmp_path / "in" / "a.tif", planes(hazy))
+    maps = [grey(predict("format=png", f"contrast={value}", "overwrite=true") / "a.png") for value in ("own", 1)]
+    assert not np.array_equal(*maps)
 
 
 def test_four_bands_are_refused_unless_the_file_says_what_they_are(predict, tmp_path):
