@@ -101,6 +101,7 @@ def test_two_ranks_have_the_losses_of_one(twins: tuple[Path, Path]):
         assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-3), f"step {a['step']}"
 
 
+@pytest.mark.parametrize("twins", ["ce"], indirect=True)
 def test_only_rank_0_writes(twins: tuple[Path, Path]):
     one, two = ({path.name for path in folder.rglob("*")} for folder in twins)
     assert two - one == {"command.txt", "environment.json", "resolved.yaml", "result.json", "worker.log"} | {
@@ -111,6 +112,7 @@ def test_only_rank_0_writes(twins: tuple[Path, Path]):
     assert [row["step"] for row in rows(twins[1], "val")] == [begin["steps"]]
 
 
+@pytest.mark.parametrize("twins", ["ce"], indirect=True)
 def test_ranks_count_the_pixels_that_one_counts(twins: tuple[Path, Path]):
     """7 images: one rank gets more of them than another."""
     confusion = [np.array(stored_confusion(twins[1], ranks)) for ranks in (1, 2, 3)]

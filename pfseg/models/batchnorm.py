@@ -146,7 +146,8 @@ class _Normalise(jt.Function):
         weight_grad, bias_grad = product * self.inverse, total
         count = n * height * width
         if self.sync:
-            total, product = total.mpi_all_reduce("mean"), product.mpi_all_reduce("mean")
+            sums = jt.concat([total, product]).mpi_all_reduce("mean")
+            total, product = sums[:c], sums[c:]
         inputs += [total / count, product * self.inverse * self.inverse / count]
         x_grad = jt.code(self.x.shape, "float32", inputs, cpu_header=_HEADER, cpu_src=_code(_GRADIENT, self.relu))
         return x_grad, weight_grad, bias_grad
