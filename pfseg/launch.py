@@ -227,8 +227,8 @@ def _ending(
         raise JobStopped(f"stopped before the first step{_how_to_resume(folder, config)}", exit_code)
     if signum is not None and code == -signal.SIGKILL:
         raise JobStopped(f"killed{_how_to_resume(folder, config)}", exit_code)
-    tail = "\n".join(telemetry.tail)
-    telemetry.tell("message", tail, "error")
+    if tail := "\n".join(telemetry.tail).strip():
+        telemetry.tell("message", tail, "error")
     cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)
     raise JobError(f"{cause}; full output: {shown(folder / 'worker.log')}")
 
