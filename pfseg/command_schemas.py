@@ -45,7 +45,7 @@ class Predict:
     input: str
     output: str
     overwrite: bool
-    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons"]]
+    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]]
     format: Literal["auto", "png", "tif"]
     window: Size | None
     overlap: Annotated[float, Limit(least=0, below=1)]

@@ -156,8 +156,7 @@ class TiffFile(RowFile):
     ) -> None:
         super().__init__(path)
         self._rasterio = import_rasterio(f"writing {path.name}")
-        self._left: list[np.ndarray] = []
-        self._row, self._shape = 0, shape
+        self._shape = shape
         half = np.dtype(dtype) == np.float16
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": shape[0], "width": shape[1], "count": channels, "tiled": True,
@@ -169,7 +168,8 @@ class TiffFile(RowFile):
             profile["nbits"] = 16
         if channels in (3, 4) and not half:
             profile |= {"photometric": "rgb", "alpha": "yes" if channels == 4 else "no"}
-        self._dtype = np.dtype(profile["dtype"])
+        self._bands = np.empty((channels, min(_BLOCK, shape[0]), shape[1]), profile["dtype"])  # a row of tiles
+        self._top = self._filled = 0  # its first row in the file, and how many it holds
         with self._writing():
             self._file = self._rasterio.open(self.part, "w", **profile, **(place.profile if place else {}))
             if place and place.gcps:
@@ -181,14 +181,17 @@ class TiffFile(RowFile):
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows; they are written when they fill tiles, each of which is compressed once."""
-        self._left.append(pixels)
-        if (rows := sum(map(len, self._left))) >= _BLOCK:
-            self._flush(rows - rows % _BLOCK)
+        while len(pixels):
+            now, pixels = np.split(pixels, [_BLOCK - self._filled])
+            self._bands[:, self._filled : self._filled + len(now)] = np.moveaxis(now, 2, 0)
+            self._filled += len(now)
+            if self._filled == _BLOCK:
+                self._flush()
 
     def close(self) -> None:
         """Write what is left; refuse a file that GDAL could not write in full, of which it doesn't always tell."""
         with self._writing():
-            self._flush(sum(map(len, self._left)))
+            self._flush()
             self._file.close()
             with self._rasterio.open(self.part) as file:
                 whole = _is_whole(file, self.part.stat().st_size)
@@ -202,15 +205,12 @@ class TiffFile(RowFile):
                 self._file.close()
         super().discard()
 
-    def _flush(self, rows: int) -> None:
-        if not rows:
-            return
-        pixels = np.concatenate(self._left)
-        self._left = [pixels[rows:].copy()] if len(pixels) > rows else []
-        bands = np.ascontiguousarray(np.moveaxis(pixels[:rows], 2, 0), self._dtype)
-        with self._writing():
-            self._file.write(bands, window=self._rasterio.windows.Window(0, self._row, self._shape[1], rows))
-        self._row += rows
+    def _flush(self) -> None:
+        if self._filled:
+            window = self._rasterio.windows.Window(0, self._top, self._shape[1], self._filled)
+            with self._writing():
+                self._file.write(self._bands[:, : self._filled], window=window)
+            self._top, self._filled = self._top + self._filled, 0
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -7,6 +7,7 @@
 | overlay | the image under half of them | RGB |
 | probabilities | .npy (H, W, K) float16 | one band for each class, half precision |
 | polygons | GeoJSON in pixels | GeoJSON in longitude and latitude |
+| geopackage | the same polygons in pixels | the same polygons in its CRS |
 
 Where an image has pixels without data, `color` and `overlay` have an alpha channel.
 """
@@ -25,13 +26,21 @@ from pfseg.prediction.image import Image
 from pfseg.prediction.polygons import write_polygons
 from pfseg.prediction.rows import Rows
 
-SUFFIXES = {"classes": "", "color": "_color", "overlay": "_overlay", "probabilities": "_probs", "polygons": ""}
+SUFFIXES = {
+    "classes": "",
+    "color": "_color",
+    "overlay": "_overlay",
+    "probabilities": "_probs",
+    "polygons": "",
+    "geopackage": "",
+}
+_TRACED = {"polygons": ".geojson", "geopackage": ".gpkg"}  # from the class ids
+_PART = 64  # rows that are coloured at a time
 
 
 def target_name(stem: str, output: str, *, geotiff: bool) -> str:
     """File name of an output of the image `stem`."""
-    ends = {"probabilities": ".npy", "polygons": ".geojson"}
-    end = ".tif" if geotiff and output != "polygons" else ends.get(output, ".png")
+    end = _TRACED.get(output) or (".tif" if geotiff else ".npy" if output == "probabilities" else ".png")
     return f"{stem}{SUFFIXES[output]}{end}"
 
 
@@ -60,7 +69,7 @@ class Maps:
     def __init__(
         self, targets: Mapping[str, Path], image: Image, classes: Sequence[ClassInfo], *, geotiff: bool
     ) -> None:
-        self._targets, self._image, self._classes, self._geotiff = targets, image, classes, geotiff
+        self._image, self._classes, self._geotiff = image, classes, geotiff
         self.warnings: list[str] = []
         ids = class_ids(classes)
         self._nodata = nodata_id(ids)
@@ -73,35 +82,38 @@ class Maps:
         with ExitStack() as undo:
             undo.callback(self.discard)
             for output, path in targets.items():
-                if output != "polygons":
+                if output not in _TRACED:
                     self._files[output] = self._open(output, path)
-            if "polygons" in targets and not (geotiff and "classes" in targets):  # traced from a GeoTIFF of classes
-                self._files["polygons"] = self._open("polygons", targets["polygons"].with_suffix(".labels.tif"))
+            self._traced = [path for output, path in targets.items() if output in _TRACED]
+            if self._traced and not (geotiff and "classes" in targets):  # they are traced from a GeoTIFF of classes
+                self._files["labels"] = self._open("labels", self._traced[0].with_suffix(".labels.tif"))
             undo.pop_all()
 
     def write(self, rows: Rows) -> None:
         """Add the next rows to all files."""
-        for output, file in self._files.items():
-            if output in ("classes", "polygons"):
-                file.write(self._ids[rows.labels][..., None])
-            elif output == "probabilities":
-                assert rows.probabilities is not None
-                file.write(rows.probabilities)
-            else:
-                colored = self._palette[rows.labels]
-                if output == "overlay":
-                    mixed = (rows.image.astype(np.uint16) + colored[..., :3]) // 2
-                    colored[..., :3] = np.where(colored[..., 3:] > 0, mixed, 0)
-                file.write(colored[..., : self._channels])
+        for top in range(0, len(rows.labels), _PART):
+            part = slice(top, top + _PART)
+            labels = rows.labels[part]
+            for output, file in self._files.items():
+                if output in ("classes", "labels"):
+                    file.write(self._ids[labels][..., None])
+                elif output == "probabilities":
+                    assert rows.probabilities is not None
+                    file.write(rows.probabilities[part])
+                else:
+                    colored = self._palette[labels]
+                    if output == "overlay":
+                        mixed = (rows.image[part].astype(np.uint16) + colored[..., :3]) // 2
+                        colored[..., :3] = np.where(colored[..., 3:] > 0, mixed, 0)
+                    file.write(colored[..., : self._channels])
 
     def publish(self) -> None:
         """Finish all files and give them their names."""
         for file in self._files.values():
             file.close()
-        if "polygons" in self._targets:
-            labels = self._files.pop("polygons", None) or self._files["classes"]
-            target = self._targets["polygons"]
-            self.warnings += write_polygons(labels.part, target, self._classes, self._image.georeference)
+        if self._traced:
+            labels = self._files.pop("labels", None) or self._files["classes"]
+            self.warnings += write_polygons(labels.part, self._traced, self._classes, self._image.georeference)
             if labels is not self._files.get("classes"):
                 labels.discard()
         for file in self._files.values():
@@ -113,10 +125,10 @@ class Maps:
             file.discard()
 
     def _open(self, output: str, path: Path) -> RowFile:
-        shape, labelled = self._image.shape, output in ("classes", "polygons")
+        shape, labelled = self._image.shape, output in ("classes", "labels")
         dtype = self._ids.dtype if labelled else np.dtype(np.float16 if output == "probabilities" else np.uint8)
         channels = 1 if labelled else len(self._classes) if output == "probabilities" else self._channels
-        if not (self._geotiff or output == "polygons"):
+        if not (self._geotiff or output == "labels"):
             kind = NpyFile if output == "probabilities" else PngFile
             return kind(path, shape, channels=channels, dtype=dtype)
         names = {"probabilities": [info.name for info in self._classes]}.get(output, ["class"] if labelled else [])

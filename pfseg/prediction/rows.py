@@ -22,7 +22,7 @@ from pfseg.engine.inference import Inference, blend_weights
 from pfseg.prediction.image import Image
 
 Progress = Callable[[float], None]
-_READ = 128  # rows of the file at a time
+_READ = 64  # rows of the file at a time
 _LEAST = 1e-30  # instead of a weight of 0, where no window had a say
 
 
@@ -66,12 +66,14 @@ def predict_rows(
     band = _Band(image, places[0][0].y1)
     overlaps = (above[0].y1 - below[0].y0 for above, below in pairwise(places))
     blend = _Blend(inference.num_classes, width, max(overlaps, default=0))
-    for number, row in enumerate(places):
+    bottoms = [*(row[0].y0 for row in places[1:]), height]
+    most = max(bottom - row[0].y0 for row, bottom in zip(places, bottoms, strict=True))
+    all_labels = np.empty((most, width), np.uint8)
+    all_kept = np.empty((most, width, inference.num_classes), np.float16) if probabilities else None
+    for row, bottom in zip(places, bottoms, strict=True):
         y0, y1 = row[0].y0, row[0].y1
-        bottom = places[number + 1][0].y0 if number + 1 < len(places) else height
         pixels, valid = band.move(y0, y1)
-        labels = np.empty((bottom - y0, width), np.uint8)
-        kept = np.empty((bottom - y0, width, inference.num_classes), np.float16) if probabilities else None
+        labels, kept = all_labels[: bottom - y0], None if all_kept is None else all_kept[: bottom - y0]
         for window, found in _window_probabilities(row, pixels, valid, inference, normalise):
             x1 = next((other.x0 for other in row if other.x0 > window.x0), width)
             blended = blend.add(window, found, bottom, x1)  # (K, bottom - y0, x1 - x0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 from data.fakes import write
@@ -230,6 +231,35 @@ def test_polygons_without_a_crs(predict, tmp_path, capsys):
     assert "the image has no CRS, so that the polygons are in its own coordinates" in capsys.readouterr().out
 
 
+def test_polygons_as_a_geopackage(predict, tmp_path):
+    """In the CRS of the image, beside the same polygons as GeoJSON."""
+    pixels = np.full((60, 100, 3), (200, 0, 0), np.uint8)
+    pixels[10:30, 20:60] = (0, 0, 200)
+    pixels[0, :15] = 0
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), nodata=0, **UTM)
+    out = predict("outputs=[geopackage,polygons,classes]")
+    assert [path.name for path in sorted(out.iterdir())] == [".pfseg.json", "a.geojson", "a.gpkg", "a.tif"]
+    meta, _, geometry, (names, ids, colors) = pyogrio.raw.read(out / "a.gpkg")
+    assert meta["crs"] == UTM["crs"] and pyogrio.list_layers(out / "a.gpkg").tolist() == [["a", "Polygon"]]
+    assert sorted(zip(names, ids, colors, strict=True)) == [("blue", 2, "#0000ff"), ("red", 0, "#ff0000")]
+    rings = np.frombuffer(geometry[names.tolist().index("blue")][13:], "<f8").reshape(-1, 2)
+    assert {tuple(point) for point in rings} == {(500_000.0 + x, 5_400_000.0 - y) for x in (10, 30) for y in (5, 15)}
+    assert len(json.loads((out / "a.geojson").read_text())["features"]) == 2
+
+
+def test_a_geopackage_of_many_areas_and_of_none(predict, tmp_path, capsys):
+    """More areas than are written at a time; an image without data becomes a file without polygons."""
+    pixels = np.zeros((160, 160, 3), np.uint8)
+    rows, columns = np.mgrid[:160, :160]
+    pixels[np.arange(160)[:, None], np.arange(160), (rows // 2 + columns // 2) % 2] = 200
+    write(tmp_path / "in" / "a.png", pixels)
+    write(tmp_path / "in" / "b.png", np.zeros((70, 70, 4), np.uint8))
+    out = predict("outputs=[geopackage]")
+    areas = pyogrio.read_info(out / "a.gpkg")["features"]
+    assert areas == 80 * 80 > 5000 and pyogrio.read_info(out / "b.gpkg")["features"] == 0
+    assert f"{out / 'a.gpkg'}: the image has no CRS" in capsys.readouterr().out
+
+
 def test_ids_of_the_class_table(checkpoint, predict, tmp_path):
     """Class ids of 0 and 255 as in masks; what holds no data then is 254."""
     classes = [{"name": "no", "color": [0, 0, 0], "id": 0}, {"name": "yes", "color": [255, 255, 255], "id": 255}]
@@ -280,7 +310,8 @@ def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(300, 300))
     save_tif(tmp_path / "in" / "b.tif", planes(picture(300, 300)), **UTM)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for name, output in (("a.png", "classes"), ("a.png", "probabilities"), ("b.tif", "classes"), ("b.tif", "overlay")):
+    of_picture, of_raster = ("classes", "probabilities"), ("classes", "overlay", "geopackage")
+    for name, output in [*(("a.png", each) for each in of_picture), *(("b.tif", each) for each in of_raster)]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         try:
             with pytest.raises(WriteError, match=rf"cannot write .*/out/{name[0]}.*make room, then give the same"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
@@ -37,7 +37,7 @@ def predicted(image: Image, how: Inference) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) and probabilities (K, H, W)."""
     parts: list[float] = []
     found = predict_rows(image, how, NORMALISE, probabilities=True, progress=parts.append)
-    rows = [replace(row, image=row.image.copy()) for row in found]
+    rows = [deepcopy(row) for row in found]
     assert sum(parts) == image.shape[0] * image.shape[1]
     assert np.array_equal(np.concatenate([row.image for row in rows]), image.read(0, image.shape[0])[0])
     kept = np.concatenate([row.probabilities for row in rows if row.probabilities is not None])
