@@ -19,6 +19,8 @@ from pfseg.errors import CheckpointError, JobError
 from pfseg.tracking.records import plain, write_atomic
 
 _HEADER = "pfseg"
+# Settings that earlier versions didn't write, with the value that means what those did.
+_LATER = {"dataset": {"eval_contrast": None}}
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
 
 
@@ -81,6 +83,11 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
             "make a checkpoint of plain weights by python -m pfseg.convert, or start from them by model.init"
         )
     try:
-        return json.loads(header[_HEADER]), keys
+        meta = json.loads(header[_HEADER])
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
+    config = meta.get("config") if isinstance(meta, dict) else None
+    for group, later in _LATER.items():
+        if isinstance(config, dict) and isinstance(stored := config.get(group), dict):
+            config[group] = later | stored
+    return meta, keys

@@ -135,3 +135,11 @@ def test_a_checkpoint_without_its_settings(path: Path):
     with pytest.raises(CheckpointError, match=r"last.safetensors doesn't say how it was trained \(no config in it\)"):
         load_meta(path)
     assert read_meta(path) is None
+
+
+def test_a_checkpoint_of_an_earlier_version(path: Path):
+    """It lacks settings that came later, and is taken as what it was."""
+    save_checkpoint(path, ARRAYS, META | {"config": {"dataset": {"resolution": 0.5}}})
+    assert load_meta(path)["config"] == {"dataset": {"resolution": 0.5, "eval_contrast": None}}
+    save_checkpoint(path, ARRAYS, META | {"config": {"dataset": {"eval_contrast": 75.0}}})
+    assert load_meta(path)["config"]["dataset"]["eval_contrast"] == 75.0
