@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from pfseg.errors import DataError
 
 PART = ".part"
 _EXACT = 1 << 24  # OpenCV's histogram counts in float32, which is exact up to here
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that don't say
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _END = b"IEND\xaeB`\x82"
 
 
@@ -41,8 +44,11 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
     """The error for a file that cannot be written."""
+    remedy = "make room" if error.errno in _FULL else "put that right"
+    if error.errno in _FORBIDDEN:
+        remedy = "allow writing there or choose another folder"
     return WriteError(
-        f"cannot write {path}: {error.strerror or error}; what was written is kept: make room, then give the same "
+        f"cannot write {path}: {error.strerror or error}; what was written is kept: {remedy}, then give the same "
         "command again to go on"
     )
 
