@@ -23,7 +23,7 @@ import numpy as np
 from pfseg.data.base import IGNORE, ClassInfo, class_ids
 from pfseg.prediction.files import NpyFile, PngFile, RowFile, TiffFile
 from pfseg.prediction.image import Image
-from pfseg.prediction.polygons import write_polygons
+from pfseg.prediction.polygons import import_pyogrio, write_polygons
 from pfseg.prediction.rows import Rows
 
 SUFFIXES = {
@@ -63,7 +63,7 @@ class Maps:
 
     Raises:
         WriteError: by every method.
-        DataError: rasterio is needed and not installed.
+        DataError: rasterio or pyogrio is needed and not installed.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class Maps:
         self._files: dict[str, RowFile] = {}
         with ExitStack() as undo:
             undo.callback(self.discard)
+            if "geopackage" in targets:
+                import_pyogrio(targets["geopackage"])  # now, rather than at the end
             for output, path in targets.items():
                 if output not in _TRACED:
                     self._files[output] = self._open(output, path)

@@ -159,11 +159,8 @@ class _GeoPackage(_PolygonFile):
 
     def __init__(self, target: Path, place: Georeference | None) -> None:
         super().__init__(target, place)
-        try:
-            import pyogrio
-        except ImportError as error:
-            raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
-        self._pyogrio, self._begun = pyogrio, False
+        self._pyogrio, self._begun = import_pyogrio(target), False
+        self.discard()  # a journal that a kill left would be played back into the new file
 
     def add(self, areas: Sequence[Area]) -> None:
         """Add polygons."""
@@ -200,6 +197,15 @@ class _GeoPackage(_PolygonFile):
         for suffix in ("-journal", "-wal", "-shm"):
             with suppress(OSError):
                 self.part.with_name(self.part.name + suffix).unlink(missing_ok=True)
+
+
+def import_pyogrio(target: Path) -> Any:
+    """pyogrio; raises DataError where it isn't installed."""
+    try:
+        import pyogrio
+    except ImportError as error:
+        raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
+    return pyogrio
 
 
 def _hex(info: ClassInfo) -> str:

@@ -254,7 +254,11 @@ def test_a_geopackage_of_many_areas_and_of_none(predict, tmp_path, capsys):
     pixels[np.arange(160)[:, None], np.arange(160), (rows // 2 + columns // 2) % 2] = 200
     write(tmp_path / "in" / "a.png", pixels)
     write(tmp_path / "in" / "b.png", np.zeros((70, 70, 4), np.uint8))
-    out = predict("outputs=[geopackage]")
+    (out := tmp_path / "out").mkdir()
+    for killed in (".a.part.gpkg", ".a.part.gpkg-journal"):
+        (out / killed).write_bytes(b"torn")
+    predict("outputs=[geopackage]")
+    assert [path.name for path in sorted(out.iterdir())] == [".pfseg.json", "a.gpkg", "b.gpkg"]
     areas = pyogrio.read_info(out / "a.gpkg")["features"]
     assert areas == 80 * 80 > 5000 and pyogrio.read_info(out / "b.gpkg")["features"] == 0
     assert f"{out / 'a.gpkg'}: the image has no CRS" in capsys.readouterr().out
@@ -400,6 +404,15 @@ def test_without_rasterio(predict, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"b.tif needs rasterio, which is not installed: pip install 'pfseg\[geo\]'"):
         predict()
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_without_pyogrio(predict, tmp_path, monkeypatch):
+    """It is told before the image is predicted."""
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    with pytest.raises(DataError, match=r"a.gpkg needs pyogrio, which is not installed: pip install 'pfseg\[geo\]'"):
+        predict("outputs=[geopackage]")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".pfseg.json"]
 
 
 # As commands
