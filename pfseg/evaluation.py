@@ -98,6 +98,7 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         samples=samples,
         best=False,
     )
+    write("confusion", confusion=found.confusion.tolist())
     write("message", level="info", text=f"page: {shown(folder / 'results.html')}")
     write("end", status="done")
     return {"status": "done", "images": found.images, **result}

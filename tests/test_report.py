@@ -53,6 +53,7 @@ def evaluate(run: Path, name: str = "2026-01-01", overlap: float = 0) -> Path:
     writer = RecordWriter(folder / "metrics.jsonl")
     writer.write("start", step=60, epoch=0, steps=0)
     writer.write("val", step=60, epoch=0, **{"val/mIoU": 12.5})
+    writer.write("confusion", step=60, epoch=0, confusion=[[3, 1], [0, 2]])
     writer.write("end", step=60, epoch=0, status="done")
     settings = f"job: evaluate\nsplit: test\nseed: 0\noverlap: {overlap}\nflips: none\ndataset: {{root: null}}\n"
     (folder / "resolved.yaml").write_text(settings)
@@ -74,8 +75,7 @@ def test_trainings_and_evaluations_differ_in_what_both_have(tmp_path: Path):
 
 
 def test_an_evaluation_takes_the_settings_of_its_run(tmp_path: Path):
-    folder = evaluate(make_run(tmp_path / "run", edge_weight=25.0))
-    (folder / "results.json").write_text(json.dumps({"confusion": [[3, 1], [0, 2]]}))
+    evaluate(make_run(tmp_path / "run", edge_weight=25.0))
     evaluation = read(tmp_path)[1]
     assert evaluation.job == "evaluate test" and evaluation.best is not None and evaluation.best.miou == 12.5
     assert evaluation.settings["loss.edge_weight"] == 25.0 and evaluation.settings["dataset.root"] == "/data/dubai"

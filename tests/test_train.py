@@ -323,6 +323,7 @@ def test_evaluate_gives_the_score_of_training(undisturbed: Path):
     (folder,) = (undisturbed / "evaluate").iterdir()
     results, result = stored(folder / "results.json"), stored(undisturbed / "result.json")
     assert results["mIoU"] == pytest.approx(result["best/mIoU"], abs=0.01)
+    assert rows(folder, "confusion")[-1]["confusion"] == results["confusion"]
     assert (results["images"], results["step"]) == (3, result["best/step"])
     assert f"{results['mIoU']:.2f}" in told
     assert {"resolved.yaml", "command.txt", "environment.json", "metrics.jsonl", "samples.png"} <= {

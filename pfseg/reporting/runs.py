@@ -199,9 +199,6 @@ def _read(folder: Path, name: str, open_logs: set[Path]) -> Run:
     rows = _read_rows(run)
     for row in rows:
         _take(run, row)
-    results = load_json(folder / "results.json")  # of an evaluation
-    if run.validations and isinstance(results, dict):
-        run.validations[-1].confusion = _matrix(results.get("confusion"))
     run.seconds = _seconds(rows)
     run.status, run.detail = _status(folder, rows, open_logs)
     return run
