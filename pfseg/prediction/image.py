@@ -25,6 +25,7 @@ GEOGRAPHIC = (".tif", ".tiff", ".jp2", ".vrt")  # by rasterio
 _COLORS = ("red", "green", "blue")
 _CACHE_BYTES = 64 << 20  # holds a row of tiles of 512 px of an image some 40,000 px wide
 _SAMPLE_SIDE = 1024  # percentiles are taken from so many rows and columns
+_STRIP = 512  # rows of a file that are thinned out at a time; their bands share the cache
 _DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits than its type has
 
 
@@ -148,10 +149,22 @@ class _Raster:
             return self._file.dataset_mask(window=window) > 0
 
     def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        size = tuple(min(side, _SAMPLE_SIDE) for side in self.shape)
-        with _reading(self._path):
-            pixels = self._file.read([band + 1 for band in bands], out_shape=(len(bands), *size))
-            return pixels, self._file.dataset_mask(out_shape=(1, *size)) > 0 if self._masked else None
+        rows, columns = (min(side, _SAMPLE_SIDE) for side in self.shape)
+        pixels = np.empty((len(bands), rows, columns), self.dtype)
+        valid = np.empty((rows, columns), bool) if self._masked else None
+        with _reading(self._path) as rasterio:
+            for y0 in range(0, self.shape[0], _STRIP):
+                y1 = min(y0 + _STRIP, self.shape[0])
+                top, bottom = (-(-y * rows // self.shape[0]) for y in (y0, y1))
+                if top == bottom:
+                    continue
+                part = {"window": rasterio.windows.Window(0, y0, self.shape[1], y1 - y0)}
+                size = (bottom - top, columns)
+                indexes = [band + 1 for band in bands]
+                pixels[:, top:bottom] = self._file.read(indexes, out_shape=(len(bands), *size), **part)
+                if valid is not None:
+                    valid[top:bottom] = self._file.dataset_mask(out_shape=(1, *size), **part) > 0
+        return pixels, valid
 
     def palette(self) -> np.ndarray:
         table = np.zeros((256 if self.dtype == np.uint8 else 65536, 3), np.uint8)
