@@ -64,10 +64,14 @@ def evaluate_checkpoint(config: Config, folder: Path) -> Config:
         if records:
             records.write(event, step=meta["progress"]["step"], epoch=meta["epoch"], **fields)
 
+    def show(done: int, total: int) -> None:
+        if records:
+            records.progress("evaluating", done, total, step=meta["progress"]["step"], epoch=meta["epoch"])
+
     device = "cuda" if jt.flags.use_cuda else "cpu"
     write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
     try:
-        found = evaluator.run(model.predict, lambda done, n: write("progress", text="evaluating", done=done, total=n))
+        found = evaluator.run(model.predict, show)
         for warning in evaluator.loader.pop_warnings():
             write("message", level="warning", text=warning)
     finally:

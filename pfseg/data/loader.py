@@ -6,7 +6,7 @@ Shapes: image (B, 3, h, w) float32, normalised; mask (B, h, w) int32, labels or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pfseg.data.workers import Workers, peak_mib
 from pfseg.errors import ConfigError, DataError
 
 _BATCHES_AHEAD = 2
+Progress = Callable[[int, int], None]
 
 
 class TrainLoader:
@@ -90,12 +91,14 @@ class TrainLoader:
         self.worker_mib: int | None = None
         self.batches_per_epoch = len(self._order(0)) // (batch_size * world_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, start: int = 0, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
         """Yield this rank's batches of one epoch.
 
         Args:
             epoch: counted from 0.
             start: number of batches to leave out, to go on in the middle of an epoch.
+            progress: called with (samples done, samples in all) while it is looked up where each class occurs, which
+                the first class-uniform epoch on a data set does.
 
         Yields:
             `image`, `mask`, `edge` (see the head of this module) and `name`, a list of B names.
@@ -106,7 +109,7 @@ class TrainLoader:
         order = self._order(epoch)
         draws = [Draw(int(index)) for index in order]
         if self.class_uniform:
-            draws = self._index().draw(order, share=self.class_uniform, seed=self.seed, epoch=epoch)
+            draws = self._index(progress).draw(order, share=self.class_uniform, seed=self.seed, epoch=epoch)
         tasks = (
             _Task(epoch, position, draws[position], self._partner(draws, position, epoch))
             for batch in range(start, self.batches_per_epoch)
@@ -149,22 +152,24 @@ class TrainLoader:
         first = (batch * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
-    def _index(self) -> ClassIndex:
+    def _index(self, progress: Progress | None = None) -> ClassIndex:
         if self._class_index is None:
             key = self.dataset.mask_key()
             name = f"classes-{key_of(key, TILE)}"
             folders = [] if key is None else self.dataset.cache_folders()
-            table = cached_array(folders, name, self._find_places)
+            table = cached_array(folders, name, lambda: self._find_places(progress))
             self._class_index = ClassIndex(self.dataset.num_classes, table)
         return self._class_index
 
-    def _find_places(self) -> np.ndarray:
+    def _find_places(self, progress: Progress | None) -> np.ndarray:
         """Sample, label, y and x of the places of all classes, (N, 4) int32."""
         rows: list[tuple[int, int, int, int]] = []
         found = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
         for sample, (centres, warnings) in enumerate(found):
             self._notes.add(warnings)
             rows += [(sample, *centre) for centre in centres]
+            if progress:
+                progress(sample + 1, len(self.dataset))
         return np.array(rows, np.int32).reshape(-1, 4)
 
     def _collate(self, made: list[_Made]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ class Trainer:
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         if hasattr(self.loss, "start_epoch"):
             self.loss.start_epoch(epoch)
-        batches = self.loader.epoch(epoch, start=first * self.plan.accumulate)
+        indexing = partial(self._show, "finding where each class occurs")
+        batches = self.loader.epoch(epoch, start=first * self.plan.accumulate, progress=indexing)
         last_step = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         pending: list[tuple[int, list[str], Var]] = []
         clock = time.monotonic()
@@ -296,7 +298,7 @@ class Trainer:
             self._estimate_batchnorm()
         self.model.eval()
         step = self.progress.step
-        found = self.evaluator.run(self.model.predict, self._validating)
+        found = self.evaluator.run(self.model.predict, partial(self._show, "validating"))
         self._pass_on(self.evaluator.loader.pop_warnings())
         self.progress.validated = step
         self._scores = scores(found.confusion, [c.name for c in self.classes])
@@ -317,8 +319,9 @@ class Trainer:
         self._record("val", **{f"val/{key}": value for key, value in self._scores.items()}, best=best, **pictures)
         self._record("confusion", confusion=found.confusion.tolist())
 
-    def _validating(self, done: int, total: int) -> None:
-        self._record("progress", text="validating", done=done, total=total)
+    def _show(self, text: str, done: int, total: int) -> None:
+        if self.records:
+            self.records.progress(text, done, total, step=self.progress.step, epoch=self.epoch)
 
     def _averaged_weights_in(self) -> state.Arrays | None:
         """Swap the averaged weights in for validation; returns the ones that training goes on with."""
@@ -346,7 +349,7 @@ class Trainer:
                     break
                 self.model(jt.array(batch["image"])).logits.sync()
                 jt.sync_all()
-                self._record("progress", text="estimating BatchNorm statistics", done=done + 1, total=count)
+                self._show("estimating BatchNorm statistics", done + 1, count)
         for norm, momentum in zip(self.norms, momenta, strict=True):
             norm.momentum = momentum
 

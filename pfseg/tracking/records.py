@@ -18,6 +18,8 @@ from typing import Any
 
 from pfseg.errors import JobError
 
+_PROGRESS_SECONDS = 0.5
+
 
 class Sink:
     """Receiver of a run's telemetry in the driver; each method may be left as it is."""
@@ -83,6 +85,7 @@ class RecordWriter:
     def __init__(self, path: Path) -> None:
         """Open the file for appending."""
         self.path = Path(path)
+        self._shown = ("", 0.0)  # text and time of the last progress row
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
@@ -107,6 +110,18 @@ class RecordWriter:
         except OSError as error:
             os.ftruncate(self._file, end)
             raise _unwritable(self.path, error) from error
+
+    def progress(self, text: str, done: int, total: int, *, step: int, epoch: int) -> None:
+        """Append a row for work of `total` parts: the first, the last, and between them at most two a second.
+
+        Raises:
+            JobError: as `write`.
+        """
+        now = time.monotonic()
+        if 0 < done < total and text == self._shown[0] and now - self._shown[1] < _PROGRESS_SECONDS:
+            return
+        self._shown = text, now
+        self.write("progress", step=step, epoch=epoch, text=text, done=done, total=total)
 
     def drop_after(self, step: int) -> None:
         """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.

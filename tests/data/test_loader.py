@@ -262,6 +262,14 @@ def test_places_of_classes_are_kept_beside_the_data(town):
     assert places(town, on_error="skip")[0] == 5  # one less
 
 
+def test_looking_for_places_tells_how_far_it_is(town):
+    heard = []
+    for _ in range(2):
+        loader = build(FolderDataset(split="train", root=town, classes=CLASSES), class_uniform=0.5)
+        list(loader.epoch(0, progress=lambda done, total: heard.append((done, total))))
+    assert heard == [(done, 6) for done in range(1, 7)]  # nothing is looked for the second time
+
+
 def test_places_of_a_read_only_data_set_are_kept_in_the_common_folder(town, cache):
     town.chmod(0o555)
     try:

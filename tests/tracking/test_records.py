@@ -47,6 +47,21 @@ def test_a_torn_last_line_is_removed_on_opening(path: Path) -> None:
     assert path.read_bytes() == b""
 
 
+def test_long_work_leaves_few_progress_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, clock = RecordWriter(path), iter(np.arange(0, 100, 0.01))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for text in ("validating", "evaluating"):
+        for done in range(201):
+            writer.progress(text, done, 200, step=7, epoch=1)
+    rows = list(read_records(path))
+    assert {(row["event"], row["step"], row["epoch"], row["total"]) for row in rows} == {("progress", 7, 1, 200)}
+    for text in ("validating", "evaluating"):
+        counts = [row["done"] for row in rows if row["text"] == text]
+        assert counts[0] == 0
+        assert counts[-1] == 200
+        assert 4 <= len(counts) <= 6  # of 201 in two seconds
+
+
 def test_drop_after_keeps_the_steps_up_to_the_checkpoint(path: Path) -> None:
     writer = RecordWriter(path)
     for step in range(5):
