@@ -102,7 +102,7 @@ class BlendingEvaluator(Evaluator):
             flips=self.flips,
             stride=self.stride,
             min_size=self.min_size,
-            batch_size=self.batch_size,
+            batch_size=self._at_once(self.window) if self.window else 1,
         )
 
     def _probabilities(self, inference: Inference, sample: Sample) -> np.ndarray:

@@ -5,6 +5,7 @@ Shapes: image (H, W, 3) uint8 RGB; window batch (B, 3, h, w) float32; confusion 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +82,7 @@ class Evaluator:
             leaves images as they are.
         window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
         stride: output stride of the network.
-        batch_size: windows per forward pass.
+        batch_pixels: windows share a forward pass as long as they have no more pixels together; a larger one is alone.
         min_size: smallest side that the network takes.
         resolution: factor that images are resized by for the network; logits are resized back.
         ignore_index: label that is not counted.
@@ -100,7 +101,7 @@ class Evaluator:
         window: tuple[int, int] | None,
         contrast: float | None = None,
         stride: int = 32,
-        batch_size: int = 1,
+        batch_pixels: int = 0,
         min_size: int = 1,
         resolution: float = 1.0,
         ignore_index: int = 255,
@@ -111,7 +112,7 @@ class Evaluator:
         self.loader, self.num_classes = loader, num_classes
         self.normalise, self.contrast = Normalise(mean, std), contrast
         self.window, self.stride, self.min_size = window, stride, min_size
-        self.batch_size, self.resolution = batch_size, resolution
+        self.batch_pixels, self.resolution = batch_pixels, resolution
         self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
         self.details = details
 
@@ -158,7 +159,9 @@ class Evaluator:
         queue: list[tuple[_Image, int, int, np.ndarray]] = []
         for _, sample in self.loader:
             queue += self._windows(sample)
-            while queue and (len(queue) >= self.batch_size or queue[0][3].shape != queue[-1][3].shape):
+            while queue and (
+                len(queue) >= self._at_once(queue[0][3].shape[1:]) or queue[0][3].shape != queue[-1][3].shape
+            ):
                 yield self._predict(predict, queue)
         while queue:
             yield self._predict(predict, queue)
@@ -173,6 +176,10 @@ class Evaluator:
         tops, lefts = window_starts(planes.shape[1], h), window_starts(planes.shape[2], w)
         image.windows_left = len(tops) * len(lefts)
         return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
+
+    def _at_once(self, shape: tuple[int, ...]) -> int:
+        """Windows (h, w) that share a forward pass."""
+        return max(1, self.batch_pixels // math.prod(shape))
 
     def _whole(self, side: int) -> int:
         return max(self.min_size, -(-side // self.stride) * self.stride)
@@ -195,7 +202,7 @@ class Evaluator:
         """Send the first windows of one shape through the network; the samples that are complete by it."""
         shape = queue[0][3].shape
         count = next((i for i, item in enumerate(queue) if item[3].shape != shape), len(queue))
-        batch = queue[: min(count, self.batch_size)]
+        batch = queue[: min(count, self._at_once(shape[1:]))]
         del queue[: len(batch)]
         with jt.no_grad():
             logits = predict(jt.array(np.stack([item[3] for item in batch])))
