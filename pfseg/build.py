@@ -199,6 +199,7 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
         contrast=data["eval_contrast"],
         window=tuple(data["eval_size"]) if data["eval_size"] else None,
         stride=model.output_stride,
+        batch_size=config["batch_size"],
         batch_pixels=config["batch_size"] * math.prod(data["crop_size"]),
         min_size=getattr(model, "min_size", 1),
         resolution=data["resolution"],

@@ -82,7 +82,8 @@ class Evaluator:
             leaves images as they are.
         window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
         stride: output stride of the network.
-        batch_pixels: windows share a forward pass as long as they have no more pixels together; a larger one is alone.
+        batch_size: windows per forward pass, at most.
+        batch_pixels: pixels per forward pass, at most, where that leaves a window; None for any number.
         min_size: smallest side that the network takes.
         resolution: factor that images are resized by for the network; logits are resized back.
         ignore_index: label that is not counted.
@@ -101,7 +102,8 @@ class Evaluator:
         window: tuple[int, int] | None,
         contrast: float | None = None,
         stride: int = 32,
-        batch_pixels: int = 0,
+        batch_size: int = 1,
+        batch_pixels: int | None = None,
         min_size: int = 1,
         resolution: float = 1.0,
         ignore_index: int = 255,
@@ -112,7 +114,7 @@ class Evaluator:
         self.loader, self.num_classes = loader, num_classes
         self.normalise, self.contrast = Normalise(mean, std), contrast
         self.window, self.stride, self.min_size = window, stride, min_size
-        self.batch_pixels, self.resolution = batch_pixels, resolution
+        self.batch_size, self.batch_pixels, self.resolution = batch_size, batch_pixels, resolution
         self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
         self.details = details
 
@@ -159,9 +161,7 @@ class Evaluator:
         queue: list[tuple[_Image, int, int, np.ndarray]] = []
         for _, sample in self.loader:
             queue += self._windows(sample)
-            while queue and (
-                len(queue) >= self._at_once(queue[0][3].shape[1:]) or queue[0][3].shape != queue[-1][3].shape
-            ):
+            while queue and (len(queue) >= self._at_once(queue[0][3].shape) or queue[0][3].shape != queue[-1][3].shape):
                 yield self._predict(predict, queue)
         while queue:
             yield self._predict(predict, queue)
@@ -178,8 +178,9 @@ class Evaluator:
         return [(image, y, x, planes[:, y : y + h, x : x + w]) for y in tops for x in lefts]
 
     def _at_once(self, shape: tuple[int, ...]) -> int:
-        """Windows (h, w) that share a forward pass."""
-        return max(1, self.batch_pixels // math.prod(shape))
+        """How many windows of this (..., h, w) share a forward pass."""
+        fitting = self.batch_size if self.batch_pixels is None else self.batch_pixels // math.prod(shape[-2:])
+        return max(1, min(self.batch_size, fitting))
 
     def _whole(self, side: int) -> int:
         return max(self.min_size, -(-side // self.stride) * self.stride)
@@ -202,7 +203,7 @@ class Evaluator:
         """Send the first windows of one shape through the network; the samples that are complete by it."""
         shape = queue[0][3].shape
         count = next((i for i, item in enumerate(queue) if item[3].shape != shape), len(queue))
-        batch = queue[: min(count, self._at_once(shape[1:]))]
+        batch = queue[: min(count, self._at_once(shape))]
         del queue[: len(batch)]
         with jt.no_grad():
             logits = predict(jt.array(np.stack([item[3] for item in batch])))

@@ -75,18 +75,25 @@ def test_windows_cover_everything_without_leaving_the_image(window: int):
         assert {place + start for start in starts for place in range(window)} == set(range(size))
 
 
-@pytest.mark.parametrize("batch_pixels", [0, 5000, 500_000])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("window", [None, (32, 48), (20, 200), (64, 64)])
-def test_windows_give_what_the_whole_image_gives(window: tuple[int, int] | None, batch_pixels: int):
+def test_windows_give_what_the_whole_image_gives(window: tuple[int, int] | None, batch_size: int):
     pictures, network = Pictures((50, 70), (33, 40), (64, 64)), Network()
-    found = evaluator(pictures, window=window, batch_pixels=batch_pixels).run(network, ignore)
+    found = evaluator(pictures, window=window, batch_size=batch_size).run(network, ignore)
     reds = sum(int((image[1:, :, 0] > 127).sum()) for image in pictures.images)
     pixels = sum(image[1:, :, 0].size for image in pictures.images)
     np.testing.assert_array_equal(found.confusion, [[pixels - reds, 0], [0, reds]])
     assert found.images == 3
-    assert all(len(batch) == 1 or batch[:, 0].size <= batch_pixels for batch in network.seen)
+    assert max(len(batch) for batch in network.seen) <= batch_size
     if window:
         assert {batch.shape[2:] for batch in network.seen} == {window}
+
+
+@pytest.mark.parametrize(("pixels", "sizes"), [(None, [3, 2]), (2 * 64 * 64, [2, 2, 1]), (100, [1] * 5)])
+def test_large_windows_share_a_forward_pass_with_fewer(pixels: int | None, sizes: list[int]):
+    network = Network()
+    evaluator(Pictures(*[(64, 64)] * 5), batch_size=3, batch_pixels=pixels).run(network, ignore)
+    assert [len(batch) for batch in network.seen] == sizes
 
 
 def test_whole_images_are_padded_with_the_mean_to_the_stride():
@@ -130,7 +137,7 @@ def test_another_resolution_is_scored_on_the_full_size(resolution: float):
 
 def test_progress_and_panels():
     heard: list[tuple[int, int]] = []
-    found = evaluator(Pictures(*[(32, 32)] * 5), num_panels=2, batch_pixels=2 * 32 * 32).run(
+    found = evaluator(Pictures(*[(32, 32)] * 5), num_panels=2, batch_size=2).run(
         Network(), lambda done, total: heard.append((done, total))
     )
     assert heard == [(0, 5), (2, 5), (4, 5), (5, 5)]
