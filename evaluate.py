@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pfseg.config import main
+from pfseg.config.compose import main
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
     """Score a checkpoint; the mIoU in percent."""
-    from pfseg import driver
+    from pfseg.commands import jobs as driver
 
     return driver.evaluate(config)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pfseg.config import main
+from pfseg.config.compose import main
 
 
 def train(config: dict[str, Any]) -> float | None:
     """Train as configured; the best validation mIoU in percent."""
-    from pfseg import driver
+    from pfseg.commands import jobs as driver
 
     return driver.train(config)
 

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pfseg.boundary import THRESHOLDS, boundary_f
+from pfseg.metrics.boundary import THRESHOLDS, boundary_f
 
 SIZE, CLASSES = 800, 16
 

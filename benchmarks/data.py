@@ -28,8 +28,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pfseg import prepare
-from pfseg.config import check, compose
+from pfseg.commands import prepare
+from pfseg.config.compose import check, compose
 from pfseg.data.base import parse_classes
 from pfseg.data.edges import edge_map
 from pfseg.data.normalise import Normalise
@@ -62,7 +62,7 @@ def settings(src: Path, out: Path) -> list[str]:
 
 
 def cut_ours(src: Path, out: Path) -> None:
-    """`python -m pfseg.prepare` in this process, its settings read before."""
+    """`python -m pfseg.commands.prepare` in this process, its settings read before."""
     with contextlib.redirect_stdout(io.StringIO()):
         prepare.run(job(src, out))
 
@@ -149,7 +149,7 @@ def bench_memory(folder: Path, table: Table) -> None:
     make_scene(src, "P0004", (LARGE, LARGE))
     code = "import resource,subprocess,sys;subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL);"
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**20)"
-    run = [sys.executable, "-c", code, sys.executable, "-m", "pfseg.prepare", *settings(src, out)]
+    run = [sys.executable, "-c", code, sys.executable, "-m", "pfseg.commands.prepare", *settings(src, out)]
     peak = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     table.add_row(f"peak memory for a scene of {LARGE:,} px a side", "", f"{peak:.2f} GiB", "")
 

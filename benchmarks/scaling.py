@@ -61,7 +61,7 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
 
 def all_reduce(folder: Path) -> dict[str, float]:
     """Seconds of a sum over two ranks by bytes."""
-    from pfseg.launch import run_job
+    from pfseg.launch.driver import run_job
 
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     config = {"job": "train", "gpus": 0, "ranks": 2, "launch": {"name": "mpi"}}
@@ -100,7 +100,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "OMPI_COMM_WORLD_RANK" in os.environ:
-        from pfseg.worker import main as rank_main
+        from pfseg.launch.worker import main as rank_main
 
         sys.exit(rank_main(Path(sys.argv[1]), job))
     main()

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg import create_model
-from pfseg.engine.fold import fold_batchnorm
 from pfseg.engine.state import build_optimizer
+from pfseg.inference.fold import fold_batchnorm
 from pfseg.losses import CrossEntropy
 from pfseg.runtime import jt
 

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from pfseg import create_model
-from pfseg.engine.deploy import as_function
-from pfseg.engine.fold import fold_batchnorm
+from pfseg.inference.deploy import as_function
+from pfseg.inference.fold import fold_batchnorm
 
 
 def main(names: list[str], side: int) -> None:

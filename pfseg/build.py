@@ -1,6 +1,6 @@
 """Composition root: from a configuration to objects. The only module that sees them all.
 
-`run_worker` runs in every rank and does the job. Nothing below this module receives a configuration: constructors take
+Nothing below this module receives a configuration: constructors take
 plain arguments.
 """
 
@@ -9,36 +9,22 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from pfseg import __version__
-from pfseg.checks import pair
-from pfseg.config import compose
-from pfseg.data.archive import find_in_folders
+from pfseg.config.checks import pair
+from pfseg.config.compose import compose
+from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.folder import FolderDataset
 from pfseg.data.loader import EvalLoader, TrainLoader
-from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import RecordWriter
-from pfseg.validate import check_fits
 
 Config = dict[str, Any]
-
-
-def run_worker(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
-    """Do the job that `config` describes in this rank; what it returns becomes `result.json`."""
-    if config["job"] == "evaluate":
-        from pfseg.evaluation import evaluate_checkpoint
-
-        return evaluate_checkpoint(config, folder)
-    return _train(config, folder, stop)
 
 
 def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:
@@ -141,8 +127,8 @@ def load_initial(model: Any, config: Config) -> str:
     Raises:
         CheckpointError: unreadable, or of another network.
     """
-    from pfseg.engine.initial import load_backbone, load_network
     from pfseg.engine.share import on_every_rank
+    from pfseg.weights.initial import load_backbone, load_network
 
     if config["init"]:
         return load_network(model, on_every_rank(Path(config["init"])))
@@ -156,7 +142,7 @@ def load_initial(model: Any, config: Config) -> str:
 def build_loader(config: Config, dataset: SegmentationDataset, **process: int) -> TrainLoader:
     """Build what draws, augments and batches training samples; `process`: rank, world_size and workers."""
     data = config["dataset"]
-    shared: Config = {key: data[key] for key in ("mean", "std", "ignore_index", "resolution", "class_uniform")}
+    shared: Config = {key: data[key] for key in ("mean", "std", "ignore_index", "scale", "class_uniform")}
     return TrainLoader(
         dataset=dataset,
         augment=instantiate(config["augment"]),
@@ -170,7 +156,8 @@ def build_loader(config: Config, dataset: SegmentationDataset, **process: int) -
     )
 
 
-def _loader_workers(config: Config) -> int:
+def loader_workers(config: Config) -> int:
+    """Number of loading processes of a rank."""
     wanted = config.get("trainer", {}).get("workers", "auto")
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
 
@@ -190,7 +177,7 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
 
     data = config["dataset"]
     loader = options.pop("loader", EvalLoader)
-    workers = 1 if _loader_workers(config) else 0
+    workers = 1 if loader_workers(config) else 0
     return (kind or Evaluator)(
         loader(dataset=dataset, rank=rank(), world_size=world_size(), workers=workers),
         num_classes=dataset.num_classes,
@@ -202,92 +189,8 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
         batch_size=config["batch_size"],
         batch_pixels=config["batch_size"] * math.prod(data["crop_size"]),
         min_size=getattr(model, "min_size", 1),
-        resolution=data["resolution"],
+        scale=data["scale"],
         ignore_index=data["ignore_index"],
         num_panels=config["trainer"]["num_samples"],
         **options,
     )
-
-
-def _train(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
-    from pfseg.engine import state
-    from pfseg.engine.checkpoint import load_checkpoint
-    from pfseg.engine.schedule import make_schedule, scale_lr
-    from pfseg.engine.share import on_every_rank
-    from pfseg.engine.trainer import Plan, Trainer
-    from pfseg.runtime import jt, rank, seed_everything, world_size
-
-    seed_everything(config["seed"])
-    data, options = config["dataset"], dict(config["trainer"])
-    train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
-    if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
-        train_set.warnings.append(overlap)
-    model = build_model(config["model"], train_set.num_classes)
-    if world_size() > 1:
-        model.mpi_param_broadcast()
-    optimizer_options = dict(config["optimizer"])
-    scaling, reference = (optimizer_options.pop(key) for key in ("scale_lr", "reference_batch"))
-    optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
-    loader = build_loader(config, train_set, rank=rank(), world_size=world_size(), workers=_loader_workers(config))
-    evaluator = build_evaluator(config, val_set, model)
-    plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
-    steps_per_epoch = loader.batches_per_epoch // plan.accumulate
-    global_batch = config["batch_size"] * plan.accumulate * world_size()
-    base_lr = scale_lr(optimizer_options["lr"], scaling, global_batch, reference)
-    schedule = dict(config["schedule"])
-    lr = make_schedule(
-        schedule.pop("name"),
-        base_lr=base_lr,
-        total_steps=plan.total_steps(steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
-        **schedule,
-    )
-    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
-    trainer = Trainer(
-        model=model,
-        loss=instantiate(config["loss"]),
-        optimizer=optimizer,
-        lr=lr,
-        loader=loader,
-        evaluator=evaluator,
-        plan=plan,
-        classes=train_set.classes,
-        folder=folder,
-        records=records,
-        seed=config["seed"],
-        meta={"config": config, "pfseg": __version__, "jittor": jt.__version__},
-        stop=stop,
-    )
-    if config["resume"]:
-        last = on_every_rank(folder / "checkpoints" / "last.safetensors")
-        check_fits(last, load_checkpoint(last)[1]["config"], config)
-        trainer.restore(last)
-        if records:
-            records.drop_after(trainer.progress.step)
-    else:
-        report = load_initial(model, config["model"])
-        if records:
-            records.write("message", step=0, epoch=0, level="info", text=report)
-    if records:
-        records.write(
-            "start",
-            step=trainer.progress.step,
-            epoch=trainer.epoch,
-            steps=trainer.total_steps,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=config["batch_size"],
-            global_batch=global_batch,
-            base_lr=base_lr,
-            ranks=world_size(),
-            device="cuda" if jt.flags.use_cuda else "cpu",
-            classes=[c.name for c in train_set.classes],
-            images_train=len(train_set),
-            images_val=len(val_set),
-        )
-        if isinstance(train_set, SceneDataset):
-            records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
-    try:
-        return trainer.run()
-    finally:
-        loader.close()
-        evaluator.loader.close()

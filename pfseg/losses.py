@@ -8,8 +8,8 @@ The trainer uses `PFNetLoss`: called with a network's output and a batch it retu
 applied, which the trainer adds up and logs.
 
 Over several ranks gradients and terms are averaged. A loss that divides by the pixels of its own rank is then the mean
-of the ranks' means; with `over_ranks` valid and kept pixels, class and edge frequencies are counted over the batches of
-all ranks, and the average is the loss of the global batch, as one rank would compute it.
+of the ranks' means; with `global_reduction` valid and kept pixels, class and edge frequencies are counted over the
+batches of all ranks, and the average is the loss of the global batch, as one rank would compute it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def _pixel_cross_entropy(logits: Var, mask: Var, ignore_index: int) -> tuple[Var
     return (_log_sum_exp(logits) - truth) * valid, valid
 
 
-def _average_ranks(counts: Var, over_ranks: bool) -> Var:
+def _average_ranks(counts: Var, global_reduction: bool) -> Var:
     """The mean of the ranks' `counts` where all ranks count together: dividing by it, their losses average to one."""
-    return counts.mpi_all_reduce("mean") if over_ranks and world_size() > 1 else counts
+    return counts.mpi_all_reduce("mean") if global_reduction and world_size() > 1 else counts
 
 
-def _mean(values: Var, weights: Var, over_ranks: bool) -> Var:
+def _mean(values: Var, weights: Var, global_reduction: bool) -> Var:
     """Sum of `values` over the sum of `weights`, 0 where that is 0."""
-    total = _average_ranks(weights.sum(), over_ranks)
+    total = _average_ranks(weights.sum(), global_reduction)
     return values.sum() / jt.ternary(total > 0, total, jt.ones_like(total))
 
 
@@ -89,14 +89,14 @@ def _kth_smallest_over_ranks(values: Var, k: int, least: float) -> Var:
 
 
 class CrossEntropy:
-    """Mean cross entropy over the valid pixels (of all ranks with `over_ranks`)."""
+    """Mean cross entropy over the valid pixels (of all ranks with `global_reduction`)."""
 
-    def __init__(self, ignore_index: int = 255, over_ranks: bool = False) -> None:
-        self.ignore_index, self.over_ranks = ignore_index, over_ranks
+    def __init__(self, ignore_index: int = 255, global_reduction: bool = False) -> None:
+        self.ignore_index, self.global_reduction = ignore_index, global_reduction
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
-        return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.over_ranks)
+        return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.global_reduction)
 
 
 class OhemCrossEntropy:
@@ -110,14 +110,14 @@ class OhemCrossEntropy:
         threshold: probability in (0, 1] up to which a pixel is always kept.
         min_kept: pixels kept at least, over the batch of this rank.
         ignore_index: label that is left out.
-        over_ranks: choose and count over the batches of all ranks, also for `min_kept`.
+        global_reduction: choose and count over the batches of all ranks, also for `min_kept`.
     """
 
     def __init__(
-        self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255, over_ranks: bool = False
+        self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255, global_reduction: bool = False
     ) -> None:
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
-        self.over_ranks = over_ranks
+        self.global_reduction = global_reduction
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
@@ -126,12 +126,12 @@ class OhemCrossEntropy:
             probability = jt.exp(-loss).minimum(1.0).reshape(-1)  # 1 where ignored
             limit = self._limit(probability)
             kept = valid * (probability <= limit.broadcast(probability)).float32().reshape(valid.shape)
-        return _mean(loss * kept, kept, self.over_ranks)
+        return _mean(loss * kept, kept, self.global_reduction)
 
     def _limit(self, probability: Var) -> Var:
         """Up to which probability of (N*H*W,) a pixel is kept, shape (1,)."""
         count = probability.shape[0]
-        if self.over_ranks and world_size() > 1:
+        if self.global_reduction and world_size() > 1:
             return _kth_smallest_over_ranks(probability, min(self.min_kept, count * world_size()), self.threshold)
         return _kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
 
@@ -147,7 +147,7 @@ class ImageWeightedCrossEntropy:
         per: `image` or `batch`, over which frequencies are taken.
         reduction: `mean` over images, or `sum` as in the published code.
         ignore_index: label that is left out.
-        over_ranks: the batch, of which frequencies or sums are taken, is that of all ranks.
+        global_reduction: the batch, of which frequencies or sums are taken, is that of all ranks.
     """
 
     def __init__(
@@ -156,10 +156,10 @@ class ImageWeightedCrossEntropy:
         per: str = "image",
         reduction: str = "mean",
         ignore_index: int = 255,
-        over_ranks: bool = False,
+        global_reduction: bool = False,
     ) -> None:
         self.upper_bound, self.per, self.reduction, self.ignore_index = upper_bound, per, reduction, ignore_index
-        self.over_ranks = over_ranks
+        self.global_reduction = global_reduction
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
@@ -169,7 +169,7 @@ class ImageWeightedCrossEntropy:
             one_hot = _one_hot(mask, k)
             pixels = one_hot.sum([2, 3])  # (N, K)
             if self.per == "batch":
-                pixels = _average_ranks(pixels.sum(0, keepdims=True), self.over_ranks).broadcast([n, k])
+                pixels = _average_ranks(pixels.sum(0, keepdims=True), self.global_reduction).broadcast([n, k])
             share = pixels / pixels.sum(1, keepdims=True).maximum(1.0)
             weights = jt.ternary(pixels > 0, 1.0 + self.upper_bound * (1.0 - share), jt.ones_like(share))
             pixel_weights = (one_hot * weights.broadcast(one_hot, [2, 3])).sum(1)  # 0 where ignored
@@ -178,7 +178,7 @@ class ImageWeightedCrossEntropy:
         images = (loss * pixel_weights).sum([1, 2]) / total  # (N,)
         if self.reduction == "mean":
             return images.mean()
-        return images.sum() * (world_size() if self.over_ranks else 1)
+        return images.sum() * (world_size() if self.global_reduction else 1)
 
 
 class RelaxedBoundaryLoss:
@@ -191,27 +191,27 @@ class RelaxedBoundaryLoss:
     Args:
         until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
         ignore_index: label that is left out.
-        over_ranks: the mean is over the valid pixels of all ranks.
+        global_reduction: the mean is over the valid pixels of all ranks.
 
     Attributes:
         epoch: the epoch that training is in; set by the trainer.
     """
 
-    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255, over_ranks: bool = False) -> None:
-        self.until_epoch, self.ignore_index, self.over_ranks = until_epoch, ignore_index, over_ranks
+    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255, global_reduction: bool = False) -> None:
+        self.until_epoch, self.ignore_index, self.global_reduction = until_epoch, ignore_index, global_reduction
         self.epoch = 0
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
         if self.until_epoch is not None and self.epoch >= self.until_epoch:
-            return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.over_ranks)
+            return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.global_reduction)
         valid = (mask != self.ignore_index).float32()
         with jt.no_grad():
             allowed = _dilate(_one_hot(mask, logits.shape[1]))
             count = allowed.sum(1).maximum(1.0)
         # log(sum over allowed) as log-sum-exp over logits pushed far down where a class is not allowed
         loss = _log_sum_exp(logits) - _log_sum_exp(logits + (allowed - 1.0) * 1e9)
-        return _mean(loss * valid / count, valid, self.over_ranks)
+        return _mean(loss * valid / count, valid, self.global_reduction)
 
 
 def _dilate(x: Var) -> Var:
@@ -226,16 +226,16 @@ class EdgeLoss:
         kind: `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one
             positives / all, counted over the batch, then the mean over all pixels (not over the weights). `dice`:
             1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
-        over_ranks: `bce` counts over the batches of all ranks.
+        global_reduction: `bce` counts over the batches of all ranks.
 
     Raises:
         ValueError: another `kind`.
     """
 
-    def __init__(self, kind: str = "bce", over_ranks: bool = False) -> None:
+    def __init__(self, kind: str = "bce", global_reduction: bool = False) -> None:
         if kind not in ("bce", "dice"):
             raise ValueError(f"edge loss {kind!r} is unknown; use 'bce' or 'dice' (config: loss.edge)")
-        self.kind, self.over_ranks = kind, over_ranks
+        self.kind, self.global_reduction = kind, global_reduction
 
     def __call__(self, logits: Var, edge: Var) -> Var:
         """Loss of edge logits (N, 1, H, W) against edge (N, H, W)."""
@@ -247,7 +247,7 @@ class EdgeLoss:
             return (1.0 - (2.0 * overlap + 1.0) / (total + 1.0)).mean()
         count = edge.numel()
         with jt.no_grad():
-            positive = _average_ranks(edge.sum(), self.over_ranks)
+            positive = _average_ranks(edge.sum(), self.global_reduction)
             weight = (edge * (count - positive) + (1.0 - edge) * positive) / count
         loss = x.maximum(0.0) - x * edge + jt.log(1.0 + jt.exp(-x.abs()))
         return (loss * weight).mean()
@@ -265,7 +265,7 @@ class PFNetLoss:
         edge_weight: factor of each edge loss; 0 leaves the edges out.
         seg_weight: factor of the segmentation loss.
         ignore_index: label that is left out.
-        over_ranks: of `ohem`, cross entropy and edges; another segmentation loss has its own.
+        global_reduction: of `ohem`, cross entropy and edges; another segmentation loss has its own.
     """
 
     def __init__(
@@ -278,13 +278,13 @@ class PFNetLoss:
         edge_weight: float = 25.0,
         seg_weight: float = 1.0,
         ignore_index: int = 255,
-        over_ranks: bool = False,
+        global_reduction: bool = False,
     ) -> None:
         if segmentation is None:
-            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index, over_ranks)
-            segmentation = hard if ohem else CrossEntropy(ignore_index, over_ranks)
+            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index, global_reduction)
+            segmentation = hard if ohem else CrossEntropy(ignore_index, global_reduction)
         self.segmentation = segmentation
-        self.edge = EdgeLoss(edge, over_ranks)
+        self.edge = EdgeLoss(edge, global_reduction)
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
 
     def start_epoch(self, epoch: int) -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import yaml
 
-from pfseg.metrics import scores
+from pfseg.metrics.confusion import scores
 from pfseg.tracking.records import RecordWriter
 
 CLASSES = [("land", (132, 41, 246)), ("water", (226, 169, 41)), ("Straße", (110, 193, 228)), ("tree", (60, 16, 152))]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg.build import run_worker
-from pfseg.config import check, compose
+from pfseg.config.compose import check, compose
+from pfseg.launch.worker import job as run_worker
 from pfseg.tracking.records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent

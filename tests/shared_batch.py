@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.worker import main
+from pfseg.launch.worker import main
 
 Arrays = dict[str, np.ndarray]
 # Of 3 images, without and with a valid pixel: ranks that count by themselves would differ.
@@ -40,8 +40,8 @@ def compute(batch: Arrays) -> Arrays:
     """Terms and gradients of every loss, BatchNorm and dropout, for this rank's part of a batch."""
     from pfseg import losses
     from pfseg.models import SegOutput
-    from pfseg.models.batchnorm import BatchNorm2d
-    from pfseg.models.ops import ChannelDropout
+    from pfseg.ops.batchnorm import BatchNorm2d
+    from pfseg.ops.resampling import ChannelDropout
     from pfseg.runtime import jt
 
     logits, mask, edge, edge_logits = (jt.array(batch[key]) for key in ("logits", "mask", "edge", "edge_logits"))
@@ -50,8 +50,8 @@ def compute(batch: Arrays) -> Arrays:
         options = dict(options)
         if "segmentation" in options:
             kind, own = options["segmentation"]
-            options["segmentation"] = getattr(losses, kind)(**own, over_ranks=True)
-        loss = losses.PFNetLoss(**options, over_ranks=True)
+            options["segmentation"] = getattr(losses, kind)(**own, global_reduction=True)
+        loss = losses.PFNetLoss(**options, global_reduction=True)
         terms = loss(SegOutput(logits, (edge_logits,) * 3), {"mask": mask, "edge": edge})
         gradients = jt.grad(sum(terms.values()), [logits, edge_logits])
         found |= {f"{name}/{key}": value.numpy() for key, value in terms.items()}

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import ConfigError, DataError
-from pfseg.mpirun import die_with_parent
+from pfseg.launch.mpirun import die_with_parent
+from pfseg.launch.worker import main
 from pfseg.tracking.records import RecordWriter
-from pfseg.worker import main
 
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _steps(
         writer.write("train", step=step, epoch=0, **{"train/loss": 1.0 / (step + 1)})
         end = time.monotonic() + config.get("seconds", 0.0)
         while time.monotonic() < end:  # as ranks that wait in MPI for another one do
-            time.sleep(0.0 if config["launch"].get("heartbeat") else 0.01)
+            time.sleep(0.0 if config["launch"].get("timeout") else 0.01)
     return {
         "status": "done",
         "ranks": int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import DataError
+from pfseg.launch.worker import main as rank_main
 from pfseg.tracking.records import RecordWriter
-from pfseg.worker import main as rank_main
 
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def run(config: dict[str, Any]) -> float:
     """Run one job as a command does."""
     from hydra.core.hydra_config import HydraConfig
 
-    from pfseg.launch import run_job
+    from pfseg.launch.driver import run_job
 
     return float(run_job(Path(HydraConfig.get().runtime.output_dir), config, worker_module="sweep_job")["step"])
 
@@ -45,6 +45,6 @@ if __name__ == "__main__":
 
     from sweep_job import run as importable  # by this name the launchers find it in other processes
 
-    from pfseg.config import main
+    from pfseg.config.compose import main
 
     main(importable, "train")

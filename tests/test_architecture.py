@@ -1,37 +1,37 @@
-"""Imports run downwards: a module may import those of a lower level, and of its own package."""
+"""Imports run downwards: a module imports those of its own room, and of the rooms below it."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEVELS = {
-    **dict.fromkeys(("errors", "__version__"), 0),
-    **dict.fromkeys(("devices", "provenance", "metrics", "boundary", "validate"), 1),
-    **dict.fromkeys(("runtime", "data", "launch_schema", "lease", "mpirun"), 2),
-    **dict.fromkeys(("models", "checks", "schema", "heartbeat"), 3),
-    **dict.fromkeys(("losses", "tracking", "command_schemas", "resume"), 4),
-    **dict.fromkeys(("engine", "worker", "reporting"), 5),
-    **dict.fromkeys(("launch", "multirun", "prediction", "slurm"), 6),
-    "config": 7,
-    "build": 8,
-    **dict.fromkeys(("evaluation", "driver"), 9),
-    **dict.fromkeys(("train", "evaluate", "prepare", "preview", "report", "reproduce", "convert", "__init__"), 10),
-    **dict.fromkeys(("predict", "profile", "dashboard"), 10),
-}
-# A rank enters by the worker, which hands over to build, and build hands an evaluation to its module;
-# `pfseg.create_model` is loaded on first use.
-UPWARDS = {("worker", "build"), ("build", "evaluation"), ("__init__", "models")}
-NO_JITTOR = {name for name in LEVELS if name not in ("runtime", "models", "losses", "engine", "build", "evaluation")}
-CONFIGURED = ("config", "resume", "build", "driver", "train", "evaluate")
+FLOORS = (  # from the ground up; a room imports those below it
+    ("errors", "files", "__version__"),
+    ("devices", "metrics"),
+    ("data",),
+    ("config",),
+    ("runtime", "tracking"),
+    ("ops", "reporting"),
+    ("weights", "launch"),
+    ("models", "losses"),
+    ("inference",),
+    ("engine", "prediction"),
+    ("build",),
+    ("jobs", "__init__"),
+    ("commands", "__main__"),
+)
+LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+WITH_JITTOR = {"runtime", "ops", "models", "losses", "weights", "inference", "engine", "prediction", "build", "jobs"}
 FILES = [*sorted((ROOT / "pfseg").rglob("*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
 
 
 def imports(path: Path) -> Iterator[str]:
+    """What a file imports when it is itself imported."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -40,20 +40,40 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """The room of a module: `commands` for pfseg.commands.train, and for train.py beside the package."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "pfseg" and len(parts) > 1 else "__init__" if parts[0] == "pfseg" else "commands"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_run_downwards(path: Path):
-    part = path.relative_to(ROOT / "pfseg").parts[0] if path.is_relative_to(ROOT / "pfseg") else path.name
-    part = part.removesuffix(".py")
+    own = room(module_name(path))
     for name in imports(path):
-        top, *rest = name.split(".")
-        if top == "pfseg" and rest and (part, rest[0]) not in UPWARDS:
-            assert rest[0] == part or LEVELS[rest[0]] < LEVELS[part], f"{path} imports {name}"
-        if part in NO_JITTOR:
-            assert top != "jittor" and rest[:1] != ["runtime"], f"{path} imports {name}"
-        if top in ("hydra", "omegaconf"):
-            assert part in ("config", "resume", "driver", "train", "evaluate", "build"), (
-                f"{path} takes a configuration object"
-            )
+        if name.startswith("pfseg.") and room(name) != own:
+            assert LEVELS[room(name)] < LEVELS[own], f"{path} imports {name}"
+        if own not in WITH_JITTOR and own != "__init__":
+            assert not name.startswith(("jittor", "pfseg.runtime")), f"{path} imports {name}"
+        if name.startswith(("hydra", "omegaconf")):
+            assert own in ("config", "commands"), f"{path} takes a configuration object"
+        assert not name.startswith("hydra._internal"), f"{path} uses Hydra's private modules"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    names = {module_name(path): path for path in FILES}
+    graph = {}
+    del names["pfseg"]  # loads the model API on first use
+    for name, path in names.items():
+        found = set()
+        for given in imports(path):
+            target = given if given in names else given.rpartition(".")[0]
+            found |= {target} if target in names and target != name else set()
+        graph[name] = found
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_commands_are_short():

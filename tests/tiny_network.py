@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.engine.checkpoint import save_checkpoint
 from pfseg.runtime import jt
+from pfseg.weights.checkpoint import save_checkpoint
 
 CLASSES = [
     {"name": "red", "color": [255, 0, 0]},
@@ -38,7 +38,7 @@ class Colour(jt.nn.Module):
 def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] = CLASSES, **dataset: Any) -> Path:
     """Write a checkpoint as a training would leave it."""
     model = {"_target_": "tiny_network.Colour", "name": "colour", "num_classes": len(classes), "side": side}
-    data = {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "resolution": 1.0}
+    data = {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "scale": 1.0}
     data |= {"eval_size": None, "eval_contrast": None, "crop_size": [64, 64], "bands": None, "stretch": None, **dataset}
     network = Colour(len(classes), side)
     meta = {"config": {"model": model, "dataset": data}, "progress": {"step": 1}, "epoch": 0}

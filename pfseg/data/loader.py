@@ -41,7 +41,7 @@ class TrainLoader:
         edge_rule: see `pfseg.data.edges.edge_map`.
         edge_thickness: in px.
         ignore_index: label of pixels without a class in the batches.
-        resolution: factor that images and masks are resized by before augmentation.
+        scale: factor that images and masks are resized by before augmentation.
         class_uniform: share of samples drawn class by class.
         rank: of this process.
         world_size: number of ranks.
@@ -66,7 +66,7 @@ class TrainLoader:
         edge_rule: str,
         edge_thickness: int,
         ignore_index: int = IGNORE,
-        resolution: float = 1.0,
+        scale: float = 1.0,
         class_uniform: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
@@ -84,7 +84,7 @@ class TrainLoader:
         self.class_uniform, self.ignore_index = class_uniform, ignore_index
         self._normalise = Normalise(mean, std)
         self._notes = _Notes(dataset)
-        maker = _Maker(dataset, augment, crop_size, seed, edge_rule, edge_thickness, resolution)
+        maker = _Maker(dataset, augment, crop_size, seed, edge_rule, edge_thickness, scale)
         self._workers = Workers(maker, workers)
         self._mix_share = getattr(augment, "cutmix", 0.0)  # an augmentation of the user's own may have none
         self._class_index: ClassIndex | None = None
@@ -298,7 +298,7 @@ class _Maker(_Reader):
     seed: int
     edge_rule: str
     edge_thickness: int
-    resolution: float
+    scale: float
 
     def __call__(self, task: _Task | int) -> Any:
         """Do a task; a data set that skips faults goes on to the next sample that can be read."""
@@ -315,10 +315,10 @@ class _Maker(_Reader):
     def _augmented(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
         sample, centre = self._next_readable(draw)
         image, mask = sample.image, sample.mask
-        if self.resolution != 1:
-            image, mask = rescale(image, mask, self.resolution)
+        if self.scale != 1:
+            image, mask = rescale(image, mask, self.scale)
             if centre is not None:
-                scaled = [min(int(at * self.resolution), side - 1) for at, side in zip(centre, mask.shape, strict=True)]
+                scaled = [min(int(at * self.scale), side - 1) for at, side in zip(centre, mask.shape, strict=True)]
                 centre = (scaled[0], scaled[1])
         image, mask = self.augment(image, mask, rng, self.crop_size, centre=centre)
         return image, mask, sample.name

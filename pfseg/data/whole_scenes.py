@@ -1,4 +1,4 @@
-"""Training straight from whole scenes: windows of them, as `pfseg.prepare` would cut them, read when they are needed.
+"""Training straight from whole scenes: windows of them, as `pfseg prepare` would cut them, read when they are needed.
 
 A scene is decoded once into an uncompressed file of the cache, (H, W, 4) uint8: red, green, blue and label. That file
 is mapped into memory, so that a window costs its own pixels only.
@@ -25,7 +25,7 @@ _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
 
 class SceneDataset(SegmentationDataset):
-    """Windows of whole scenes: the same samples as the patches that `pfseg.prepare` writes.
+    """Windows of whole scenes: the same samples as the patches that `pfseg.commands.prepare` writes.
 
     Args:
         split: which scenes are taken.

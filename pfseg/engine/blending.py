@@ -12,10 +12,10 @@ import numpy as np
 
 from pfseg.data.base import Sample
 from pfseg.data.loader import EvalLoader
-from pfseg.data.patches.places import Place
+from pfseg.data.preparation.places import Place
 from pfseg.engine.evaluator import Evaluation, Evaluator, Var, resize_planes
-from pfseg.engine.inference import Blend, Flips, Inference
 from pfseg.errors import DataError
+from pfseg.inference.windows import Blend, Flips, Inference
 from pfseg.runtime import jt
 
 
@@ -69,19 +69,19 @@ class BlendingEvaluator(Evaluator):
             scene.add(place, sample, probabilities)
             progress(done, len(self.loader))
         self._finish(scene, scenes)
-        scenes.sum_over_ranks()
+        scenes.sum_ranks()
         if not scenes.images:
             raise DataError("no image could be read, so there is nothing to score; check the split (config: dataset)")
         if not self.patches:
             return scenes
-        patches.sum_over_ranks()
+        patches.sum_ranks()
         patches.scenes = scenes
         return patches
 
     def _predicted(self, predict: Callable[[Var], Var]) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         inference = self._inference(predict)
         for _, sample in self.loader:
-            if self.resolution == 1.0:
+            if self.scale == 1.0:
                 pred = inference.labels(self._normalised(sample))
             else:
                 pred = self._probabilities(inference, sample).argmax(0).astype(np.uint8)
@@ -107,7 +107,7 @@ class BlendingEvaluator(Evaluator):
 
     def _probabilities(self, inference: Inference, sample: Sample) -> np.ndarray:
         found = inference.probabilities(self._normalised(sample))
-        return found if self.resolution == 1.0 else resize_planes(found, sample.mask.shape)
+        return found if self.scale == 1.0 else resize_planes(found, sample.mask.shape)
 
     def _finish(self, scene: _Scene | None, found: Evaluation) -> None:
         if scene is not None:

@@ -13,14 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pfseg.boundary import BoundaryScores
 from pfseg.data.base import Sample
 from pfseg.data.decode import even_contrast
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
 from pfseg.engine.pictures import ImageScores, Panel
 from pfseg.errors import DataError
-from pfseg.metrics import confusion_matrix
+from pfseg.metrics.boundary import BoundaryScores
+from pfseg.metrics.confusion import confusion_matrix
 from pfseg.runtime import jt, world_size
 
 Var = Any  # jittor.Var, which ships no types
@@ -46,15 +46,15 @@ class Evaluation:
     details: ImageScores | None = None
     scenes: Evaluation | None = None
 
-    def sum_over_ranks(self) -> None:
+    def sum_ranks(self) -> None:
         """Make confusion, images and boundary scores those of all ranks; a single one has them already."""
         if world_size() == 1:
             return
-        counts = sum_over_ranks(np.append(self.confusion.ravel(), self.images))
+        counts = sum_ranks(np.append(self.confusion.ravel(), self.images))
         self.confusion, self.images = counts[:-1].reshape(self.confusion.shape), int(counts[-1])
         if self.boundary:
             totals = self.boundary.totals
-            self.boundary.totals = sum_over_ranks(totals.ravel()).reshape(totals.shape)
+            self.boundary.totals = sum_ranks(totals.ravel()).reshape(totals.shape)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Evaluator:
         batch_size: windows per forward pass, at most.
         batch_pixels: pixels per forward pass, at most, where that leaves a window; None for any number.
         min_size: smallest side that the network takes.
-        resolution: factor that images are resized by for the network; logits are resized back.
+        scale: factor that images are resized by for the network; logits are resized back.
         ignore_index: label that is not counted.
         num_panels: images to keep for the panels.
         boundary: also measure boundary scores.
@@ -105,7 +105,7 @@ class Evaluator:
         batch_size: int = 1,
         batch_pixels: int | None = None,
         min_size: int = 1,
-        resolution: float = 1.0,
+        scale: float = 1.0,
         ignore_index: int = 255,
         num_panels: int = 4,
         boundary: bool = False,
@@ -114,7 +114,7 @@ class Evaluator:
         self.loader, self.num_classes = loader, num_classes
         self.normalise, self.contrast = Normalise(mean, std), contrast
         self.window, self.stride, self.min_size = window, stride, min_size
-        self.batch_size, self.batch_pixels, self.resolution = batch_size, batch_pixels, resolution
+        self.batch_size, self.batch_pixels, self.scale = batch_size, batch_pixels, scale
         self.ignore_index, self.num_panels, self.boundary = ignore_index, num_panels, boundary
         self.details = details
 
@@ -134,7 +134,7 @@ class Evaluator:
             for sample, pred in finished:
                 self._count(found, sample, pred)
             progress(found.images, len(self.loader))
-        found.sum_over_ranks()
+        found.sum_ranks()
         if not found.images:
             raise DataError("no image could be read, so there is nothing to score; check the split (config: dataset)")
         return found
@@ -188,11 +188,9 @@ class Evaluator:
     def _normalised(self, sample: Sample) -> np.ndarray:
         """A sample's image at the network's resolution, (3, H, W) float32."""
         pixels = even_contrast(sample.image, self.contrast)
-        if self.resolution != 1.0:
-            size = [max(1, round(side * self.resolution)) for side in pixels.shape[:2]]
-            pixels = cv2.resize(
-                pixels, size[::-1], interpolation=cv2.INTER_AREA if self.resolution < 1 else cv2.INTER_CUBIC
-            )
+        if self.scale != 1.0:
+            size = [max(1, round(side * self.scale)) for side in pixels.shape[:2]]
+            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC)
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
         self.normalise(pixels, planes)
         return planes
@@ -207,7 +205,7 @@ class Evaluator:
         del queue[: len(batch)]
         with jt.no_grad():
             logits = predict(jt.array(np.stack([item[3] for item in batch])))
-            if self.resolution == 1.0:
+            if self.scale == 1.0:
                 logits = jt.argmax(logits, 1)[0].uint8()
         results = logits.numpy()
         finished = []
@@ -224,7 +222,7 @@ class Evaluator:
 
     def _at_full_size(self, result: np.ndarray, sample: Sample) -> np.ndarray:
         """Label map of a sample from labels, or from logits (K, h, w) at the network's resolution."""
-        if self.resolution == 1.0:
+        if self.scale == 1.0:
             return result
         return resize_planes(result, sample.mask.shape).argmax(0).astype(np.uint8)
 
@@ -235,7 +233,7 @@ def resize_planes(planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.array([cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) for plane in planes])
 
 
-def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
+def sum_ranks(counts: np.ndarray) -> np.ndarray:
     """Sum (N,) int64 or float64 over all ranks; whole numbers exactly up to 2**53."""
     # Jittor makes float64 float32 unless told not to, and has no sum of int64.
     return jt.array(counts, dtype="float64").mpi_all_reduce("add").numpy().astype(counts.dtype)

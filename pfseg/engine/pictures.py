@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfseg.metrics import scores
+from pfseg.metrics.confusion import scores
 
 _MOST_PIXELS = 2048  # larger sides are thinned: pictures show less
 

@@ -89,7 +89,7 @@ def predict_edges(model: Any, evaluator: Evaluator, image: np.ndarray) -> np.nda
     Returns:
         The edge map of the image's upper left part, in its own pixels; None for a network without edge maps.
     """
-    scale, image = evaluator.resolution, even_contrast(image, evaluator.contrast)
+    scale, image = evaluator.scale, even_contrast(image, evaluator.contrast)
     pixels = image if scale == 1.0 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     least, stride = evaluator.min_size, evaluator.stride
     wholes = [min(_LARGEST_WINDOW, max(least, -(-side // stride) * stride)) for side in pixels.shape[:2]]

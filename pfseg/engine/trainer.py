@@ -25,15 +25,15 @@ import numpy as np
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
 from pfseg.engine import state
-from pfseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.telemetry import gradient_norms, memory_mib, save_samples
 from pfseg.errors import JobError
-from pfseg.metrics import scores
-from pfseg.models.batchnorm import BatchNorm2d
-from pfseg.models.ops import ChannelDropout
+from pfseg.metrics.confusion import scores
+from pfseg.ops.batchnorm import BatchNorm2d
+from pfseg.ops.resampling import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
+from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
 
 Var = Any  # jittor.Var, which ships no types
 _DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"

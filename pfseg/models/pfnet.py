@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfseg.models import ops
-from pfseg.models.batchnorm import BatchNorm2d
-from pfseg.models.convolution import Conv2d
-from pfseg.models.ops import BatchNormReLU, ConvNormReLU
 from pfseg.models.pointflow import PointFlow
+from pfseg.ops import resampling as ops
+from pfseg.ops.batchnorm import BatchNorm2d
+from pfseg.ops.convolution import Conv2d
+from pfseg.ops.resampling import BatchNormReLU, ConvNormReLU
 from pfseg.runtime import jt
 
 nn = jt.nn

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pfseg.models import ops
-from pfseg.models.convolution import Conv2d, batched_matmul
+from pfseg.ops import resampling as ops
+from pfseg.ops.convolution import Conv2d, batched_matmul
 from pfseg.runtime import jt
 
 nn = jt.nn

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pfseg.models.batchnorm import BatchNorm2d
-from pfseg.models.convolution import Conv2d
-from pfseg.models.ops import BatchNormReLU
+from pfseg.ops.batchnorm import BatchNorm2d
+from pfseg.ops.convolution import Conv2d
+from pfseg.ops.resampling import BatchNormReLU
 from pfseg.runtime import jt
 
 nn = jt.nn

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.data.patches.files import PART, cannot_write
-from pfseg.data.patches.png import PngWriter
+from pfseg.data.preparation.files import PART, cannot_write
+from pfseg.data.preparation.png import PngWriter
 from pfseg.prediction.image import Georeference, import_rasterio
 
 _BLOCK = 256  # side of a GeoTIFF's tiles

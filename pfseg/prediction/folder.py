@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfseg.data.patches.files import cannot_write, write_file
+from pfseg.data.preparation.files import cannot_write, write_file
 from pfseg.errors import ConfigError
 from pfseg.prediction.image import GEOGRAPHIC, PLAIN
 from pfseg.prediction.maps import target_name

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.data.patches.files import PART, cannot_write
+from pfseg.data.preparation.files import PART, cannot_write
 from pfseg.errors import DataError
 from pfseg.prediction.image import Georeference, import_rasterio
 

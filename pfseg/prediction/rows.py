@@ -18,7 +18,7 @@ import numpy as np
 from pfseg.data.base import IGNORE
 from pfseg.data.normalise import Normalise
 from pfseg.data.tiling import Window
-from pfseg.engine.inference import Inference, blend_weights
+from pfseg.inference.windows import Inference, blend_weights
 from pfseg.prediction.image import Image
 
 Progress = Callable[[float], None]

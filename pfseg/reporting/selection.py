@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from pfseg.config.validate import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread
-from pfseg.validate import unknown_key
 
 MAX_PAIRS = 15
 # What doesn't change a result, or follows from other settings.

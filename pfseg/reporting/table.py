@@ -14,11 +14,11 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from pfseg.config.validate import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run, number
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
 from pfseg.reporting.statistics import Spread
-from pfseg.validate import unknown_key
 
 Cell = str | float | Spread | None
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "magenta"}

@@ -1,6 +1,6 @@
 """A run in the terminal: configuration tree, progress bars and class tables, or plain lines where nobody sees bars.
 
-Fed by the driver (`pfseg.launch`) with the rows of the records file.
+Fed by the driver (`pfseg.launch.driver`) with the rows of the records file.
 """
 
 from __future__ import annotations

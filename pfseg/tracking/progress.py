@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from pfseg.data.patches.preparation import Progress
+from pfseg.data.preparation.preparation import Progress
 
 _PLAIN_SECONDS = 15.0  # between lines where nobody sees a bar
 

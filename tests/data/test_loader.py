@@ -116,13 +116,13 @@ def test_classes_are_sampled_uniformly_with_their_places():
     masks = np.concatenate([batch["mask"] for batch in build(Numbered(6), **settings).epoch(0)])
     assert len(masks) == 14
     assert sum((mask == 9).sum() == 1 for mask in masks) == 2  # seven classes occur: twice each
-    assert len(list(build(Numbered(6), resolution=0.5, **settings).epoch(0))) == 7
+    assert len(list(build(Numbered(6), scale=0.5, **settings).epoch(0))) == 7
 
 
 def test_resolution_comes_before_the_crop():
     dataset = SyntheticDataset(split="train", size=128, train_images=1)
     keywords = {"augment": Augment(scale_range=[1, 1]), "crop_size": (64, 64), "batch_size": 1}
-    (batch,) = build(dataset, resolution=0.5, **keywords).epoch(0)
+    (batch,) = build(dataset, scale=0.5, **keywords).epoch(0)
     assert (batch["mask"][0] == dataset.read(0).mask[1::2, 1::2]).all()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from pfseg.data.synthetic import SyntheticDataset
 from pfseg.errors import ConfigError
-from pfseg.metrics import confusion_matrix, scores
+from pfseg.metrics.confusion import confusion_matrix, scores
 
 
 def test_sample_has_the_promised_form():

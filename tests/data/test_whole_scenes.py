@@ -12,7 +12,7 @@ import pytest
 from data.fakes import CLASSES, COLORS, write
 
 from pfseg.build import build_dataset
-from pfseg.config import compose
+from pfseg.config.compose import compose
 from pfseg.data.base import Scene
 from pfseg.data.loader import TrainLoader
 from pfseg.data.tiling import windows

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.archives import labels, pixels, prepared
 from data.fakes import COLORS, write
+from data.published import labels, pixels, prepared
 
 from pfseg.build import build_dataset
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.loader import EvalLoader
-from pfseg.data.patches.places import Place, scene_order, scene_places
+from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
 from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.evaluator import Evaluation, Evaluator
-from pfseg.engine.inference import Flips
 from pfseg.engine.pictures import ImageScores
 from pfseg.errors import DataError
+from pfseg.inference.windows import Flips
 from pfseg.runtime import jt
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
@@ -122,14 +122,14 @@ def test_one_window_over_the_image_equals_the_whole_image(overlap: float, scenes
         np.testing.assert_array_equal(maps(one)[name], maps(whole)[name])
 
 
-@pytest.mark.parametrize("resolution", [0.5, 2.0])
-def test_another_resolution_is_scored_on_the_full_size(resolution: float, scenes, patches, settings):
-    plain = scored(Evaluator, scenes, resolution=resolution, window=(32, 32))
-    same = scored(BlendingEvaluator, scenes, resolution=resolution, window=(32, 32), overlap=0.5, flips="hv")
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_another_scale_is_scored_on_the_full_size(scale: float, scenes, patches, settings):
+    plain = scored(Evaluator, scenes, scale=scale, window=(32, 32))
+    same = scored(BlendingEvaluator, scenes, scale=scale, window=(32, 32), overlap=0.5, flips="hv")
     assert plain.confusion.sum() == same.confusion.sum()
     assert {name: pred.shape for name, pred in maps(same).items()} == SHAPES
     places = scene_places(patches, "val", Path(settings["root"]))
-    stitched = scored(BlendingEvaluator, patches, places, patches=False, resolution=resolution)
+    stitched = scored(BlendingEvaluator, patches, places, patches=False, scale=scale)
     assert stitched.confusion.sum() == plain.confusion.sum()
 
 
@@ -187,7 +187,7 @@ def test_order_of_patches_by_scene_and_rank():
 
 def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tmp_path: Path):
     root = Path(settings["root"])
-    with pytest.raises(DataError, match=r"score=scenes needs patches of python -m pfseg.prepare, but .* has no index"):
+    with pytest.raises(DataError, match=r"score=scenes needs patches of pfseg prepare, but .* has no index"):
         scene_places(scenes, "val", source)
     with pytest.raises(DataError, match=r"but this data set has no index.json: prepare them, or use score=patches"):
         scene_places(scenes, "val", None)

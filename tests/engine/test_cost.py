@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pfseg import create_model
-from pfseg.config import check, compose
+from pfseg.commands.profile import profile
+from pfseg.config.compose import check, compose
 from pfseg.engine.cost import clock, count
-from pfseg.engine.fold import fold_batchnorm
 from pfseg.errors import ConfigError
-from pfseg.models.batchnorm import BatchNorm2d
-from pfseg.profile import profile
+from pfseg.inference.fold import fold_batchnorm
+from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfseg.boundary import BoundaryScores
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.devices import Nodes
 from pfseg.engine.evaluator import Evaluator, window_starts
 from pfseg.errors import DataError
-from pfseg.mpirun import _command, _environment
+from pfseg.launch.mpirun import _command, _environment
+from pfseg.metrics.boundary import BoundaryScores
 from pfseg.runtime import jt
 
 
@@ -123,14 +123,14 @@ def test_of_two_windows_the_later_wins():
     np.testing.assert_array_equal(found.panels[0][2], [[0, 0, 1, 1, 1, 1]] * 4)
 
 
-@pytest.mark.parametrize("resolution", [0.5, 2.0])
-def test_another_resolution_is_scored_on_the_full_size(resolution: float):
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_another_scale_is_scored_on_the_full_size(scale: float):
     pictures, network = Pictures((64, 64)), Network()
     pictures.images[0][:] = 0
     pictures.images[0][:, 32:] = 255
-    found = evaluator(pictures, resolution=resolution, window=(32, 32)).run(network, ignore)
+    found = evaluator(pictures, scale=scale, window=(32, 32)).run(network, ignore)
     assert {batch.shape[2:] for batch in network.seen} == {(32, 32)}
-    assert sum(map(len, network.seen)) == (1 if resolution == 0.5 else 16)
+    assert sum(map(len, network.seen)) == (1 if scale == 0.5 else 16)
     np.testing.assert_array_equal(found.confusion, [[63 * 32, 0], [0, 63 * 32]])
     assert found.panels[0][2].shape == (64, 64)
 
@@ -169,11 +169,11 @@ def test_the_sum_over_ranks_is_exact(tmp_path: Path):
     script = tmp_path / "sum.py"
     script.write_text(
         "import numpy as np\n"
-        "from pfseg.engine.evaluator import sum_over_ranks\n"
+        "from pfseg.engine.evaluator import sum_ranks\n"
         "from pfseg.runtime import rank\n"
-        "counts = sum_over_ranks(np.array([2**40 + 1, rank()]))\n"
+        "counts = sum_ranks(np.array([2**40 + 1, rank()]))\n"
         "assert counts.tolist() == [2**41 + 2, 1], counts\n"
-        "shares = sum_over_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
+        "shares = sum_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
         "assert shares.tolist() == [2 / 3, 0.1], shares\n"
     )
     env = _environment({"PFSEG_DEVICE": "cpu"})

@@ -5,7 +5,7 @@ import pytest
 
 from pfseg.engine import state
 from pfseg.errors import CheckpointError
-from pfseg.models.batchnorm import BatchNorm2d
+from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
 

@@ -69,7 +69,7 @@ def half_red(height: int, width: int) -> np.ndarray:
         ((20, 96), {"window": (32, 64)}, (20, 64)),
         ((40, 50), {"window": None}, (40, 50)),
         ((20, 50), {"window": None, "min_size": 64}, (20, 50)),
-        ((64, 96), {"window": (32, 32), "resolution": 0.5}, (64, 64)),
+        ((64, 96), {"window": (32, 32), "scale": 0.5}, (64, 64)),
     ],
 )
 def test_edges_of_the_first_window(size: tuple[int, int], options: dict[str, Any], expected: tuple[int, int]):

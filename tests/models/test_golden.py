@@ -8,9 +8,9 @@ import pytest
 
 from pfseg import create_model
 from pfseg.losses import PFNetLoss
-from pfseg.models.batchnorm import BatchNorm2d
 from pfseg.models.pfnet import PyramidPooling
 from pfseg.models.pointflow import PointFlow
+from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
 FEATURES, GRADIENTS, PARTS = 1e-3, 1e-2, 1e-4  # tolerances, relative to the largest value

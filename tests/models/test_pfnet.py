@@ -7,11 +7,11 @@ import pytest
 
 from pfseg import SegOutput, create_model
 from pfseg.errors import CheckpointError, ConfigError
-from pfseg.models.batchnorm import BatchNorm2d
 from pfseg.models.pfnet import PFNet
 from pfseg.models.pointflow import PointFlow
 from pfseg.models.res2net import Res2Net
 from pfseg.models.resnet import ResNet
+from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
 

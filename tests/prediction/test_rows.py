@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pfseg.data.normalise import Normalise
-from pfseg.engine.inference import Inference
+from pfseg.inference.windows import Inference
 from pfseg.prediction.image import Image
 from pfseg.prediction.rows import predict_resized, predict_rows
 

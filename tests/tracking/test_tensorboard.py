@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
 
-from pfseg.checks import check_loggers
+from pfseg.config.checks import check_loggers
 from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink
 from pfseg.tracking.tensorboard import TensorBoardLogger

@@ -1,0 +1,1 @@
+"""The commands of `pfseg`: one module each, started by `pfseg.commands.app`."""

@@ -1,0 +1,93 @@
+"""`pfseg preview`: training samples as the network would get them, as a picture and a table of classes.
+
+Takes the settings of train.py; `out`, `rows` and `samples` are its own, see conf/preview.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pfseg.build import build_dataset, build_loader
+from pfseg.config.compose import main
+from pfseg.data.base import ClassInfo
+from pfseg.data.loader import TrainLoader
+from pfseg.tracking.panels import save_samples
+
+
+class Shares(NamedTuple):
+    """How often each class comes up.
+
+    Attributes:
+        pixels: (K,) share of the labelled pixels.
+        samples: (K,) share of the samples that hold any of the class.
+        ignored: share of all pixels without a class.
+    """
+
+    pixels: np.ndarray
+    samples: np.ndarray
+    ignored: float
+
+
+def preview(config: dict[str, Any]) -> None:
+    """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
+    console = Console()
+    dataset = build_dataset(config["dataset"], "train")
+    loader = build_loader(config, dataset, workers=0)
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
+    masks = []
+    for image, mask, edge, name in islice(_samples(loader), max(config["samples"], config["rows"])):
+        masks.append(mask.astype(np.uint8))
+        if len(rows) < config["rows"]:
+            rows.append((_visible(image, config["dataset"]), mask, edge, name))
+    for warning in loader.pop_warnings():
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    out = Path(config["out"])
+    save_samples(out, rows, dataset.classes, ignore_index=config["dataset"]["ignore_index"])
+    found = class_shares(masks, dataset.num_classes)
+    console.print(_table(found, dataset.classes, f"{len(masks)} training samples, drawn from {len(dataset)}"))
+    console.print(f"{out}: {len(rows)} of them, {100 * found.ignored:.2g} % of all pixels are ignored", soft_wrap=True)
+
+
+def class_shares(masks: Sequence[np.ndarray], num_classes: int) -> Shares:
+    """Count the labels 0 to K - 1 of masks (H, W) uint8; any other is ignored."""
+    counts = np.array([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks])
+    labelled = counts.sum()
+    pixels = sum(mask.size for mask in masks)
+    return Shares(counts.sum(axis=0) / max(1, labelled), (counts > 0).mean(axis=0), float(1 - labelled / pixels))
+
+
+def _samples(loader: TrainLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
+    """Samples one by one, epoch after epoch."""
+    for epoch in count():
+        for batch in loader.epoch(epoch):
+            yield from zip(batch["image"], batch["mask"], batch["edge"], batch["name"], strict=True)
+
+
+def _visible(image: np.ndarray, data: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint8 RGB from normalised planes (3, H, W)."""
+    pixels = image.transpose(1, 2, 0) * np.array(data["std"]) + np.array(data["mean"])
+    return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+
+
+def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
+    table.add_column("class")
+    table.add_column("% of pixels", justify="right")
+    table.add_column("in % of samples", justify="right")
+    for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
+        name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
+        table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main(preview, "preview")

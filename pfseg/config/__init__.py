@@ -1,0 +1,1 @@
+"""Settings: their declaration, composing them with Hydra, and checks across them (no Jittor)."""

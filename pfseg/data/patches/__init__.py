@@ -1,1 +1,0 @@
-"""Whole scenes cut into patches: what `python -m pfseg.prepare` does."""

@@ -1,0 +1,1 @@
+"""Whole scenes cut into patches: what `pfseg prepare` does."""

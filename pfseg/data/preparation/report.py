@@ -1,0 +1,120 @@
+"""`report.md`: what a preparation gave, compared with what a complete archive gives, and every oddity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pfseg.data.preparation.preparation import Outcome, scene_key
+
+_SHOWN = 1000  # lines of one kind; the first ones tell enough
+
+
+def make_report(
+    index: Mapping[str, Any],
+    outcome: Outcome,
+    done: Mapping[str, Mapping[str, Any]],
+    *,
+    expected: Mapping[str, Any] | None,
+    faults: Sequence[str],
+    notes: Sequence[str],
+) -> str:
+    """Write the report.
+
+    Args:
+        index: see `pfseg.data.preparation.index.make_index`.
+        outcome: failures, and what was to be cut.
+        done: records of the finished scenes.
+        expected: see `compare`.
+        faults: what is wrong with the archive.
+        notes: what is worth knowing about it.
+
+    Returns:
+        Markdown, the same for the same patches however often the preparation was interrupted.
+    """
+    size = "whole scenes" if index["size"] is None else f"{_by(index['size'])} px at stride {_by(index['stride'])}"
+    lines = [f"# {index['dataset']}: {size}", "", f"Prepared by pfseg {index['pfseg']}.", ""]
+    lines += _table(["split", "scenes", "patches"], _counts(index), left=1)
+    lines += ["", *(f"* {text}" for text in [*compare(index, expected), *notes])]
+    lines += ["", "## Share of each class", "", *_shares(index)]
+    lines += _section("Scenes that failed", [f"{key}: {reason}" for key, reason in sorted(outcome.failures.items())])
+    lines += _section("Faults of the archive", faults)
+    lines += _section("Scenes without mask", [scene_key(scene) for scene in outcome.scenes if scene.mask is None])
+    lines += _section("Colours outside the class table, which are ignored", list(unknown_by_file(outcome, done)))
+    return "\n".join(lines) + "\n"
+
+
+def compare(index: Mapping[str, Any], expected: Mapping[str, Any] | None) -> list[str]:
+    """Compare the number of patches with that of a complete archive, if they were cut as those were.
+
+    Args:
+        index: see `pfseg.data.preparation.index.make_index`.
+        expected: `size` and `stride` in pixels, and for each split the number of patches; None compares nothing.
+    """
+    if expected is None:
+        return []
+    published = [[expected[key]] * 2 if isinstance(expected[key], int) else expected[key] for key in ("size", "stride")]
+    if published != [index["size"], index["stride"]]:
+        return []
+    lines = []
+    for split, count in expected.items():
+        if split in ("size", "stride"):
+            continue
+        got = len(index["splits"].get(split, {"patches": ()})["patches"])
+        same = "as many as" if got == count else f"a complete archive gives {count:,}"
+        lines.append(f"{split}: got {got:,} patches, {same}" + (" a complete archive gives" if got == count else ""))
+    return lines
+
+
+def unknown_by_file(outcome: Outcome, done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each mask with colours that the class table lacks."""
+    lines = []
+    for scene in outcome.scenes:
+        unknown = done.get(scene_key(scene), {}).get("unknown")
+        if unknown and scene.mask is not None:
+            most = ", ".join(unknown["most"])
+            lines.append(f"{scene.mask.name}: {unknown['pixels']:,} px of {unknown['colors']:,} colours ({most})")
+    return lines
+
+
+def _counts(index: Mapping[str, Any]) -> list[list[str]]:
+    parts = index["splits"].items()
+    return [[split, f"{part['scenes']:,}", f"{len(part['patches']):,}"] for split, part in parts]
+
+
+def _shares(index: Mapping[str, Any]) -> list[str]:
+    """In percent of the labelled pixels of each split; ignored pixels in percent of all."""
+    splits = {split: [row for row in part["patches"] if "pixels" in row] for split, part in index["splits"].items()}
+    splits = {split: patches for split, patches in splits.items() if patches}
+    if not splits:
+        return ["No masks."]
+    names = [info["name"] for info in index["classes"]]
+    columns = [_share_column(names, patches) for patches in splits.values()]
+    rows = [[name, *(column[place] for column in columns)] for place, name in enumerate([*names, "(ignored)"])]
+    return _table(["class", *(f"{split} %" for split in splits)], rows, left=1)
+
+
+def _share_column(names: Sequence[str], patches: Sequence[Mapping[str, Any]]) -> list[str]:
+    sums = dict.fromkeys(names, 0)
+    for row in patches:
+        for name, count in row["pixels"].items():
+            sums[name] += count
+    labelled, ignored = sum(sums.values()), sum(row["ignored"] for row in patches)
+    shares = [sums[name] / max(1, labelled) for name in names]
+    return [f"{100 * share:.3f}" for share in [*shares, ignored / max(1, labelled + ignored)]]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    rule = ["---" if place < left else "---:" for place in range(len(head))]
+    return [f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]]
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    rest = [f"* and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+    return ["", f"## {title} ({len(lines):,})", "", *(f"* {line}" for line in lines[:_SHOWN]), *rest]
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size)) if len(set(size)) > 1 else str(size[0])

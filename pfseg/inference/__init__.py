@@ -1,0 +1,1 @@
+"""Windows, views, blending and folding, for evaluation and prediction."""

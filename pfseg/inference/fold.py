@@ -1,0 +1,79 @@
+"""BatchNorm made part of the convolutions before it, for networks that are only used for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pfseg.ops.batchnorm import BatchNorm2d
+from pfseg.ops.convolution import Conv2d
+from pfseg.runtime import jt
+
+Module = Any  # jittor.Module, which ships no types
+
+
+def fold_batchnorm(model: Module) -> int:
+    """Multiply each BatchNorm's scale into the convolution that it follows, which takes over its ReLU too.
+
+    Which convolution that is shows one small image that is sent through the network. Outputs stay the same but for
+    rounding; the network can't be trained any more.
+
+    Args:
+        model: network with `predict`; it is put into evaluation mode and changed.
+
+    Returns:
+        Number of BatchNorms folded; one that follows something else than a convolution stays.
+    """
+    model.eval()
+    pairs = _find_pairs(model)
+    for convolution, norm in pairs:
+        scale = norm.weight.numpy() / np.sqrt(norm.running_var.numpy() + norm.eps)
+        bias = 0.0 if convolution.bias is None else convolution.bias.numpy()
+        shift = norm.bias.numpy() + (bias - norm.running_mean.numpy()) * scale
+        convolution.weight.assign(jt.array(convolution.weight.numpy() * scale[:, None, None, None]))
+        if convolution.bias is None:
+            convolution.bias = jt.array(shift.astype(np.float32))
+        else:
+            convolution.bias.assign(jt.array(shift.astype(np.float32)))
+        if isinstance(convolution, Conv2d):  # takes the ReLU into its own pass
+            convolution.relu, norm.relu = norm.relu, False
+        norm.fold()
+    return len(pairs)
+
+
+def _find_pairs(model: Module) -> list[tuple[Module, Module]]:
+    """Convolutions with the BatchNorm that their output goes to."""
+    outputs: list[tuple[Any, Module]] = []  # held, so that no other output gets the same identity
+    pairs: list[tuple[Module, Module]] = []
+
+    def convolution(module: Module, execute: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(x: Any) -> Any:
+            y = execute(x)
+            outputs.append((y, module))
+            return y
+
+        return call
+
+    def norm(module: Module, execute: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(x: Any) -> Any:
+            pairs.extend((source, module) for y, source in outputs if y is x)
+            return execute(x)
+
+        return call
+
+    kinds = ((jt.nn.Conv, convolution), (BatchNorm2d, norm))
+    watched: list[tuple[Module, Any]] = [
+        (module, watch) for module in model.modules() for kind, watch in kinds if isinstance(module, kind)
+    ]
+    for module, watch in watched:
+        module.execute = watch(module, module.execute)
+    try:
+        with jt.no_grad():
+            side = max(64, getattr(model, "min_size", 1))
+            model.predict(jt.zeros((1, 3, side, side)))
+    finally:
+        for module, _ in watched:
+            del module.execute
+    return pairs

@@ -1,0 +1,1 @@
+"""What each rank of a job does: training, evaluation."""

@@ -1,0 +1,212 @@
+"""The evaluation of one checkpoint in every rank, and the files that rank 0 leaves in its folder.
+
+results.json                           all scores, classes and the confusion matrix
+results.html                           the same to look at, with the pictures
+classes.csv, confusion.csv, images.csv per class, [truth][prediction] in pixels, per image
+confusion.png, samples.png, worst.png, best.png
+samples/                               maps of the worst and best images, for loggers that overlay them
+scenes/                                the same files for whole scenes, with score=both
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.build import build_dataset, build_evaluator, build_model
+from pfseg.data.base import ClassInfo, SegmentationDataset
+from pfseg.data.loader import EvalLoader
+from pfseg.data.preparation.places import scene_order, scene_places
+from pfseg.engine import state
+from pfseg.engine.blending import BlendingEvaluator
+from pfseg.engine.evaluator import Evaluation, Evaluator, sum_ranks
+from pfseg.engine.pictures import ImageScores, Panel
+from pfseg.engine.share import on_every_rank
+from pfseg.metrics.confusion import scores
+from pfseg.reporting.evaluation import to_html
+from pfseg.runtime import jt, rank, seed_everything, world_size
+from pfseg.tracking.panels import save_confusion, save_panels
+from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
+from pfseg.tracking.samples import save_maps
+from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+
+Config = dict[str, Any]
+CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
+
+
+def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
+    """Score the checkpoint of `config` in this rank; returns what becomes `result.json`.
+
+    Raises:
+        CheckpointError: unreadable, or not of the network that it says.
+        DataError: no data, or data that can't be scored as asked for.
+    """
+    seed_everything(config["seed"])
+    arrays, meta = load_checkpoint(on_every_rank(Path(config["checkpoint"])))
+    stored = _with_changes(meta["config"], config)
+    dataset = build_dataset(stored["dataset"], config["split"])
+    model = build_model(stored["model"], dataset.num_classes)
+    weights = {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}
+    state.load_model(model, weights, config["checkpoint"])
+    model.eval()
+    evaluator = _build(config, stored, dataset, model)
+    names = [info.name for info in dataset.classes]
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+
+    def write(event: str, **fields: Any) -> None:
+        if records:
+            records.write(event, step=meta["progress"]["step"], epoch=meta["epoch"], **fields)
+
+    def show(done: int, total: int) -> None:
+        if records:
+            records.progress("evaluating", done, total, step=meta["progress"]["step"], epoch=meta["epoch"])
+
+    device = "cuda" if jt.flags.use_cuda else "cpu"
+    write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
+    try:
+        found = evaluator.run(model.predict, show)
+        for warning in evaluator.loader.pop_warnings():
+            write("message", level="warning", text=warning)
+    finally:
+        evaluator.loader.close()
+    _gather(found, folder)
+    result = _scores(found, names, config["exclude"])
+    scenes = _scores(found.scenes, names, config["exclude"]) if found.scenes else {}
+    samples: list[dict[str, str]] = []
+    if rank() == 0:
+        samples = _save_extremes(folder, meta["progress"]["step"], found.details)
+        settings = {key: config[key] for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
+        settings["eval_size"] = stored["dataset"]["eval_size"] or "whole"
+        settings["contrast"] = stored["dataset"]["eval_contrast"] or "own"
+        results = {"checkpoint": config["checkpoint"], "step": meta["progress"]["step"], **settings}
+        results |= _results(found, result, names)
+        if found.scenes:
+            results["scenes"] = _results(found.scenes, scenes, names)
+            _write_files(folder / "scenes", found.scenes, scenes, dataset.classes)
+        _write_files(folder, found, result, dataset.classes)
+        write_atomic(folder / "results.json", json.dumps(plain(results), indent=1, allow_nan=False))
+        write_atomic(folder / "results.html", to_html(folder, plain(results), dataset.classes))
+    write(
+        "val",
+        **{f"val/{key}": value for key, value in result.items()},
+        **{f"val/scenes_{key}": value for key, value in scenes.items() if "/" not in key},
+        exclude=config["exclude"],
+        panels="samples.png" if found.panels else None,
+        samples=samples,
+        best=False,
+    )
+    write("confusion", confusion=found.confusion.tolist())
+    write("message", level="info", text=f"page: {shown(folder / 'results.html')}")
+    write("end", status="done")
+    return {"status": "done", "images": found.images, **result}
+
+
+def _with_changes(stored: Config, config: Config) -> Config:
+    """The settings of the training with what the evaluation changes in them."""
+    if config["dataset"]["root"] is not None:
+        stored["dataset"]["root"] = config["dataset"]["root"]
+    if config["batch_size"] is not None:
+        stored["batch_size"] = config["batch_size"]
+    if config["eval_size"] is not None:
+        stored["dataset"]["eval_size"] = None if config["eval_size"] == "whole" else config["eval_size"]
+    if config["contrast"] is not None:
+        stored["dataset"]["eval_contrast"] = None if config["contrast"] == "own" else config["contrast"]
+    stored["trainer"]["num_samples"] = config["num_samples"]
+    return stored
+
+
+def _build(config: Config, stored: Config, dataset: SegmentationDataset, model: Any) -> Evaluator:
+    names = [info.name for info in dataset.classes]
+    options: Config = {
+        "boundary": config["boundary"],
+        "details": partial(ImageScores, names, config["exclude"], config["num_samples"]),
+    }
+    build = partial(build_evaluator, stored, dataset, model)
+    views = {key: config[key] for key in ("overlap", "scales", "flips")}
+    if config["score"] == "patches":
+        plain_views = views == {"overlap": 0, "scales": [1], "flips": "none"}
+        return build(**options) if plain_views else build(BlendingEvaluator, **options, **views)
+    root = stored["dataset"].get("root")
+    places = scene_places(dataset, config["split"], Path(root) if root else None)
+    loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
+    patches = config["score"] == "both"
+    return build(BlendingEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+
+
+def _gather(found: Evaluation, folder: Path) -> None:
+    """Bring the scores and pictures of single images to rank 0, through the folder that all ranks share."""
+    if world_size() == 1:
+        return
+    kinds = {"images": found, **({"scenes": found.scenes} if found.scenes else {})}
+    for kind, part in kinds.items():
+        if rank() and part.details:
+            part.details.save(folder / f"{kind}-rank{rank()}.npz")
+    sum_ranks(np.zeros(1))  # waits for all ranks
+    if rank() == 0:
+        for kind, part in kinds.items():
+            for other in range(1, world_size()):
+                path = folder / f"{kind}-rank{other}.npz"
+                if part.details:
+                    part.details.merge(path)
+                path.unlink()
+
+
+def _scores(found: Evaluation, names: Sequence[str], exclude: Sequence[str]) -> dict[str, float]:
+    boundary = found.boundary.scores(names, exclude) if found.boundary else {}
+    return scores(found.confusion, names, exclude) | boundary
+
+
+def _results(found: Evaluation, result: dict[str, float], names: Sequence[str]) -> Config:
+    return {"images": found.images, **result, "classes": names, "confusion": found.confusion.tolist()}
+
+
+def _write_files(folder: Path, found: Evaluation, result: dict[str, float], classes: Sequence[ClassInfo]) -> None:
+    names = [info.name for info in classes]
+    pixels = found.confusion.sum(axis=1)
+    rows = [
+        [name, int(count), *(result[f"{column}/{name}"] for column in CLASS_COLUMNS)]
+        for name, count in zip(names, pixels, strict=True)
+    ]
+    _write_csv(folder / "classes.csv", ["class", "pixels", *CLASS_COLUMNS], rows)
+    matrix = [[name, *counts] for name, counts in zip(names, found.confusion.tolist(), strict=True)]
+    _write_csv(folder / "confusion.csv", ["truth \\ prediction", *names], matrix)
+    save_confusion(folder / "confusion.png", found.confusion, names)
+    if found.panels:
+        save_panels(folder / "samples.png", found.panels, classes)
+    if found.details is None:
+        return
+    _write_csv(folder / "images.csv", ["image", "mIoU", "OA"], sorted(found.details.rows))
+    for file, chosen in (("worst.png", found.details.worst), ("best.png", found.details.best)):
+        if chosen:
+            save_panels(folder / file, _scored(chosen), classes)
+
+
+def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[dict[str, str]]:
+    """Write the maps of the worst and the best images, for loggers that overlay them."""
+    if details is None:
+        return []
+    kinds = {"worst": details.worst, "best": details.best}
+    panels = [
+        panel._replace(name=f"{kind}: {panel.name}") for kind, chosen in kinds.items() for panel in _scored(chosen)
+    ]
+    return save_maps(folder, step, panels, [None] * len(panels))
+
+
+def _scored(chosen: Sequence[tuple[float, Panel]]) -> list[Panel]:
+    """Panels whose names tell the score."""
+    return [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])  # NaN is no value
+    write_atomic(path, file.getvalue())

@@ -1,0 +1,1 @@
+"""Starting and watching jobs: the driver's process, mpirun, ranks, SLURM, sweeps."""

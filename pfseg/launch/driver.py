@@ -1,0 +1,263 @@
+"""The driver's side of a job: start mpirun, follow its records, bring the result back (no Jittor).
+
+One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job.
+`run_job` writes `resolved.yaml`, `command.txt` and `environment.json` into the run folder, starts
+
+    mpirun -np <ranks> python -m pfseg.launch.worker <folder>
+
+feeds the rows of `metrics.jsonl` to the sinks (terminal, W&B), and returns `result.json` or raises the first rank's
+error. The ranks' own output is kept in `worker.log`. The folder is on this host only, where rank 0 runs: ranks on
+others get the configuration by their environment, and answer by their output.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfseg.devices import plan_nodes, plan_ranks
+from pfseg.errors import ConfigError, JobError
+from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
+from pfseg.launch.provenance import command_line, data_state, environment
+from pfseg.launch.watchdog import Watch, told
+from pfseg.launch.worker import pack_config, write_result
+from pfseg.tracking.records import Follower, Sink, shown, write_atomic
+
+SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
+_COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
+_NOISE = "contact information is unknown in file"  # of mpirun, at each word for ranks of which some are on this host
+_LOST_RANK = re.compile(r"process rank (\d+)")
+
+
+class JobStopped(JobError):
+    """A job that was told to stop, saved its state and left; `exit_code` is 143, 130 or 0."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """Keep the exit code that belongs to the signal."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_job(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    sinks: Sequence[Sink] = (),
+    worker_module: str = "pfseg.launch.worker",
+) -> dict[str, Any]:
+    """Run one job in its folder and wait for its end.
+
+    Args:
+        folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
+        config: the resolved configuration, plain values only; `job`, `gpus`, `ranks` and `launch` are read here.
+        sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
+        worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
+
+    Returns:
+        What the job wrote into `result.json`.
+
+    Raises:
+        ConfigError: the devices asked for are not there, or this process is itself a rank.
+        JobError: a rank failed; the message is the first failing rank's, without more for an error of the user.
+        JobStopped: the job was told to stop (SIGTERM, SIGINT, SIGUSR1 or `trainer.max_time`) and saved its state.
+    """
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        raise ConfigError(
+            "started by mpirun (OMPI_COMM_WORLD_RANK is set), expected one plain process: pfseg starts mpirun itself; "
+            "type for instance `python train.py ranks=2`"
+        )
+    folder = Path(folder).resolve()
+    ranks, gpus = plan_ranks(config)
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomic(folder / "resolved.yaml", text)
+    origin = environment() | {"data": data_state(config.get("dataset", {}).get("root"))}
+    write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
+    commands = folder / "command.txt"
+    earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
+    write_atomic(commands, f"{earlier}{command_line()}\n")  # a line for the start and for each resumption
+    for name in ("result.json", "error.txt"):  # of the run that is continued
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "errors", ignore_errors=True)
+
+    launch = config["launch"]
+    watch = Watch(ranks, launch.get("timeout"))
+    telemetry = _Telemetry(folder, sinks, watch)
+    try:
+        if launch["name"] == "inline":
+            work = importlib.import_module(worker_module).job
+            with telemetry.in_background():
+                write_result(folder, work(config, folder, lambda: False))
+            return _ending(folder, config, 0, None, telemetry)
+        process = Mpirun(
+            ["-m", worker_module, str(folder)],
+            ranks,
+            telemetry,
+            nodes=plan_nodes(config),
+            environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
+        )
+        with process.signals():
+            code = process.wait()
+        return _ending(folder, config, code, process.signum, telemetry)
+    finally:
+        telemetry.close()
+
+
+class _Telemetry:
+    """What the driver hears from the ranks: rows of the records file and lines of output."""
+
+    def __init__(self, folder: Path, sinks: Sequence[Sink], watch: Watch) -> None:
+        self.sinks, self.watch = list(sinks), watch
+        self.errors: list[dict[str, Any]] = []  # of ranks on hosts without the folder
+        self.hung: str | None = None
+        self.tail: collections.deque[str] = collections.deque(maxlen=30)
+        self.lost_rank: str | None = None
+        self.crashed = False
+        self._follower = Follower(folder / "metrics.jsonl", skip=True)
+        self._log = open(folder / "worker.log", "ab", buffering=0)
+        self._compiled: tuple[int, int] | None = None
+        self._started, self._alive = time.monotonic(), False
+
+    def line(self, text: str) -> None:
+        """Take one line of the ranks' output; called by the reading thread."""
+        if counts := _COMPILING.search(text):
+            self._compiled = (int(counts[1]), int(counts[2]))
+        elif row := told(text):
+            if "beat" in row:
+                self.watch.hear(row)
+            else:
+                self.errors.append(row)
+        elif text.strip() and _NOISE not in text:
+            self.tail.append(text)
+            self.crashed = self.crashed or "Caught segfault" in text  # Jittor's handler, which then exits with 1
+            if lost := _LOST_RANK.search(text):
+                self.lost_rank = lost[1]
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Append to `worker.log`; where the disk is full, `tail` still holds the last lines."""
+        try:
+            self._log.write(f"{text}\n".encode())
+        except OSError:
+            pass
+
+    def poll(self) -> None:
+        """Hand on what has come since the last call."""
+        if counts := self._compiled:
+            self._compiled, self._alive = None, True
+            self.tell("compiling", *counts)
+        for row in self._follower.rows():
+            self._alive = True
+            self.tell("record", row)
+        seconds = time.monotonic() - self._started
+        if not self._alive and seconds >= SILENCE_SECONDS:
+            self.tell("waiting", seconds)
+
+    def given_up(self) -> bool:
+        """Tell whether a rank has been silent for too long."""
+        self.hung = self.hung or self.watch.hung()
+        return self.hung is not None
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Call each sink; leave out for good one that fails: it must not end a training."""
+        for sink in list(self.sinks):
+            try:
+                getattr(sink, method)(*args)
+            except Exception as error:
+                self.sinks.remove(sink)
+                text = f"{type(sink).__name__} failed and is left out from here on: {type(error).__name__}: {error}"
+                self.log(text)
+                self.tell("message", text, "warning")
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Follow the records in a thread while the job runs in this process."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(POLL_SECONDS):
+                self.poll()
+
+        thread = threading.Thread(target=follow, name="pfseg-records", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.poll()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._follower.close()
+        self._log.close()
+
+
+def _ending(
+    folder: Path, config: dict[str, Any], code: int, signum: int | None, telemetry: _Telemetry
+) -> dict[str, Any]:
+    """Return the result, or raise what the ranks left behind."""
+    files = sorted((folder / "errors").glob("rank*.json"))
+    errors = telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    if errors:
+        raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry)
+    if telemetry.hung:
+        raise JobError(f"{telemetry.hung}{_how_to_resume(folder, config)}")
+    exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
+    result = folder / "result.json"
+    if code == 0 and result.exists():
+        row = json.loads(result.read_text(encoding="utf-8"))
+        if row.get("status") != "stopped":
+            return row
+        raise JobStopped(f"stopped at step {row.get('step', '?')}{_how_to_resume(folder, config)}", exit_code)
+    if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1):  # too early for the ranks' own handler
+        raise JobStopped(f"stopped before the first step{_how_to_resume(folder, config)}", exit_code)
+    if signum is not None and code == -signal.SIGKILL:
+        raise JobStopped(f"killed{_how_to_resume(folder, config)}", exit_code)
+    if tail := "\n".join(telemetry.tail).strip():
+        telemetry.tell("message", tail, "error")
+    cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)
+    raise JobError(f"{cause}; full output: {shown(folder / 'worker.log')}")
+
+
+def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry) -> JobError:
+    if error["user"]:
+        failure = JobError(error["message"])
+    else:
+        text = f"rank {error['rank']}: {error['type']}: {error['message'].partition(chr(10))[0]}"
+        telemetry.log(error["traceback"])
+        telemetry.tell("message", error["traceback"].rstrip(), "error")
+        failure = JobError(f"{text}; traceback and full output: {shown(folder / 'worker.log')}")
+    failure.exit_code = error["exit_code"]
+    return failure
+
+
+def _cause(code: int, lost_rank: str | None) -> str:
+    rank = f"rank {lost_rank}" if lost_rank is not None else "a rank"
+    number = code - 128 if code > 128 else -code
+    if number == signal.SIGKILL:
+        return f"{rank} was killed (exit code 137): often the machine ran out of memory; try a smaller batch_size"
+    if number == signal.SIGSEGV:
+        return f"{rank} crashed (segmentation fault, exit code 139)"
+    if number in set(signal.Signals):
+        return f"{rank} was ended by {signal.Signals(number).name} (exit code {128 + number})"
+    return f"the job ended without a result (exit code {code})"
+
+
+def _how_to_resume(folder: Path, config: dict[str, Any]) -> str:
+    if config.get("job") != "train" or not any((folder / "checkpoints").glob("last.*")):
+        return "; nothing was saved"
+    return f"; go on with: python train.py resume={shlex.quote(shown(folder))}"

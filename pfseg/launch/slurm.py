@@ -1,0 +1,89 @@
+"""A job script for SLURM that starts a command again inside an allocation, and goes on when it is submitted anew."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pfseg.errors import JobError
+from pfseg.tracking.records import shown, write_atomic
+
+SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoint and the way out
+
+
+def write_script(folder: Path, config: dict[str, Any], overrides: Sequence[str]) -> Path:
+    """Write `job.sh` into the run folder.
+
+    Args:
+        folder: the run folder, which the job will use too.
+        config: the checked configuration, with `launch`, `gpus` and `ranks`.
+        overrides: of the command line; those of `launch` are left out, for the job runs under mpirun.
+
+    Returns:
+        The script's path.
+
+    Raises:
+        JobError: it can't be written.
+    """
+    launch, folder = config["launch"], folder.absolute()
+    command = [sys.executable, str(Path(sys.argv[0]).absolute())]
+    kept = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] != "launch"]
+    inside = [f"launch.{key}={_plain(launch[key])}" for key in ("timeout", "interface")]
+    start = shlex.join([*command, *kept, "launch=mpi", *inside, f"hydra.run.dir={folder}"])
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in _options(folder, config)),
+        "",
+        *launch["setup"],
+        f"cd {shlex.quote(str(Path.cwd()))} || exit",
+    ]
+    if config["job"] == "train":
+        lines += [
+            f"if [ -e {shlex.quote(str(folder / 'checkpoints' / 'last.safetensors'))} ]; then # submitted again: go on",
+            f"  exec {shlex.join([*command, f'resume={folder}'])}",
+            "fi",
+        ]
+    path = folder / "job.sh"
+    write_atomic(path, "\n".join([*lines, f"exec {start}", ""]))
+    return path
+
+
+def submit(script: Path) -> str:
+    """Hand a script to sbatch; returns what it answers.
+
+    Raises:
+        JobError: sbatch is missing or refuses.
+    """
+    if shutil.which("sbatch") is None:
+        raise JobError(f"sbatch not found: run `sbatch {shown(script)}` on a host of the cluster (launch.submit=true)")
+    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
+    if done.returncode:
+        raise JobError(f"sbatch refused {shown(script)}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
+
+
+def _options(folder: Path, config: dict[str, Any]) -> list[str]:
+    launch, gpus = config["launch"], config["gpus"]
+    wanted = {
+        "job-name": config.get("name", config["job"]),
+        "output": folder / "slurm-%j.log",
+        "nodes": launch["nodes"],
+        "ntasks-per-node": config["ranks"] // launch["nodes"],
+        "gpus-per-node": gpus if isinstance(gpus, int) else max(gpus) + 1,
+        "cpus-per-task": launch["cpus_per_task"],
+        "mem": launch["memory"],
+        "time": launch["time"],
+        "partition": launch["partition"],
+        "account": launch["account"],
+        "signal": f"B:USR1@{SAVING_SECONDS}",  # to the script, which has become the driver
+    }
+    return [*(f"--{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value), *launch["options"]]
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value)

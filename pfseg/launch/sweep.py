@@ -1,0 +1,196 @@
+"""What a sweep (`-m`) leaves besides its jobs: a table of them, `multirun.csv`, and one exit code.
+
+A sweep that is told to stop ends its running jobs as a single run ends, starts no further ones, and sums up those that
+ran. The file `.stopped` in its folder, with the exit code, tells the jobs and the sweep's driver.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pfseg.errors import ConfigError, JobError
+from pfseg.reporting.runs import Run, find_runs, read_runs
+from pfseg.reporting.table import STYLES, duration
+from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking.records import shown, write_atomic
+
+_MARK = ".stopped"
+_COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "seconds", "error", "folder")
+
+
+@contextmanager
+def sweep(folder: Path) -> Iterator[None]:
+    """Run a sweep inside: signals stop it as a whole, and whatever happens ends with the summary.
+
+    Args:
+        folder: the sweep's, in which each job has one.
+
+    Raises:
+        JobError: a job failed, or the sweep was stopped (`exit_code` says by which signal).
+    """
+    (folder / _MARK).unlink(missing_ok=True)
+    try:
+        with _signals_passed_on(folder):
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        runs = summarise(folder)
+        if (code := stopped(folder)) is not None:
+            raise _error(
+                f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}", code
+            ) from None
+        failed = [run for run in runs if run.status not in ("finished", "stopped")]
+        if isinstance(error, KeyboardInterrupt) or not failed:
+            raise
+        raise JobError(f"{len(failed)} of {len(runs)} jobs failed; see {_csv(folder)}") from error
+    summarise(folder)
+
+
+def mark_stopped(folder: Path, code: int) -> None:
+    """Let no further job of the sweep start; `code` is what its driver ends with."""
+    write_atomic(folder / _MARK, str(code))
+
+
+def stopped(folder: Path) -> int | None:
+    """The exit code of a sweep that was told to stop, None of another."""
+    try:
+        return int((folder / _MARK).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def summarise(folder: Path) -> list[Run]:
+    """Show the jobs of a sweep that have started as a table, and write `multirun.csv`; returns them."""
+    try:
+        runs = read_runs(find_runs([str(folder)]))
+    except ConfigError:  # none has started
+        return []
+    overrides = [_overrides(run) for run in runs]
+    write_atomic(folder / "multirun.csv", _to_csv(runs, overrides))
+    shared = set.intersection(*map(set, overrides)) if len(runs) > 1 else set()
+    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console.print(_table(runs, [[text for text in own if text not in shared] for own in overrides]))
+    for run in runs:
+        if run.status != "finished" and run.detail:
+            console.print(Text(f"{_job(run)}: {run.detail}", STYLES[run.status]), soft_wrap=True)
+    console.print(Text(f"written: {_csv(folder)}", "dim"), soft_wrap=True)
+    return runs
+
+
+def _table(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("job", justify="right")
+    table.add_column("overrides", overflow="fold")
+    table.add_column("best mIoU", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
+    for run, own in zip(runs, overrides, strict=True):
+        miou = run.best.miou if run.best else None
+        score = Text("-" if miou is None else f"{miou:.2f}", "bold" if miou is not None and miou == best else "")
+        seconds = "-" if run.seconds is None else duration(run.seconds)
+        table.add_row(_job(run), " ".join(own) or "-", score, seconds, Text(run.status, STYLES[run.status]))
+    return table
+
+
+def _to_csv(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for run, own in zip(runs, overrides, strict=True):
+        best = run.best
+        scores = [best.miou, best.step] if best else [None, None]
+        seconds = None if run.seconds is None else round(run.seconds, 3)
+        writer.writerow([_job(run), " ".join(own), run.status, *scores, run.steps, seconds, run.detail, run.folder])
+    return file.getvalue()
+
+
+def _overrides(run: Run) -> list[str]:
+    try:
+        found = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    return [str(text) for text in found] if isinstance(found, list) else []
+
+
+def _job(run: Run) -> str:
+    return run.folder.name
+
+
+def _csv(folder: Path) -> str:
+    return shown((folder / "multirun.csv").absolute())
+
+
+def _error(message: str, code: int) -> JobError:
+    error = JobError(message)
+    error.exit_code = code
+    return error
+
+
+# Signals
+
+
+@contextmanager
+def _signals_passed_on(folder: Path) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT to a sweep's driver into a stop of its jobs; a second Ctrl-C ends the sweep at once.
+
+    Jobs that the driver runs itself, one by one, take the signals over while they run (`pfseg.launch.mpirun`).
+    """
+    first: list[float] = []
+
+    def stop(signum: int, frame: object) -> None:
+        if first and signum == signal.SIGINT and time.monotonic() - first[0] > 0.5:  # sooner it is the same key press
+            raise KeyboardInterrupt
+        first.append(time.monotonic())
+        mark_stopped(folder, 128 + signum)
+        drivers = _drivers()
+        for pid in drivers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        if not drivers:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drivers() -> list[int]:
+    """Processes below this one that wait for an mpirun: the drivers of running jobs."""
+    parents: dict[int, int] = {}
+    starters: set[int] = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        except OSError:  # it has just ended
+            continue
+        pid, parent = int(stat.parent.name), int(rest.split()[1])
+        parents[pid] = parent
+        if name in ("mpirun", "prterun"):
+            starters.add(parent)
+
+    def below(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == os.getpid():
+                return True
+        return False
+
+    return [pid for pid in starters if below(pid)]

@@ -1,0 +1,137 @@
+"""One rank of a job: `mpirun ... python -m pfseg.launch.worker <run folder>`, started by `pfseg.launch.driver`.
+
+The rank gets the configuration by its environment, does the job that it describes and, on rank 0, writes
+`result.json`. A rank that fails leaves `errors/rank<k>.json` and ends with exit code 1, upon which mpirun ends the
+others. On a host without the run folder it tells the driver of its error instead.
+
+Loading processes started by `spawn` import this module again, so its imports stay light: no Jittor, no OpenCV.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pfseg.devices import choose_gpus
+from pfseg.errors import ConfigError, PfsegError
+from pfseg.launch.mpirun import die_with_parent
+from pfseg.launch.watchdog import Pulse, tell
+from pfseg.tracking.records import plain, write_atomic
+
+_CONFIG = "PFSEG_JOB"  # the variable with the configuration
+Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
+
+
+def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Do the job that `config` describes; see `pfseg.jobs`."""
+    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(config, folder, stop)
+    return done
+
+
+def pack_config(text: str) -> dict[str, str]:
+    """Variable by which ranks get the resolved configuration, which is YAML text, on hosts without the run folder."""
+    return {_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
+
+
+def take_config() -> dict[str, Any]:
+    """Take the configuration out of the environment, which later children then don't inherit."""
+    import yaml
+
+    return yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+
+
+def main(folder: Path, work: Job = job) -> int:
+    """Run this rank's part of the job in `folder`.
+
+    Args:
+        folder: the run folder; it may not exist on this rank's host.
+        work: called with the configuration, the folder and `stop()`, which is True once SIGUSR1 has come;
+            what it returns goes into `result.json`.
+
+    Returns:
+        0. A failing rank doesn't return: it leaves at once, past MPI_Finalize, which would wait for the others.
+    """
+    # mpirun sends SIGUSR1 to the rank and all its children: a handler would leave compilers and loading processes to
+    # die of it, and break Jittor's file lock. Ignored, also by children; and blocked, so that it stays pending for
+    # `stop` to find (Linux keeps a blocked signal even if it is ignored).
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    die_with_parent()
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+    try:
+        config = take_config()
+        limit = config["launch"].get("timeout")
+        pulse = Pulse(rank, limit) if limit is not None else None
+        _choose_devices(config)
+        result = work(config, folder, stop)
+        if rank == 0:
+            write_result(folder, result)
+        if pulse:
+            pulse.end()
+    except BaseException as error:
+        _report(folder, rank, error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    return 0
+
+
+def stop() -> bool:
+    """Tell whether this rank was asked to save its state and leave."""
+    return signal.SIGUSR1 in signal.sigpending()
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`, which tells the driver that the job came to its end."""
+    write_atomic(folder / "result.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+
+
+def _choose_devices(config: dict[str, Any]) -> None:
+    """Give each rank of a host its share of the cores, and a GPU of its own so that not all of them take the first."""
+    local_rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local_size)))
+    if os.environ.get("PFSEG_DEVICE") == "cpu":
+        return
+    gpus = choose_gpus(config["gpus"])
+    if not gpus:
+        raise ConfigError(
+            f"host {socket.gethostname()} has no GPU but the one that started the job has: "
+            "leave it out of launch.hosts, or add gpus=0"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank % len(gpus)]
+
+
+def _report(folder: Path, rank: int, error: BaseException) -> None:
+    text = "".join(traceback.format_exception(error))
+    row = {
+        "rank": rank,
+        "time": time.time(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": text,
+        "user": isinstance(error, PfsegError),
+        "exit_code": getattr(error, "exit_code", 1),
+    }
+    try:
+        if not (folder / "resolved.yaml").exists():
+            raise FileNotFoundError(folder)
+        write_atomic(folder / "errors" / f"rank{rank}.json", json.dumps(row, indent=2) + "\n")
+    except (PfsegError, FileNotFoundError):  # a full disk, or another host
+        tell(**row)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Scores: confusion matrix and boundaries (no Jittor)."""

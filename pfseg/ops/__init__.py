@@ -1,0 +1,1 @@
+"""Operators of the networks: convolution, BatchNorm, resampling."""

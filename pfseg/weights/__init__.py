@@ -1,0 +1,1 @@
+"""Weights files: reading them, starting from them, checkpoints."""

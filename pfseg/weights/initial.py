@@ -1,0 +1,86 @@
+"""Weights that a training starts from: those of a backbone, or of a whole network with another class count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pfseg.errors import CheckpointError
+from pfseg.runtime import jt
+from pfseg.weights.checkpoint import read_meta
+from pfseg.weights.reading import WeightMatch, match_weights, read_weights
+
+Module = Any  # jittor.Module, which ships no types
+
+
+def load_backbone(model: Module, path: Path, rename: Callable[[str], str] | None) -> str:
+    """Load a backbone file into `layer0` .. `layer4`; `rename` turns its names into the network's.
+
+    Returns:
+        What was loaded, skipped and reshaped.
+
+    Raises:
+        CheckpointError: unreadable, or nothing in it matches.
+    """
+    state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
+    match = match_weights(_shapes(state), read_weights(path), rename)
+    if not match.loaded:
+        raise CheckpointError(
+            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}; "
+            f"give a backbone file of this network (config: model.pretrained). {_line(match)}"
+        )
+    _assign(state, match)
+    return match.report()
+
+
+def load_network(model: Module, path: Path) -> str:
+    """Load a whole network's weights; layers that differ in the number of classes alone keep their initialisation.
+
+    Args:
+        model: network with `num_classes`, and `variant` if it has variants.
+        path: checkpoint of a run, safetensors, `.pth` or `.pkl`.
+
+    Returns:
+        What was loaded and what was left.
+
+    Raises:
+        CheckpointError: unreadable, or of another network or variant.
+    """
+    state = model.state_dict()
+    weights = read_weights(path)
+    match = match_weights(_shapes(state), weights)
+    names = [text.partition(":")[0] for text in match.mismatched]
+    other = [name for name in names if not _differs_in_classes(weights[name].shape, state[name].shape, model)]
+    if match.missing or other:
+        raise CheckpointError(
+            f"{path} is no such network: {_line(match)}. Give a file of the same network, with any number of "
+            "classes (config: model.init, model), or one of the backbone alone as model.pretrained"
+        )
+    meta, variant = read_meta(path), getattr(model, "variant", None)
+    stored = meta["config"].get("model", {}).get("variant") if meta else variant
+    if stored != variant:
+        raise CheckpointError(
+            f"{path} was trained with model.variant={stored}, this run has {variant}, which pools differently under "
+            f"the same names; set model.variant={stored} (config: model.init)"
+        )
+    _assign(state, match)
+    left = f"; left at their initialisation, of {model.num_classes} classes: {', '.join(names)}" if names else ""
+    return f"started from {path}: {len(match.loaded)} of {len(state)} weights{left}"
+
+
+def _differs_in_classes(theirs: tuple[int, ...], ours: list[int], model: Module) -> bool:
+    return ours[0] == model.num_classes and list(theirs[1:]) == list(ours[1:])
+
+
+def _line(match: WeightMatch) -> str:
+    return match.report().replace("\n", "; ")
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(var.shape) for key, var in state.items()}
+
+
+def _assign(state: dict[str, Any], match: WeightMatch) -> None:
+    for key, value in match.loaded.items():
+        state[key].assign(jt.array(value))

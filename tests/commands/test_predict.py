@@ -1,0 +1,475 @@
+"""`pfseg predict`, with a network whose answer is known: each pixel has the class of its strongest colour."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+from data.fakes import write
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+from runs import ENVIRONMENT, ROOT
+from tiny_network import CLASSES, make_checkpoint
+
+from pfseg.commands.predict import run
+from pfseg.config.compose import check, compose
+from pfseg.data.preparation.files import WriteError
+from pfseg.errors import CheckpointError, ConfigError, DataError
+from pfseg.prediction.image import Image
+from pfseg.weights.checkpoint import save_checkpoint
+
+DATA = ROOT.parent / "shared" / "data"
+UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "colour.safetensors")
+
+
+@pytest.fixture
+def predict(checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+    def predict(*overrides: str, given: Path = tmp_path / "in") -> Path:
+        settings = [f"checkpoint={checkpoint}", "trust=true", f"input='{given}'", f"output='{tmp_path / 'out'}'"]
+        run(check(compose("predict", [*settings, *overrides])))
+        return tmp_path / "out"
+
+    return predict
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Random colours, (H, W, 3) uint8 RGB, no two channels of a pixel alike."""
+    values = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
+    return (3 * values + np.arange(3)).astype(np.uint8)
+
+
+def save_tif(path: Path, bands: np.ndarray, kinds: list[ColorInterp] | None = None, **profile: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = bands.shape
+    shape = {"height": height, "width": width, "count": count, "dtype": bands.dtype}
+    with warnings.catch_warnings(action="ignore"), rasterio.open(path, "w", "GTiff", **shape, **profile) as file:
+        file.write(bands)
+        if kinds:
+            file.colorinterp = kinds
+
+
+def planes(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def grey(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+# What comes out
+
+
+def test_a_folder_of_pictures(predict, tmp_path):
+    """Larger and smaller than a window, below other folders; each map has the size of its image."""
+    pictures = {"a.png": picture(150, 201), "b/c.png": picture(40, 30, 1), "b/d.bmp": picture(64, 64, 2)}
+    for name, pixels in pictures.items():
+        write(tmp_path / "in" / name, pixels)
+    out = predict("outputs=[classes,color,overlay,probabilities]")
+    for name, pixels in pictures.items():
+        stem = (out / name).with_suffix("")
+        labels = grey(Path(f"{stem}.png"))
+        assert np.array_equal(labels, pixels.argmax(2))
+        palette = np.array([row["color"] for row in CLASSES])
+        assert np.array_equal(grey(Path(f"{stem}_color.png"))[..., ::-1], palette[labels])
+        assert np.array_equal(grey(Path(f"{stem}_overlay.png"))[..., ::-1], (palette[labels] + pixels) // 2)
+        probabilities = np.load(f"{stem}_probs.npy", mmap_mode="r")
+        assert probabilities.dtype == np.float16 and probabilities.shape == (*labels.shape, 3)
+        assert np.array_equal(probabilities.argmax(2), labels)
+        np.testing.assert_allclose(probabilities.sum(2, dtype=float), 1, atol=2e-3)
+    assert len(list(out.rglob("*"))) == 14  # with the folder b and the record
+
+
+def test_a_geotiff_keeps_its_place(predict, tmp_path):
+    pixels = picture(300, 517)
+    pixels[:70, 100:] = 0
+    save_tif(tmp_path / "in" / "scene.tif", planes(pixels), nodata=0, **UTM)
+    out = predict("outputs=[classes,color,probabilities]")
+    valid = pixels.any(2)
+    with rasterio.open(out / "scene.tif") as file:
+        assert (file.crs.to_string(), file.transform, file.shape) == (UTM["crs"], UTM["transform"], (300, 517))
+        assert (file.nodata, file.dtypes, file.descriptions) == (255, ("uint8",), ("class",))
+        assert file.profile["tiled"] and file.profile["compress"] == "deflate"
+        assert file.block_shapes == [(256, 256)]
+        assert np.array_equal(file.read(1), np.where(valid, pixels.argmax(2), 255))
+        assert [file.colormap(1)[k][:3] for k in range(3)] == [tuple(row["color"]) for row in CLASSES]
+    with rasterio.open(out / "scene_color.tif") as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+        assert np.array_equal(file.read(4) > 0, valid)
+    with rasterio.open(out / "scene_probs.tif") as file:
+        assert file.descriptions == ("red", "green", "blue")
+        assert file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "16"
+        found = file.read()
+        assert np.array_equal(found.argmax(0)[valid], pixels.argmax(2)[valid]) and not found[:, ~valid].any()
+
+
+def test_transparent_pixels_have_no_data(predict, tmp_path):
+    pixels = picture(90, 70)
+    alpha = np.zeros((90, 70, 1), np.uint8)
+    alpha[10:40, 20:60] = 255
+    save_tif(tmp_path / "in" / "a.tif", planes(np.concatenate([pixels, alpha], 2)))
+    (tmp_path / "in").mkdir(exist_ok=True)
+    assert cv2.imwrite(str(tmp_path / "in" / "b.png"), np.concatenate([pixels[..., ::-1], alpha], 2))
+    out = predict()
+    expected = np.where(alpha[..., 0] > 0, pixels.argmax(2), 255)
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(out / "a.tif") as file:
+        assert np.array_equal(file.read(1), expected) and file.nodata == 255 and file.crs is None
+    assert np.array_equal(grey(out / "b.png"), expected)
+    predict("nodata=false", "overwrite=true")
+    assert np.array_equal(grey(out / "b.png"), pixels.argmax(2))
+
+
+def test_bands_of_many_are_chosen(predict, tmp_path):
+    pixels = picture(80, 70)
+    many = np.zeros((12, 80, 70), np.uint16)
+    many[[7, 3, 5]] = planes(pixels).astype(np.uint16) * 40 + 1000
+    save_tif(tmp_path / "in" / "scene.tif", many)
+    with pytest.raises(DataError, match=r"scene.tif has 12 bands \(gray, .*\); say which are .*: bands=\[2,1,0\]"):
+        predict()
+    with pytest.raises(DataError, match=r"has 12 bands .*, but bands=\[7, 3, 12\] asks for band 12, counted from 0"):
+        predict("bands=[7,3,12]", "overwrite=true")
+    out = predict("bands=[7,3,5]", "stretch=[0,100]", "format=png", "overwrite=true")
+    assert (grey(out / "scene.png") == pixels.argmax(2)).mean() > 0.95  # but for rounding to 8 bits
+
+
+def test_contrast_is_that_of_the_whole_image(predict, tmp_path):
+    """A hazy image becomes the clear one, whichever rows are read at a time."""
+    clear = picture(200, 70) // 2 + 60
+    hazy = ((clear - clear.mean()) * 0.6 + clear.mean()).round().astype(np.uint8)
+    rows = []
+    for name, pixels in (("clear", clear), ("hazy", hazy)):
+        save_tif(tmp_path / f"{name}.tif", planes(pixels))
+        with Image(tmp_path / f"{name}.tif", bands=None, stretch=None, contrast=float(clear.std())) as image:
+            rows.append(np.concatenate([image.read(top, top + 50)[0] for top in range(0, 200, 50)]))
+    assert np.array_equal(rows[0], clear)
+    assert np.abs(rows[0].astype(int) - rows[1]).max() <= 1  # rounding
+    save_tif(tmp_path / "in" / "a.tif", planes(hazy))
+    maps = [grey(predict("format=png", f"contrast={value}", "overwrite=true") / "a.png") for value in ("own", 1)]
+    assert not np.array_equal(*maps)
+
+
+def test_four_bands_are_refused_unless_the_file_says_what_they_are(predict, tmp_path):
+    pixels = picture(70, 70)
+    four = np.concatenate([planes(pixels), np.full((1, 70, 70), 250, np.uint8)])
+    kinds = [ColorInterp.undefined] * 4
+    save_tif(tmp_path / "in" / "a.tif", four, kinds, photometric="minisblack")
+    with pytest.raises(DataError, match=r"1 of 1 images could not be .* has 4 bands \(.*\); say which are red"):
+        predict()
+    save_tif(tmp_path / "in" / "a.tif", four[[2, 1, 0, 3]], [*map(ColorInterp, (5, 4, 3)), ColorInterp.undefined])
+    out = predict("format=png")
+    assert np.array_equal(grey(out / "a.png"), pixels.argmax(2))
+
+
+def test_sixteen_bits(predict, tmp_path, capsys):
+    """The full range as in training, with a warning where it is dark; percentiles leave out what holds no data."""
+    pixels = planes(picture(70, 80)).astype(np.uint16)
+    pixels[:, :20] = 65535
+    save_tif(tmp_path / "in" / "a.tif", pixels, nodata=65535)
+    predict("format=png")
+    assert re.search(
+        r"a.tif: 99 % of its values of 16 bits are at most 23\d, so .* nearly black .*; stretch=\[2,98\] uses its own",
+        capsys.readouterr().out,
+    )
+    out = predict("format=png", "stretch=[0,100]", "overwrite=true")
+    low, high = (bound(pixels[:, 20:].astype(float), axis=(1, 2))[:, None, None] for bound in (np.min, np.max))
+    scaled = np.round((pixels - low) / (high - low) * 255)
+    assert np.array_equal(grey(out / "a.png"), np.where(pixels[0] < 65535, scaled.argmax(0), 255))
+    save_tif(tmp_path / "in" / "a.tif", pixels.astype(np.float32), nodata=65535)
+    with pytest.raises(DataError, match=r"a.tif has values of float32; expected 8 or 16 bits .*: set stretch=\[2,98\]"):
+        predict("format=png", "overwrite=true")
+
+
+def test_a_palette_becomes_colours(predict, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, (1, 70, 70), np.uint8)
+    path = tmp_path / "in" / "a.tif"
+    save_tif(path, labels, photometric="palette")
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (9, 200, 9), 1: (0, 0, 99), 2: (250, 0, 0)})
+    assert np.array_equal(grey(predict("format=png") / "a.png"), np.array([1, 2, 0], np.uint8)[labels[0]])
+
+
+def test_polygons_in_longitude_and_latitude(predict, tmp_path):
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[...] = (200, 0, 0)
+    pixels[10:30, 20:60] = (0, 0, 200)
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), **UTM)
+    out = predict("outputs=[polygons]")
+    features = json.loads((out / "a.geojson").read_text())["features"]
+    assert sorted(each["properties"]["class"] for each in features) == ["blue", "red"]
+    (blue,) = [each for each in features if each["properties"] == {"class": "blue", "id": 2, "color": "#0000ff"}]
+    corners = rasterio.warp.transform("EPSG:4326", UTM["crs"], *zip(*blue["geometry"]["coordinates"][0], strict=True))
+    assert {(round(x, 1), round(y, 1)) for x, y in zip(*corners, strict=True)} == {
+        (500_000 + x, 5_400_000 - y) for x in (10, 30) for y in (5, 15)
+    }
+    assert [path.name for path in sorted(out.iterdir())] == [".pfseg.json", "a.geojson"]
+
+
+def test_polygons_without_a_crs(predict, tmp_path, capsys):
+    write(tmp_path / "in" / "a.png", np.full((70, 70, 3), (0, 200, 0), np.uint8))
+    (feature,) = json.loads((predict("outputs=[polygons,classes]") / "a.geojson").read_text())["features"]
+    assert feature["properties"]["class"] == "green"
+    assert sorted(feature["geometry"]["coordinates"][0])[-1] == [70, 70]
+    assert "the image has no CRS, so that the polygons are in its own coordinates" in capsys.readouterr().out
+
+
+def test_polygons_as_a_geopackage(predict, tmp_path):
+    """In the CRS of the image, beside the same polygons as GeoJSON."""
+    pixels = np.full((60, 100, 3), (200, 0, 0), np.uint8)
+    pixels[10:30, 20:60] = (0, 0, 200)
+    pixels[0, :15] = 0
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), nodata=0, **UTM)
+    out = predict("outputs=[geopackage,polygons,classes]")
+    assert [path.name for path in sorted(out.iterdir())] == [".pfseg.json", "a.geojson", "a.gpkg", "a.tif"]
+    meta, _, geometry, (names, ids, colors) = pyogrio.raw.read(out / "a.gpkg")
+    assert meta["crs"] == UTM["crs"] and pyogrio.list_layers(out / "a.gpkg").tolist() == [["a", "Polygon"]]
+    assert sorted(zip(names, ids, colors, strict=True)) == [("blue", 2, "#0000ff"), ("red", 0, "#ff0000")]
+    rings = np.frombuffer(geometry[names.tolist().index("blue")][13:], "<f8").reshape(-1, 2)
+    assert {tuple(point) for point in rings} == {(500_000.0 + x, 5_400_000.0 - y) for x in (10, 30) for y in (5, 15)}
+    assert len(json.loads((out / "a.geojson").read_text())["features"]) == 2
+
+
+def test_a_geopackage_of_many_areas_and_of_none(predict, tmp_path, capsys):
+    """More areas than are written at a time; an image without data becomes a file without polygons."""
+    pixels = np.zeros((160, 160, 3), np.uint8)
+    rows, columns = np.mgrid[:160, :160]
+    pixels[np.arange(160)[:, None], np.arange(160), (rows // 2 + columns // 2) % 2] = 200
+    write(tmp_path / "in" / "a.png", pixels)
+    write(tmp_path / "in" / "b.png", np.zeros((70, 70, 4), np.uint8))
+    (out := tmp_path / "out").mkdir()
+    for killed in (".a.part.gpkg", ".a.part.gpkg-journal"):
+        (out / killed).write_bytes(b"torn")
+    predict("outputs=[geopackage]")
+    assert [path.name for path in sorted(out.iterdir())] == [".pfseg.json", "a.gpkg", "b.gpkg"]
+    areas = pyogrio.read_info(out / "a.gpkg")["features"]
+    assert areas == 80 * 80 > 5000 and pyogrio.read_info(out / "b.gpkg")["features"] == 0
+    assert f"{out / 'a.gpkg'}: the image has no CRS" in capsys.readouterr().out
+
+
+def test_ids_of_the_class_table(checkpoint, predict, tmp_path):
+    """Class ids of 0 and 255 as in masks; what holds no data then is 254."""
+    classes = [{"name": "no", "color": [0, 0, 0], "id": 0}, {"name": "yes", "color": [255, 255, 255], "id": 255}]
+    other = make_checkpoint(tmp_path / "two.safetensors", classes=classes)
+    pixels = picture(70, 90)
+    pixels[:5] = 0
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), nodata=0, **UTM)
+    with rasterio.open(predict(f"checkpoint={other}") / "a.tif") as file:
+        expected = np.where(pixels[..., 0] > pixels[..., 1], 0, 255)
+        expected[:5] = 254
+        assert np.array_equal(file.read(1), expected) and file.nodata == 254
+
+
+# Going on
+
+
+def test_the_same_command_goes_on(predict, tmp_path, capsys):
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.png", picture(70, 70))
+    out = predict()
+    first = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    (out / "b.png").unlink()
+    predict()
+    again = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert {name for name in first if first[name] != again[name]} == {"b.png"}
+    assert "1 images predicted" in (told := capsys.readouterr().out) and "2 were finished before" in told
+    with pytest.raises(
+        ConfigError, match=r"holds maps made with flips=none, this is flips=d4: give another folder, or"
+    ):
+        predict("flips=d4")
+    predict("flips=d4", "overwrite=true")
+
+
+def test_damaged_images_are_named_and_the_rest_done(predict, tmp_path):
+    folder = tmp_path / "in"
+    for name in "acd":
+        save_tif(folder / f"{name}.tif", planes(picture(700, 300)), tiled=True, blockxsize=256, blockysize=256, **UTM)
+    content = bytearray((folder / "c.tif").read_bytes())
+    (folder / "c.tif").write_bytes(content[: len(content) // 2])
+    (folder / "b.tif").write_text("no image at all")
+    (folder / "e.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3 of 5 images could not be predicted; the first: .*/b.tif cannot be read: "):
+        predict()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.tif", "d.tif"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(300, 300))
+    save_tif(tmp_path / "in" / "b.tif", planes(picture(300, 300)), **UTM)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    of_picture, of_raster = ("classes", "probabilities"), ("classes", "overlay", "geopackage")
+    for name, output in [*(("a.png", each) for each in of_picture), *(("b.tif", each) for each in of_raster)]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            with pytest.raises(WriteError, match=rf"cannot write .*/out/{name[0]}.*make room, then give the same"):
+                predict(f"outputs=[{output}]", given=tmp_path / "in" / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".pfseg.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(WriteError, match=r"cannot write .*/out.*: Permission denied; .* allow writing there"):
+        predict()
+
+
+def test_the_output_is_a_file(predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(WriteError, match=r"cannot write .*/out: File exists; .*: put that right, then"):
+        predict()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["input=nowhere"],
+            r"input=nowhere does not exist \(looked in /.*nowhere\): give an image, a folder, or a patt",
+        ),
+        (["input='nowhere/*.tif'"], r"input=nowhere/\*.tif matches no files"),
+        (["outputs=[]"], r"outputs=\[\] writes nothing: name one or more"),
+        (["resize=64", "window=64"], r"resize and window are both set"),
+        (["overlap=1"], r"overlap=1: expected a number of at least 0 and below 1"),
+        (["stretch=[98,2]"], r"stretch=\[98.0, 2.0\] is not \[low, high\]"),
+        (["scales=[]"], r"scales=\[\]: expected one or more numbers above 0"),
+        (["checkpoint=weights.pth"], r"checkpoint=weights.pth does not exist"),
+    ],
+)
+def test_settings_that_do_not_fit(overrides, message, predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    with pytest.raises(ConfigError, match=message):
+        predict(*overrides)
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_never_replace_images_or_each_other(predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    with pytest.raises(ConfigError, match=r"output=.*/in is the folder of the images"):
+        predict(f"output={tmp_path / 'in'}")
+    with pytest.raises(ConfigError, match=r"the map of .*/in/a.png would be .*/in/a.png, which is that of"):
+        predict(f"output={tmp_path / 'in'}", given=tmp_path / "in" / "a.png")
+    write(tmp_path / "in" / "a.bmp", picture(70, 70))
+    with pytest.raises(
+        ConfigError, match=r"the map of .*/in/a.png would be .*/out/a.png, which is that of .*/in/a.bmp"
+    ):
+        predict()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"/empty holds no images: expected files named \*.png"):
+        predict(given=tmp_path / "empty")
+
+
+def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    with pytest.raises(CheckpointError, match=r"wants to run tiny_network.Colour, .* refused, .*; add trust=true if"):
+        predict("trust=false")
+    save_checkpoint(tmp_path / "bare.safetensors", {}, {"config": {"model": {}, "dataset": {"classes": CLASSES}}})
+    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \('mean' is missing"):
+        predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
+    (tmp_path / "weights.pth").write_bytes(b"pickle")
+    with pytest.raises(ConfigError, match=r"weights.pth is no .safetensors file: .*; pfseg convert makes one"):
+        predict(f"checkpoint={tmp_path / 'weights.pth'}")
+
+
+def test_without_rasterio(predict, tmp_path, monkeypatch):
+    """PNGs are predicted all the same."""
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    save_tif(tmp_path / "in" / "b.tif", planes(picture(70, 70)), **UTM)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(DataError, match=r"b.tif needs rasterio, which is not installed: pip install 'pfseg\[geo\]'"):
+        predict()
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_without_pyogrio(predict, tmp_path, monkeypatch):
+    """It is told before the image is predicted."""
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    with pytest.raises(DataError, match=r"a.gpkg needs pyogrio, which is not installed: pip install 'pfseg\[geo\]'"):
+        predict("outputs=[geopackage]")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".pfseg.json"]
+
+
+# As commands
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pfseg.commands.predict", *arguments]
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT | paths | environment, cwd=ROOT, **pipes)
+
+
+def test_stopped_by_a_signal(checkpoint, tmp_path):
+    write(tmp_path / "in" / "a.png", picture(100, 100))
+    write(tmp_path / "in" / "b.png", picture(3000, 3000))
+    given = [f"checkpoint={checkpoint}", "trust=true", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    process = start(*given, "flips=d4", "overlap=0.5")
+    while not (tmp_path / "out" / "a.png").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "stopped after 1 of 2 images; the same command goes on from there" in told
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.png"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_the_challenge(tmp_path):
+    """PNGs of 0 and 255 of the image's size, by the command of the challenge and a network of our own."""
+    from pfseg.build import build_model
+    from pfseg.engine import state
+
+    root = DATA / "gaofen_like" / "sar"
+    settings = ["dataset=gaofen_sar", f"dataset.root={root}", "model=pfnet_r18", "model.fpn_dim=32"]
+    config = check(compose("train", [*settings, "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]))
+    weights = state.export(build_model(config["model"], 2))
+    save_checkpoint(tmp_path / "net.safetensors", weights, {"config": config, "progress": {"step": 0}, "epoch": 0})
+    (folder,) = root.glob("val/image")
+    process = start(
+        f"input={folder}", f"output={tmp_path / 'out'}", "preset=gaofen", "resize=128",
+        PFSEG_CHECKPOINT=str(tmp_path / "net.safetensors"),
+    )  # fmt: skip
+    out, told = process.communicate(timeout=300)
+    assert process.returncode == 0, out + told
+    for image in folder.iterdir():
+        labels = grey(tmp_path / "out" / f"{image.stem}.png")
+        assert labels.shape == grey(image).shape[:2] and set(np.unique(labels)) <= {0, 255}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_real_geotiffs(predict):
+    """Of each kind: bands, types, nodata, alpha, palette, JPEG, Mars."""
+    folder = DATA / "geotiff"
+    out = predict("window=512", "overlap=0", given=folder)
+    for path in folder.glob("*.tif"):
+        with rasterio.open(path) as image, rasterio.open(out / path.name) as found:
+            assert (found.shape, found.crs, found.transform) == (image.shape, image.crs, image.transform)
+            labels, valid = found.read(1), image.dataset_mask() > 0
+            assert set(np.unique(labels[::4, ::4])) <= {0, 1, 2, 255}
+            assert np.array_equal(labels != 255, valid) and valid.any()

