@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -58,7 +59,7 @@ def reference(commands: tuple[str, ...] = tuple(SCHEMAS)) -> list[Row]:
 
 def _command(command: str) -> Iterator[Row]:
     schema = SCHEMAS[command]
-    values = _values(command, [])
+    values = _values(command, ())
     nested = []
     for name, field in schema.model_fields.items():
         key = field.alias or name
@@ -78,24 +79,26 @@ def _group(command: str, key: str, field: FieldInfo, values: Mapping[str, Any], 
         if schema in done:
             continue
         done.append(schema)
+        tags = {name for name, other in kinds if other is schema}
         chosen, node = choice, _node(values, key)
-        for option in _CHOICES.get(key.replace(".", "/"), ()):
-            composed = _values(command, [f"{key.replace('.', '/')}={option}"])
+        for option in _CHOICES.get(key.replace(".", "/"), ()) if tag is not None or key == "logger" else ():
+            composed = _values(command, (f"{key.replace('.', '/')}={option}",))
             found = _node(composed, key)
-            if tag is None or not isinstance(found, Mapping) or tag in (found.get("_target_"), found.get("name")):
+            if tag is None or not isinstance(found, Mapping) or tags & {found.get("_target_"), found.get("name")}:
                 chosen, node = f"{key.replace('.', '/')}={option}", found
                 break
         for name, inner in schema.model_fields.items():
             part = f"{key}.{inner.alias or name}"
             value = node.get(inner.alias or name) if isinstance(node, Mapping) else None
             if members(field_type(inner)):
-                context = values if chosen == choice else _values(command, [chosen])
+                context = values if chosen == choice else _values(command, (chosen,))
                 yield from _group(command, part, inner, context, chosen)
             else:
                 yield _row(command, chosen, part, inner, value)
 
 
-def _values(command: str, overrides: list[str]) -> Mapping[str, Any]:
+@cache
+def _values(command: str, overrides: tuple[str, ...]) -> Mapping[str, Any]:
     container = OmegaConf.to_container(compose(command, overrides), resolve=False)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
