@@ -17,8 +17,8 @@ from typing import Any, cast
 from pfseg.config.check import checked
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
-from pfseg.config.schema import Dataset, FolderData, Model, Train, TrainBase
-from pfseg.config.settings import Settings
+from pfseg.config.schema import Dataset, FolderData, Model, PFNet, Train, TrainBase
+from pfseg.config.settings import Settings, Target
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.folder import FolderDataset
@@ -71,12 +71,12 @@ def instantiate(settings: Settings, **given: Any) -> Any:
     Raises:
         ConfigError: the class doesn't exist, or its constructor rejects a value.
     """
-    target = str(settings.target)
+    target = cast(Target, settings).target
     return call(target, settings.values() | given)
 
 
 def call(target: str, keywords: Mapping[str, Any]) -> Any:
-    """Call `package.module.Name` with keywords, of which settings with a `_target_` are built first; see `instantiate`."""
+    """Call `package.module.Name` with keywords; settings with a `_target_` among them are built first."""
     function = locate(target)
     arguments = {key: _built(value) for key, value in keywords.items()}
     try:
@@ -172,7 +172,7 @@ def load_initial(model: Any, settings: Model) -> str:
     if settings.init:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
-        backbone = locate(settings.backbone.target)
+        backbone = locate(cast(PFNet, settings).backbone.target)
         return load_backbone(
             model, on_every_rank(Path(settings.pretrained)), getattr(backbone, "rename_pretrained", None)
         )
@@ -206,9 +206,7 @@ def loader_workers(settings: TrainBase) -> int:
     return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else wanted
 
 
-def build_evaluator(
-    settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any
-) -> Any:
+def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
     """Build what scores `model` on a data set as the settings of a training say.
 
     Args:

@@ -27,7 +27,7 @@ from pfseg.config.commands import Convert
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
 from pfseg.data.base import parse_classes
-from pfseg.errors import CheckpointError, ConfigError, JobError
+from pfseg.errors import CheckpointError, ConfigError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking.console import PLAIN_WIDTH
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
@@ -104,7 +104,7 @@ def run(settings: Convert) -> None:
     Raises:
         ConfigError: variant or data set are missing, or don't fit the weights.
         CheckpointError: unreadable, or not what the conversion needs.
-        JobError: the new file can't be written.
+        WriteError: the new file can't be written.
     """
     path = Path(settings.file)
     weights = read_weights(path)
@@ -118,13 +118,13 @@ def run(settings: Convert) -> None:
             write_atomic(out, torch_bytes(weights))
         else:
             save_checkpoint(out, *_make_checkpoint(settings, weights, contents, meta))
-    except (JobError, CheckpointError) as error:
+    except (WriteError, CheckpointError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if not isinstance(cause, OSError):
             raise
-        raise JobError(f"{out} can't be written ({cause.strerror}): give another place by out=<file>") from error
+        raise WriteError(f"{out} can't be written ({cause.strerror}): give another place by out=<file>") from error
     console = _console()
     console.print(f"written: {shown(out.absolute())}", markup=False, highlight=False, soft_wrap=True)
     if settings.to == "safetensors":
@@ -180,8 +180,8 @@ def _training(settings: Convert, contents: Contents) -> Train:
     count = len(parse_classes(training.dataset.classes))
     if count != contents.num_classes:
         raise ConfigError(
-            f"{settings.file} has {contents.num_classes} classes, dataset={training.dataset.name} has {count}: name the "
-            "data set that it was trained on, or give its classes by dataset.classes=..."
+            f"{settings.file} has {contents.num_classes} classes, dataset={training.dataset.name} has {count}: name "
+            "the data set that it was trained on, or give its classes by dataset.classes=..."
         )
     training.model.num_classes = count
     return training

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfseg.config.commands import Dashboard
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, JobError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.workspace import build_workspace, spec
-from pfseg.files import shown, write_atomic
 from pfseg.tracking.wandb import has_key, unreachable
 
 
@@ -37,9 +37,11 @@ def run(settings: Dashboard) -> None:
         return
     try:
         write_atomic(Path(settings.json_file), json.dumps(spec(build_workspace(runs, entity, project)), indent=1))
-    except JobError as error:
+    except WriteError as error:
         cause = error.__cause__
-        raise ConfigError(f"json={settings.json_file} can't be written ({cause}): give a file in a folder of yours") from error
+        raise ConfigError(
+            f"json={settings.json_file} can't be written ({cause}): give a file in a folder of yours"
+        ) from error
     sys.stdout.write(f"json: {shown(Path(settings.json_file).absolute())}\n")
 
 
@@ -58,7 +60,7 @@ def _save(runs: Sequence[Run], entity: str, project: str) -> str:
 
     if not has_key():
         raise ConfigError(
-            "no W&B key is known: run `wandb login` or set WANDB_API_KEY, or write the workspace to a file with json=FILE"
+            "no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write the workspace to a file with json=FILE"
         )
     if fault := unreachable(wandb.setup().settings.base_url):
         raise JobError(f"{fault}; try again with a network, or write the workspace to a file with json=FILE")

@@ -33,7 +33,7 @@ def output_dir() -> Path:
 def submit_script(settings: Train | Evaluate, launch: Slurm) -> float:
     """Write a job script for SLURM, and hand it over if the settings say so; returns NaN, for there is no score yet."""
     console = RunConsole()
-    script = write_script(output_dir(), settings, HydraConfig.get().overrides.task)
+    script = write_script(output_dir(), settings.dump(), HydraConfig.get().overrides.task)
     console.message(submit(script) if launch.submit else f"submit it with: sbatch {shown(script)}")
     return math.nan
 
@@ -45,7 +45,7 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
         JobError: the job failed or was stopped.
     """
     console = RunConsole(folder)
-    console.show_config(settings)
+    console.show_config(settings.dump())
     sinks: list[Sink] = [console]
     code = 1
     try:
@@ -53,10 +53,10 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
         sinks += [trial] if trial else []
         hydra = HydraConfig.get()
         group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
-        for logger in make_loggers(folder, settings, console, group):
+        for logger in make_loggers(folder, settings.dump(), console, group):
             sinks.append(logger)  # one by one: if the next one can't start, this one is finished
         try:
-            result = run_job(folder, settings, sinks=sinks)
+            result = run_job(folder, settings.dump(), sinks=sinks)
         except JobStopped:
             stored = folder / "result.json"
             if not (trial and trial.pruned and stored.exists()):

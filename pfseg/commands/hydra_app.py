@@ -55,7 +55,9 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         if overrides:
             raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
         if not Path(args.experimental_rerun).is_file():
-            raise ConfigError(f"--experimental-rerun {args.experimental_rerun} does not exist: give a run's config.pickle")
+            raise ConfigError(
+                f"--experimental-rerun {args.experimental_rerun} does not exist: give a run's config.pickle"
+            )
     elif args.multirun:
         cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
         sweep_folder = Path(cfg.hydra.sweep.dir).absolute()
@@ -169,7 +171,7 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
         launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
         if "BasicLauncher" not in launcher["_target_"]:
             os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
-        with lease(settings, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
+        with lease(settings.dump(), launcher, lambda text: _say(f"job {job.job.num}: {text}")):
             return work(settings)
     except Exception as error:
         _say(_keep_failure(error))  # Hydra shows none
@@ -180,8 +182,7 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
 
 def _take_new_folder() -> None:
     """Give a repeated run a folder of its own, beside that of the run."""
-    config = HydraConfig.instance().cfg
-    assert config is not None
+    config = cast(DictConfig, HydraConfig.instance().cfg)
     with read_write(config), open_dict(config):
         old = Path(config.hydra.runtime.output_dir)
         new = old.with_name(f"{old.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -17,7 +17,6 @@ from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
-from pfseg.data.preparation.files import WriteError
 from pfseg.errors import DataError
 from pfseg.inference.windows import Inference
 from pfseg.launch.driver import JobStopped
@@ -109,8 +108,6 @@ def _predict_all(
                     "command goes on from there",
                     128 + stopped[0],
                 ) from stop
-            except WriteError:
-                raise
             except DataError as error:
                 failures.append(str(error))
                 notes = [f"failed: {error}"]

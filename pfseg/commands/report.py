@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pfseg.config.commands import Report
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
@@ -45,7 +45,7 @@ def run(settings: Report) -> None:
 def _write(path: Path, form: str, content: str) -> None:
     try:
         write_atomic(path, content)
-    except JobError as error:
+    except WriteError as error:
         cause = error.__cause__
         raise ConfigError(f"{form}={path} can't be written ({cause}): give a file in a folder of yours") from error
     sys.stdout.write(f"{form}: {shown(path.absolute())}\n")

@@ -27,10 +27,10 @@ from pfseg.config.commands import Reproduce
 from pfseg.config.compose import compose
 from pfseg.config.stored import current, current_key
 from pfseg.errors import ConfigError, JobError
+from pfseg.files import shown
 from pfseg.launch.provenance import data_state, environment
 from pfseg.reporting.runs import flatten, load_json, load_yaml
 from pfseg.tracking.console import PLAIN_WIDTH
-from pfseg.files import shown
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")

@@ -66,7 +66,7 @@ def check(cfg: DictConfig) -> Settings:
     schema = SCHEMAS.get(raw.get("job", ""), Train)
     if schema is PrepareJob and "prepare" not in raw["dataset"]:
         raise ConfigError(f"dataset={raw['dataset'].get('name')} has no files to cut: choose another data set")
-    settings = validate(raw, schema)
+    settings = validate(cast(dict[str, Any], raw), schema)
     if (further := _CHECKS.get(schema)) is not None:
         further(settings)
     return settings
@@ -184,7 +184,7 @@ def _check_job(settings: Train | Evaluate) -> None:
         raise ConfigError(
             "logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg[tensorboard]'"
         )
-    settings.ranks = plan_ranks(settings)[0]
+    settings.ranks = plan_ranks(settings.dump())[0]
     if settings.launch.name == "inline" and settings.ranks != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={settings.ranks}: add ranks=1 or use launch=mpi")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -155,6 +156,4 @@ SCHEMAS: dict[str, type[Settings]] = {
 
 def load(settings: dict[str, Any]) -> Settings:
     """Typed settings from what `dump` returned; they were checked before."""
-    import json
-
     return SCHEMAS[settings["job"]].model_validate_json(json.dumps(settings))

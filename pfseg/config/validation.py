@@ -152,7 +152,8 @@ def _locate(
     """Where an error is: dotted key, value there, class of its group, a note on its kind, and the type wanted."""
     parts: list[str] = []
     node: Any = raw
-    group, note, hint = schema, "", Any
+    group, note = schema, ""
+    hint: Any = Any
     location = fault["loc"]
     for index, part in enumerate(location):
         last = index == len(location) - 1

@@ -23,11 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pfseg.config.commands import load
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
+from pfseg.files import write_atomic
 from pfseg.launch.mpirun import die_with_parent
 from pfseg.launch.watchdog import Pulse, tell
-from pfseg.tracking.records import plain, write_atomic
+from pfseg.tracking.records import plain
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
@@ -35,7 +37,8 @@ Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Do the job that `config` describes; see `pfseg.jobs`."""
-    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(config, folder, stop)
+    settings = load(config)
+    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(settings, folder, stop)
     return done
 
 

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from pfseg.config.validate import unknown_key
+from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run, number
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from pfseg.tracking.records import Sink, shown
+from pfseg.files import shown
+from pfseg.tracking.records import Sink
 
 PLAIN_WIDTH = 120
 PLAIN_SECONDS = 15.0  # between plain lines about the same wait

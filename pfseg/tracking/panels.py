@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pfseg.tracking.records import write_atomic
+from pfseg.files import write_atomic
 
 if TYPE_CHECKING:
     from pfseg.data.base import ClassInfo
@@ -43,7 +43,7 @@ def save_panels(
             scaled down, images below half of it up by a whole factor.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     palette = np.array([info.color for info in classes], np.uint8)
     sizes = [_fit(truth.shape[0], truth.shape[1], height) for _, truth, _, _ in rows]
@@ -77,7 +77,7 @@ def save_samples(
         height: see `save_panels`.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     palette = np.array([info.color for info in classes], np.uint8)
     sizes = [_fit(mask.shape[0], mask.shape[1], height) for _, mask, _, _ in rows]
@@ -104,7 +104,7 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
         class_names: K names.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     names = [_shorten(name, 200, 14) for name in class_names]
     label = max(_text_width(name, 14) for name in names) + 12

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import Sink, read_records, shown, write_atomic
+from pfseg.files import shown, write_atomic
+from pfseg.tracking.records import Sink, read_records
 from pfseg.tracking.wandb_media import class_scores, confusion_chart, sample_pictures
 
 PROBE_SECONDS = 5.0

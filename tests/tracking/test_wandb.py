@@ -21,7 +21,8 @@ import wandb
 from logged import wandb_history, wandb_records
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import Sink, write_atomic
+from pfseg.files import write_atomic
+from pfseg.tracking.records import Sink
 from pfseg.tracking.samples import save_maps
 from pfseg.tracking.wandb import WandbLogger, has_key
 
