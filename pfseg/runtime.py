@@ -127,13 +127,14 @@ def _import_jittor() -> Any:
     os.environ.setdefault("cache_name", "default")
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    children = signal.getsignal(signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
     import jittor
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
-    if threading.current_thread() is threading.main_thread():  # Jittor's ends this process when a child is killed
-        signal.signal(signal.SIGCHLD, children or signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Jittor's end this process on Ctrl-C, and when a child is killed
+            signal.signal(number, handler or signal.SIG_DFL)
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
     return jittor
 

@@ -33,7 +33,7 @@ def output_dir() -> Path:
 def submit_script(settings: Train | Evaluate, launch: Slurm) -> float:
     """Write a job script for SLURM, and hand it over if the settings say so; returns NaN, for there is no score yet."""
     console = RunConsole()
-    script = write_script(output_dir(), settings.dump(), HydraConfig.get().overrides.task)
+    script = write_script(output_dir(), settings, launch, HydraConfig.get().overrides.task)
     console.message(submit(script) if launch.submit else f"submit it with: sbatch {shown(script)}")
     return math.nan
 
@@ -56,7 +56,7 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
         for logger in make_loggers(folder, settings.dump(), console, group):
             sinks.append(logger)  # one by one: if the next one can't start, this one is finished
         try:
-            result = run_job(folder, settings.dump(), sinks=sinks)
+            result = run_job(folder, settings, sinks=sinks)
         except JobStopped:
             stored = folder / "result.json"
             if not (trial and trial.pruned and stored.exists()):

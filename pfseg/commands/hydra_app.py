@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pfseg.config.check import check
 from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain_later, prepare_hydra, quote
 from pfseg.config.resume import expand_resume
+from pfseg.config.schema import Job
 from pfseg.config.settings import Settings
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
@@ -171,7 +172,8 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
         launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
         if "BasicLauncher" not in launcher["_target_"]:
             os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
-        with lease(settings.dump(), launcher, lambda text: _say(f"job {job.job.num}: {text}")):
+        assert isinstance(settings, Job)
+        with lease(settings, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
             return work(settings)
     except Exception as error:
         _say(_keep_failure(error))  # Hydra shows none

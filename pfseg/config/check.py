@@ -184,7 +184,7 @@ def _check_job(settings: Train | Evaluate) -> None:
         raise ConfigError(
             "logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg[tensorboard]'"
         )
-    settings.ranks = plan_ranks(settings.dump())[0]
+    settings.ranks = plan_ranks(settings)[0]
     if settings.launch.name == "inline" and settings.ranks != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={settings.ranks}: add ranks=1 or use launch=mpi")
 
