@@ -20,7 +20,7 @@ from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
 from pfseg.data.preparation.files import WriteError
 from pfseg.errors import CheckpointError, DataError
-from pfseg.inference.windows import Inference
+from pfseg.inference.sliding import SlidingWindows
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
@@ -49,14 +49,14 @@ class Predictor:
     """A network and how it is applied to images.
 
     Attributes:
-        inference: probabilities of windows.
+        sliding: the network in windows.
         normalise: from pixels to what the network takes.
         classes: the class table.
         resize: (h, w) that images are resized to as a whole; None for windows.
         reading: keywords of `pfseg.prediction.image.Image`.
     """
 
-    inference: Inference
+    sliding: SlidingWindows
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None
@@ -146,9 +146,9 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         }
         try:
             if predictor.resize is not None:
-                rows = predict_resized(image, predictor.resize, predictor.inference, predictor.normalise, **options)
+                rows = predict_resized(image, predictor.resize, predictor.sliding, predictor.normalise, **options)
             else:
-                rows = predict_rows(image, predictor.inference, predictor.normalise, **options)
+                rows = predict_rows(image, predictor.sliding, predictor.normalise, **options)
             for each in rows:
                 maps.write(each)
             maps.publish()
@@ -165,10 +165,10 @@ def load_predictor(job: Config) -> Predictor:
         ConfigError: windows that the network doesn't take.
     """
     from pfseg.build import build_model
-    from pfseg.engine import state
-    from pfseg.inference.deploy import as_function
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
+    from pfseg.inference.network import as_function
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint, load_meta
+    from pfseg.weights.transfer import load_weights
 
     path = Path(job["checkpoint"])
     stored = load_meta(path)["config"]
@@ -185,11 +185,11 @@ def load_predictor(job: Config) -> Predictor:
         refuse_foreign(path, model_config)
     arrays, _ = load_checkpoint(path)
     model = build_model(model_config, len(classes))
-    state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     fold_batchnorm(model)
     window = job["window"] or [round(side / factor) for side in size]
-    inference = Inference(
-        as_function(model),
+    sliding = SlidingWindows(
+        as_function(model.predict),
         num_classes=len(classes),
         window=tuple(job["resize"] or window),
         overlap=job["overlap"],
@@ -203,7 +203,7 @@ def load_predictor(job: Config) -> Predictor:
     contrast = data["eval_contrast"] if job["contrast"] is None else job["contrast"]
     reading["contrast"] = None if contrast == "own" else contrast
     resize = tuple(job["resize"]) if job["resize"] else None
-    return Predictor(inference, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
+    return Predictor(sliding, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from pfseg.tracking.console import PLAIN_WIDTH
 def profile(job: dict[str, Any]) -> None:
     """Show parameters, multiply-adds, time and memory of a network with random weights."""
     from pfseg.engine.cost import clock, count
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
 
     model = build_model(job["model"], job["classes"])
     (height, width), batch = job["size"], job["batch_size"]

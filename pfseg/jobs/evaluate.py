@@ -24,11 +24,10 @@ from pfseg.build import build_dataset, build_evaluator, build_model
 from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
-from pfseg.engine import state
-from pfseg.engine.blending import BlendingEvaluator
-from pfseg.engine.evaluator import Evaluation, Evaluator, sum_ranks
-from pfseg.engine.pictures import ImageScores, Panel
-from pfseg.engine.share import on_every_rank
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
+from pfseg.engine.ranks import on_every_rank, sum_ranks
+from pfseg.engine.scenes import SceneEvaluator
+from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
@@ -36,6 +35,7 @@ from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
 from pfseg.tracking.samples import save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+from pfseg.weights.transfer import load_weights
 
 Config = dict[str, Any]
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
@@ -54,7 +54,7 @@ def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     dataset = build_dataset(stored["dataset"], config["split"])
     model = build_model(stored["model"], dataset.num_classes)
     weights = {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}
-    state.load_model(model, weights, config["checkpoint"])
+    load_weights(model, weights, config["checkpoint"])
     model.eval()
     evaluator = _build(config, stored, dataset, model)
     names = [info.name for info in dataset.classes]
@@ -137,7 +137,7 @@ def _build(config: Config, stored: Config, dataset: SegmentationDataset, model: 
     places = scene_places(dataset, config["split"], Path(root) if root else None)
     loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
     patches = config["score"] == "both"
-    return build(BlendingEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+    return build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
 
 
 def _gather(found: Evaluation, folder: Path) -> None:
