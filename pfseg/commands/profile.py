@@ -20,7 +20,7 @@ from pfseg.tracking.console import PLAIN_WIDTH
 def run(settings: Profile) -> None:
     """Show parameters, multiply-adds, time and memory of a network with random weights."""
     from pfseg.engine.cost import clock, count
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
 
     model = build_model(settings.model, settings.classes)
     (height, width), batch = settings.size, settings.batch_size
