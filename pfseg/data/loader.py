@@ -22,7 +22,7 @@ from pfseg.data.workers import Workers, peak_mib
 from pfseg.errors import ConfigError, DataError
 
 _BATCHES_AHEAD = 2
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 class TrainLoader:
@@ -65,13 +65,13 @@ class TrainLoader:
         std: Sequence[float],
         edge_rule: str,
         edge_thickness: int,
-        ignore_index: int = IGNORE,
-        scale: float = 1.0,
-        class_uniform: float = 0.0,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 2,
-        multiple: int = 1,
+        ignore_index: int,
+        scale: float,
+        class_uniform: float,
+        rank: int,
+        world_size: int,
+        workers: int,
+        multiple: int,
     ) -> None:
         """Keep the settings; processes start with the first epoch."""
         if not len(dataset):
@@ -91,7 +91,7 @@ class TrainLoader:
         self.worker_mib: int | None = None
         self.batches_per_epoch = len(self._order(0)) // (batch_size * world_size)
 
-    def epoch(self, epoch: int, start: int = 0, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, start: int = 0, progress: ProgressCallback | None = None) -> Iterator[dict[str, Any]]:
         """Yield this rank's batches of one epoch.
 
         Args:
@@ -152,7 +152,7 @@ class TrainLoader:
         first = (batch * self.world_size + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
-    def _index(self, progress: Progress | None = None) -> ClassIndex:
+    def _index(self, progress: ProgressCallback | None = None) -> ClassIndex:
         if self._class_index is None:
             key = self.dataset.mask_key()
             name = f"classes-{key_of(key, TILE)}"
@@ -161,7 +161,7 @@ class TrainLoader:
             self._class_index = ClassIndex(self.dataset.num_classes, table)
         return self._class_index
 
-    def _find_places(self, progress: Progress | None) -> np.ndarray:
+    def _find_places(self, progress: ProgressCallback | None) -> np.ndarray:
         """Sample, label, y and x of the places of all classes, (N, 4) int32."""
         rows: list[tuple[int, int, int, int]] = []
         found = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
@@ -203,9 +203,9 @@ class EvalLoader:
         self,
         *,
         dataset: SegmentationDataset,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 2,
+        rank: int,
+        world_size: int,
+        workers: int,
         indices: Sequence[int] | None = None,
     ) -> None:
         """Keep the settings; processes start with the first pass."""

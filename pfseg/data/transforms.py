@@ -18,7 +18,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Augment:
-    """Random changes of one training sample; with its defaults only the size is adapted.
+    """Random changes of one training sample.
 
     The crop comes first, so that every other step works on `crop_size` pixels. All randomness comes from the
     generator that is passed in.
@@ -46,32 +46,24 @@ class Augment:
     def __init__(
         self,
         *,
-        scale_range: Sequence[float] | None = None,
-        hflip: float = 0.0,
-        vflip: float = 0.0,
-        rot90: bool = False,
-        rotate: float = 0.0,
-        blur: Sequence[float] | None = None,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
-        max_class_share: float | None = None,
-        cutmix: float = 0.0,
+        scale_range: Sequence[float] | None,
+        hflip: float,
+        vflip: float,
+        rot90: bool,
+        rotate: float,
+        blur: Sequence[float] | None,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        max_class_share: float | None,
+        cutmix: float,
     ) -> None:
         """Check and keep the settings."""
-        shares = {
-            "hflip": hflip,
-            "vflip": vflip,
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-            "hue": hue,
-            "max_class_share": 1.0 if max_class_share is None else max_class_share,
-            "cutmix": cutmix,
-        }
+        shares = {"hflip": hflip, "vflip": vflip, "max_class_share": max_class_share, "cutmix": cutmix}
+        shares |= {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         for name, value in shares.items():
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name}={value} is not between 0 and 1 (config: augment.{name})")
         self.scale_range = _check_range("scale_range", scale_range)
         self.blur = _check_range("blur", blur)
