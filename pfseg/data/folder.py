@@ -245,12 +245,6 @@ class FolderDataset(SegmentationDataset):
 
 def _masks_by_stem(folder: Path) -> dict[str, Path]:
     """Masks of a folder by stem; of several with one stem the lossless format is taken."""
-    found: dict[str, Path] = {}
-    if folder.is_dir():
-        for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            suffix = path.suffix.lower()
-            if suffix in EXTENSIONS and (
-                path.stem not in found or EXTENSIONS.index(suffix) < EXTENSIONS.index(found[path.stem].suffix.lower())
-            ):
-                found[path.stem] = path
-    return found
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS] if folder.is_dir() else []
+    paths.sort(key=lambda path: (EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
+    return {path.stem: path for path in paths}

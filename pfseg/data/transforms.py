@@ -24,8 +24,8 @@ class Augment:
     generator that is passed in.
 
     Args:
-        scale_range: random scale [lo, hi] and a random crop, padded with `fill` and `ignore_index` where the scaled
-            image is smaller; null resizes the whole image to the crop size.
+        scale_range: random scale [lo, hi] and a random crop, padded (black, 255) where the scaled image is
+            smaller; null resizes the whole image to the crop size.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         rot90: turn by a random multiple of 90 degrees (of 180 for crops that are not square).
@@ -77,8 +77,6 @@ class Augment:
         mask: np.ndarray,
         rng: np.random.Generator,
         crop_size: tuple[int, int],
-        ignore_index: int = IGNORE,
-        fill: tuple[int, int, int] = (0, 0, 0),
         centre: tuple[int, int] | None = None,
     ) -> Pair:
         """Augment one sample.
@@ -88,8 +86,6 @@ class Augment:
             mask: (H, W) uint8.
             rng: the sample's own generator.
             crop_size: (h, w) of the result.
-            ignore_index: label of padding and of corners that a rotation leaves.
-            fill: RGB of the same places.
             centre: (y, x) that the crop must contain; None for anywhere.
 
         Returns:
@@ -98,10 +94,10 @@ class Augment:
         if self.scale_range is None:
             image, mask = resize(image, mask, crop_size)
         else:
-            image, mask = self._crop(image, mask, rng, crop_size, ignore_index, fill, centre)
+            image, mask = self._crop(image, mask, rng, crop_size, centre)
         image, mask = self._turn(image, mask, rng)
         if self.rotate:
-            image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate), ignore_index, fill)
+            image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate))
         if self.blur is not None:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur))
         image = self._recolour(image, rng)
@@ -113,8 +109,6 @@ class Augment:
         mask: np.ndarray,
         rng: np.random.Generator,
         crop_size: tuple[int, int],
-        ignore_index: int,
-        fill: tuple[int, int, int],
         centre: tuple[int, int] | None,
     ) -> Pair:
         assert self.scale_range is not None
@@ -126,14 +120,14 @@ class Augment:
             rows = _place(mask.shape[0], window[0], rng, centre and centre[0])
             columns = _place(mask.shape[1], window[1], rng, centre and centre[1])
             part = mask[rows, columns]
-            if self.max_class_share is None or _largest_share(part, ignore_index) <= self.max_class_share:
+            if self.max_class_share is None or _largest_share(part) <= self.max_class_share:
                 break
         height, width = (
             size if side == wanted else max(1, min(size, round(side * scale)))
             for side, wanted, size in zip(part.shape, window, crop_size, strict=True)
         )
         image, mask = resize(image[rows, columns], part, (height, width))
-        return pad(image, mask, crop_size, ignore_index=ignore_index, fill=fill)
+        return pad(image, mask, crop_size)
 
     def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
         turns = 0
@@ -188,21 +182,14 @@ def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
     return resize(image, mask, (height, width))
 
 
-def pad(
-    image: np.ndarray,
-    mask: np.ndarray,
-    size: tuple[int, int],
-    *,
-    ignore_index: int = IGNORE,
-    fill: tuple[int, int, int] = (0, 0, 0),
-) -> Pair:
-    """Pad evenly on all sides to at least `size` (h, w), the image with `fill`, the mask with `ignore_index`."""
+def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+    """Pad evenly on all sides to at least `size` (h, w): the image with black, the mask with 255."""
     down, right = (max(0, wanted - side) for wanted, side in zip(size, mask.shape, strict=True))
     if not down and not right:
         return image, mask
     sides = (down // 2, down - down // 2, right // 2, right - right // 2)
-    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=fill)
-    return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[ignore_index])
+    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT)
+    return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[IGNORE])
 
 
 def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
@@ -218,11 +205,11 @@ def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
     return image, mask
 
 
-def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float, ignore_index: int, fill: tuple[int, int, int]) -> Pair:
+def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float) -> Pair:
     height, width = mask.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
-    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[ignore_index])
+    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
     return image, mask
 
 
@@ -237,9 +224,9 @@ def _place(side: int, size: int, rng: np.random.Generator, point: int | None) ->
     return slice(start, start + size)
 
 
-def _largest_share(mask: np.ndarray, ignore_index: int) -> float:
+def _largest_share(mask: np.ndarray) -> float:
     counts = np.bincount(mask.ravel(), minlength=256)
-    counts[ignore_index] = 0
+    counts[IGNORE] = 0
     return float(counts.max() / max(1, counts.sum()))
 
 
