@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pfseg import __version__
 from pfseg.config.compose import check, compose
 from pfseg.errors import CheckpointError, ConfigError, JobError, PfsegError
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.tracking.records import shown, write_atomic
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
 from pfseg.weights.reading import match_weights, read_weights
@@ -139,7 +135,7 @@ def _convert(args: argparse.Namespace) -> None:
         if not isinstance(cause, OSError):
             raise
         raise JobError(f"{out} can't be written ({cause.strerror}): give another place by --out") from error
-    console = _console()
+    console = terminal.console()
     console.print(f"written: {shown(out.absolute())}", markup=False, highlight=False, soft_wrap=True)
     if args.to == "safetensors":
         command = f"python evaluate.py checkpoint={shown(out.absolute())} dataset.root=<folder>"
@@ -225,15 +221,15 @@ def _complete(path: Path, weights: dict[str, np.ndarray], config: dict[str, Any]
     if match.missing or match.mismatched:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={config['model']['name']}: {report}")
-    _console().print(match.report(), markup=False, highlight=False, soft_wrap=True)
+    terminal.console().print(match.report(), markup=False, highlight=False, soft_wrap=True)
     return match.loaded
 
 
 def _show(path: Path, weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=Text(str(path)), title_justify="left")
+    table = terminal.table(title=str(path))
     for name, text in _rows(weights, contents, meta):
         table.add_row(Text(name, style="bold"), Text(text, overflow="fold"))
-    _console().print(table)
+    terminal.console().print(table)
 
 
 def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -260,11 +256,6 @@ def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, An
     sizes = ("variant", "num_edge_points", "edge_pool", "salient_pool")
     rows.append(("settings", ", ".join(f"{key}={model[key]}" for key in sizes if key in model)))
     return [*rows, ("data set", str(dataset.get("name"))), ("step", str(meta.get("progress", {}).get("step")))]
-
-
-def _console() -> Console:
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PLAIN_WIDTH) if plain else Console()
 
 
 if __name__ == "__main__":

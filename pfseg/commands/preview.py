@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +18,7 @@ from pfseg.build import build_dataset, build_loader
 from pfseg.config.compose import main
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
+from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_samples
 
 
@@ -39,7 +38,7 @@ class Shares(NamedTuple):
 
 def preview(config: dict[str, Any]) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
-    console = Console()
+    console = terminal.console()
     dataset = build_dataset(config["dataset"], "train")
     loader = build_loader(config, dataset, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
@@ -79,10 +78,8 @@ def _visible(image: np.ndarray, data: dict[str, Any]) -> np.ndarray:
 
 
 def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    table.add_column("class")
-    table.add_column("% of pixels", justify="right")
-    table.add_column("in % of samples", justify="right")
+    shares = ("% of pixels", "in % of samples")
+    table = terminal.table("class", *shares, numbers=shares, title=title)
     for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
         name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
         table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from pfseg.errors import ConfigError, JobError, PfsegError
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, group_seeds, select
 from pfseg.reporting.table import build_table, print_table, to_csv, to_latex, to_markdown
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.tracking.records import shown, write_atomic
 
 _FORMS = {"html": to_html, "csv": to_csv, "markdown": to_markdown, "latex": to_latex}
@@ -48,8 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(args: argparse.Namespace) -> None:
     table = build_table(select(read_runs(find_runs(args.places)), args.where), args.sort)
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console = terminal.console()
     print_table(table, console)
     for first, second, difference in compare_groups(group_seeds(table.runs)):
         console.print(

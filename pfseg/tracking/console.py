@@ -5,13 +5,11 @@ Fed by the driver (`pfseg.launch.driver`) with the rows of the records file.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.bar import Bar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
@@ -19,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from pfseg.tracking import terminal
 from pfseg.tracking.records import Sink, shown
 
-PLAIN_WIDTH = 120
 PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
@@ -38,10 +36,8 @@ class RunConsole(Sink):
     def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
         """Choose bars or plain lines."""
         self.folder = folder
-        self.console = console or Console()
+        self.console = console or terminal.console()
         self.live = self.console.is_terminal
-        if not self.live and "COLUMNS" not in os.environ and console is None:
-            self.console = Console(width=PLAIN_WIDTH)
         self._colors: dict[str, str] = {}
         self._start: dict[str, Any] = {}
         self._lr: float | None = None  # as configured
@@ -114,8 +110,8 @@ class RunConsole(Sink):
         self._hide("wait")
         self._hide("progress")
         step, steps, per_epoch = row["step"], self._start.get("steps"), self._start.get("steps_per_epoch")
-        loss, rate = _number(row.get("train/loss"), ".4f"), _number(row.get("train/lr"), ".2e")
-        speed, left = _number(row.get("train/images_per_s"), ".1f"), _duration(row.get("train/eta_s"))
+        loss, rate = terminal.number(row.get("train/loss"), ".4f"), terminal.number(row.get("train/lr"), ".2e")
+        speed, left = terminal.number(row.get("train/images_per_s"), ".1f"), terminal.duration(row.get("train/eta_s"))
         epoch = f"epoch {row['epoch'] + 1}" + (f"/{-(-steps // per_epoch)}" if steps and per_epoch else "")
         at = f"step {step:{len(str(steps))}}/{steps}" if steps else f"step {step}"
         if not self.live:
@@ -136,7 +132,7 @@ class RunConsole(Sink):
         self._hide("progress")
         best = bool(row.get("best"))
         if best:
-            self._best = f"  best mIoU [b]{_number(row.get('val/mIoU'), '.2f')}[/]"
+            self._best = f"  best mIoU [b]{terminal.number(row.get('val/mIoU'), '.2f')}[/]"
         mark = "  ★ best so far" if best else ""
         title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{mark}"
         self._line(title, "bold green" if best else "bold")
@@ -144,7 +140,7 @@ class RunConsole(Sink):
         if "val/boundary_IoU" in row:
             self.console.print(_boundary_table(row))
         present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
-        others = [f"{name} {_number(row[f'val/{name}'], form)}" for name, form in present.items()]
+        others = [f"{name} {terminal.number(row[f'val/{name}'], form)}" for name, form in present.items()]
         self._line("   ".join(others))
         if row.get("panels"):
             path = str(row["panels"])
@@ -157,10 +153,7 @@ class RunConsole(Sink):
 
     def _class_table(self, row: dict[str, Any]) -> Table:
         names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("class", no_wrap=True, overflow="ellipsis")
-        for name in _COLUMNS:
-            table.add_column(name, justify="right")
+        table = terminal.table("class", *_COLUMNS, numbers=_COLUMNS)
         if self.live:
             table.add_column("", width=20)
         for name in names:
@@ -168,22 +161,22 @@ class RunConsole(Sink):
             label = Text.assemble(("■ ", color), name) if color and self.live else Text(name)
             values = [row.get(f"val/{column}/{name}") for column in _COLUMNS]
             bar = [Bar(100, 0, values[0] or 0, color=color or "green")] if self.live else []
-            table.add_row(label, *(_number(value, ".2f") for value in values), *bar)
+            table.add_row(label, *(terminal.number(value, ".2f") for value in values), *bar)
         table.add_section()
         table.add_row(Text("mean", style="bold"), *(Text(text, style="bold") for text in self._means(row, names)))
         return table
 
     @staticmethod
     def _means(row: dict[str, Any], names: Sequence[str]) -> Iterable[str]:
-        yield _number(row.get("val/mIoU"), ".2f")
+        yield terminal.number(row.get("val/mIoU"), ".2f")
         for column in ("precision", "recall"):
             kept = [name for name in names if name not in row.get("exclude", ())]
             values = [v for name in kept if (v := row.get(f"val/{column}/{name}")) is not None]
-            yield _number(sum(values) / len(values) if values else None, ".2f")
-        yield _number(row.get("val/mF1"), ".2f")
+            yield terminal.number(sum(values) / len(values) if values else None, ".2f")
+        yield terminal.number(row.get("val/mF1"), ".2f")
 
     def _elapsed(self) -> str:
-        return _duration(time.monotonic() - self._began)
+        return terminal.duration(time.monotonic() - self._began)
 
     def _bar(self, key: str, text: str, done: float | None, total: float | None, facts: str = "") -> None:
         """Show or move one line of the live display; as plain lines only the waits, now and then."""
@@ -222,19 +215,17 @@ class RunConsole(Sink):
             self._progress.remove_task(self._tasks.pop(key))
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        terminal.line(self.console, text, style)
 
 
 def _boundary_table(row: dict[str, Any]) -> Table:
     keys = [key for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("boundary", no_wrap=True, overflow="ellipsis")
-    for key in keys:
-        table.add_column(key.removeprefix("val/boundary_"), justify="right")
+    heads = [key.removeprefix("val/boundary_") for key in keys]
+    table = terminal.table("boundary", *heads, numbers=heads)
     for name in (key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")):
-        table.add_row(Text(name), *(_number(row[f"{key}/{name}"], ".2f") for key in keys))
+        table.add_row(Text(name), *(terminal.number(row[f"{key}/{name}"], ".2f") for key in keys))
     table.add_section()
-    table.add_row(Text("mean", style="bold"), *(Text(_number(row[key], ".2f"), style="bold") for key in keys))
+    table.add_row(Text("mean", style="bold"), *(Text(terminal.number(row[key], ".2f"), style="bold") for key in keys))
     return table
 
 
@@ -285,15 +276,3 @@ def _batch(row: dict[str, Any]) -> str:
 
 def _hex(color: str | Sequence[int]) -> str:
     return f"#{color.lstrip('#')}" if isinstance(color, str) else "#" + "".join(f"{part:02x}" for part in color)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
