@@ -89,14 +89,11 @@ def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
 
 def text(column: Column, cell: Cell) -> str:
     """A cell as a person reads it; `-` where a score has no value."""
-    if isinstance(cell, Spread):
-        digits = column.digits if column.digits is not None else 2
-        return f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.std is not None else "")
     if cell is None:
         return "-" if column.digits is not None else ""
     if isinstance(cell, str):
         return cell
-    if column.key == "time":
+    if column.key == "time" and not isinstance(cell, Spread):
         return terminal.duration(cell)
     return f"{cell:.{column.digits}f}" if column.digits is not None else str(cell)
 
