@@ -19,7 +19,7 @@ from pfseg.errors import PfsegError
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
 from pfseg.tracking.console import RunConsole
-from pfseg.tracking.loggers import make_loggers
+from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.optuna import TrialReporter
 from pfseg.tracking.records import Sink, shown, write_atomic
 
@@ -99,7 +99,7 @@ def _drive(config: Config, folder: Path) -> Config:
         sinks += [trial] if trial else []
         hydra = HydraConfig.get()
         group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
-        for logger in make_loggers(folder, config, console, group):
+        for logger in make_loggers(RunContext(folder, config, console, group)):
             sinks.append(logger)  # one by one: if the next one can't start, this one is finished
         try:
             result = run_job(folder, config, sinks=sinks)
