@@ -15,13 +15,11 @@ the launcher sets per rank.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from functools import lru_cache
@@ -32,6 +30,7 @@ import numpy as np
 
 from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
+from pfseg.files import PART, lock
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -67,9 +66,7 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
     home = home or settle_home()
     folder = home / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER.get(os.uname().machine, "dnnl_lnx")
     header, library = prefix / "include" / "dnnl.h", prefix / "lib" / "libdnnl.so.2"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+    with lock(folder):
         if (folder / "lib" / "libmkldnn.so").exists() and (folder / "include" / "dnnl.h").exists():
             return folder
         if not (header.exists() and library.exists()):
@@ -77,9 +74,10 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
                 f"oneDNN not found: expected {header} and {library}; run `pip install onednn-devel-cpu-gomp==2022.2.1` "
                 "in the Python environment that runs pfseg"
             )
-        shutil.rmtree(folder, ignore_errors=True)  # links into an environment that is gone
-        new = Path(tempfile.mkdtemp(prefix=".link-", dir=folder.parent))
-        (new / "include").mkdir()
+        new = folder.with_name(f".{folder.name}{PART}")
+        for old in (folder, new):  # links into an environment that is gone, and of a killed process
+            shutil.rmtree(old, ignore_errors=True)
+        (new / "include").mkdir(parents=True)
         (new / "lib").mkdir()
         for path in (prefix / "include").glob("*dnnl*"):
             (new / "include" / path.name).symlink_to(path)

@@ -20,9 +20,9 @@ from rich.text import Text
 
 from pfseg import __version__
 from pfseg.config.compose import check, compose
-from pfseg.errors import CheckpointError, ConfigError, JobError, PfsegError
+from pfseg.errors import CheckpointError, ConfigError, PfsegError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
-from pfseg.tracking.records import shown, write_atomic
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
 from pfseg.weights.reading import match_weights, read_weights
 from pfseg.weights.torch_file import torch_bytes
@@ -128,13 +128,13 @@ def _convert(args: argparse.Namespace) -> None:
             write_atomic(out, torch_bytes(weights))
         else:
             save_checkpoint(out, *_make_checkpoint(args, weights, contents, meta))
-    except (JobError, CheckpointError) as error:
+    except (WriteError, CheckpointError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if not isinstance(cause, OSError):
             raise
-        raise JobError(f"{out} can't be written ({cause.strerror}): give another place by --out") from error
+        raise WriteError(f"{out} can't be written ({cause.strerror}): give another place by --out") from error
     console = terminal.console()
     console.print(f"written: {shown(out.absolute())}", markup=False, highlight=False, soft_wrap=True)
     if args.to == "safetensors":

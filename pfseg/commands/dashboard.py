@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.errors import ConfigError, JobError, PfsegError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.workspace import build_workspace, spec
-from pfseg.tracking.records import shown, write_atomic
 from pfseg.tracking.wandb_access import has_key, server, unreachable
 
 
@@ -53,7 +53,7 @@ def _dashboard(args: argparse.Namespace) -> None:
         return
     try:
         write_atomic(Path(args.json), json.dumps(spec(build_workspace(runs, entity, project)), indent=1))
-    except JobError as error:
+    except WriteError as error:
         cause = error.__cause__
         raise ConfigError(f"--json {args.json} can't be written ({cause}): give a file in a folder of yours") from error
     sys.stdout.write(f"json: {shown(Path(args.json).absolute())}\n")

@@ -16,12 +16,13 @@ from hydra.types import RunMode
 from pfseg.build import instantiate
 from pfseg.config.compose import run_folder
 from pfseg.errors import PfsegError
+from pfseg.files import shown, write_atomic
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.optuna import TrialReporter
-from pfseg.tracking.records import Sink, shown, write_atomic
+from pfseg.tracking.records import Sink
 
 Config = dict[str, Any]
 

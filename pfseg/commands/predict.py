@@ -17,7 +17,6 @@ from pfseg.config import compose as config
 from pfseg.config.checks import refuse_foreign
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
-from pfseg.data.preparation.files import WriteError
 from pfseg.errors import CheckpointError, DataError
 from pfseg.inference.windows import Inference
 from pfseg.launch.driver import JobStopped
@@ -107,8 +106,6 @@ def _predict_all(
                     "command goes on from there",
                     128 + stopped[0],
                 ) from stop
-            except WriteError:
-                raise
             except DataError as error:
                 failures.append(str(error))
                 notes = [f"failed: {error}"]

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.errors import ConfigError, PfsegError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, group_seeds, select
 from pfseg.reporting.table import build_table, print_table, to_csv, to_latex, to_markdown
 from pfseg.tracking import terminal
-from pfseg.tracking.records import shown, write_atomic
 
 _FORMS = {"html": to_html, "csv": to_csv, "markdown": to_markdown, "latex": to_latex}
 
@@ -62,7 +62,7 @@ def _report(args: argparse.Namespace) -> None:
 def _write(path: Path, form: str, content: str) -> None:
     try:
         write_atomic(path, content)
-    except JobError as error:
+    except WriteError as error:
         cause = error.__cause__
         raise ConfigError(f"--{form} {path} can't be written ({cause}): give a file in a folder of yours") from error
     sys.stdout.write(f"{form}: {shown(path.absolute())}\n")

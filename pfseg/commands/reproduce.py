@@ -21,10 +21,10 @@ from rich.text import Text
 
 from pfseg.config.compose import check, compose
 from pfseg.errors import ConfigError, PfsegError
+from pfseg.files import shown
 from pfseg.launch.provenance import data_state, environment
 from pfseg.reporting.runs import flatten, load_json, load_yaml
 from pfseg.tracking import terminal
-from pfseg.tracking.records import shown
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, check_stretch, parse_classes
-from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
+from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import read_header
 from pfseg.data.tiling import Window, windows
 from pfseg.errors import ConfigError, DataError, JobError
+from pfseg.files import lock, replacing
 
 _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
@@ -150,7 +151,7 @@ class SceneDataset(SegmentationDataset):
         if (found := _open(path, shape)) is not None:
             return found
         try:
-            with locked(path):
+            with lock(path):
                 if (found := _open(path, shape)) is not None:
                     return found  # another process was quicker
                 image, mask = self._decode(scene)

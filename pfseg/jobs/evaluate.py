@@ -29,11 +29,12 @@ from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.evaluator import Evaluation, Evaluator, sum_ranks
 from pfseg.engine.pictures import ImageScores, Panel
 from pfseg.engine.share import on_every_rank
+from pfseg.files import shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
-from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
+from pfseg.tracking.records import RecordWriter, plain
 from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
 

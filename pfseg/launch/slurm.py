@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.errors import JobError
-from pfseg.tracking.records import shown, write_atomic
+from pfseg.files import shown, write_atomic
 
 SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoint and the way out
 

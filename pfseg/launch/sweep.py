@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import STYLES
 from pfseg.tracking import terminal
-from pfseg.tracking.records import shown, write_atomic
 
 _MARK = ".stopped"
 _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "seconds", "error", "folder")

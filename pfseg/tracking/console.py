@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from pfseg.files import shown
 from pfseg.tracking import terminal
-from pfseg.tracking.records import Row, Sink, shown
+from pfseg.tracking.records import Row, Sink
 
 PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")

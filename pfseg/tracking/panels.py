@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pfseg.data.base import ClassInfo
-from pfseg.tracking.records import write_atomic
+from pfseg.files import write_atomic
 
 SampleRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
 
@@ -55,7 +55,7 @@ def save_panels(
             scaled down, images below half of it up by a whole factor.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     strips = []
     for image, truth, pred, name in rows:
@@ -85,7 +85,7 @@ def save_samples(
         height: see `save_panels`.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     strips = []
     for image, mask, edge, name in rows:
@@ -108,7 +108,7 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
         class_names: K names.
 
     Raises:
-        JobError: the file can't be written.
+        WriteError: the file can't be written.
     """
     font, upright = _font(14), ImageFont.TransposedFont(_font(14), Image.Transpose.ROTATE_90)
     names = [_shorten(name, 200, font) for name in class_names]

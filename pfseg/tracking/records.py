@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfseg.errors import JobError
+from pfseg.files import cannot_write, write_atomic
 
 Row = dict[str, Any]  # of the records file
 
@@ -49,38 +48,6 @@ class Sink:
         """Hear that the job has ended, with what exit code; nothing comes after it."""
 
 
-def shown(path: str | Path) -> str:
-    """Spell a path for the user: below the working folder as seen from there."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or leave the previous one, whatever happens in between.
-
-    Args:
-        path: the file; its folder is made where missing.
-        content: bytes, or text that is stored as UTF-8.
-
-    Raises:
-        JobError: the file can't be written, for instance on a full disk.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from others
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise _unwritable(path, error) from error
-
-
 class RecordWriter:
     """Appends rows to a records file, each with one write, so that a reader meets whole lines.
 
@@ -88,7 +55,7 @@ class RecordWriter:
         path: the file, made where missing; a torn last line of an earlier run is removed.
 
     Raises:
-        JobError: the file can't be opened.
+        WriteError: the file can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,13 +69,13 @@ class RecordWriter:
             if not content.endswith(b"\n"):
                 os.ftruncate(self._file, content.rfind(b"\n") + 1)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
         """Append one row; NumPy and Jittor scalars are taken as numbers.
 
         Raises:
-            JobError: the disk is full or the file can't be written; rows already there stay whole.
+            WriteError: the disk is full or the file can't be written; rows already there stay whole.
         """
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
         line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
@@ -118,13 +85,13 @@ class RecordWriter:
                 raise OSError(28, "No space left on device")
         except OSError as error:
             os.ftruncate(self._file, end)
-            raise _unwritable(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def progress(self, text: str, done: int, total: int, *, step: int, epoch: int) -> None:
         """Append a row for work of `total` parts: the first, the last, and between them at most two a second.
 
         Raises:
-            JobError: as `write`.
+            WriteError: as `write`.
         """
         now = time.monotonic()
         if 0 < done < total and text == self._shown[0] and now - self._shown[1] < _PROGRESS_SECONDS:
@@ -136,7 +103,7 @@ class RecordWriter:
         """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.
 
         Raises:
-            JobError: the shortened file can't be written; the old one stays.
+            WriteError: the shortened file can't be written; the old one stays.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
@@ -246,8 +213,3 @@ def plain(value: object) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return plain(value.item()) if hasattr(value, "item") else str(value)
-
-
-def _unwritable(path: Path, error: OSError) -> JobError:
-    remedy = "free some space on this disk" if error.errno in (28, 122) else "check the folder and its permissions"
-    return JobError(f"{path} can't be written ({error.strerror}); {remedy}, then continue with resume=<run folder>")

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.edges import edge_map
-from pfseg.tracking.records import write_atomic
+from pfseg.files import write_atomic
 
 LARGEST = 1024  # pixels of the longer side; larger images are scaled down
 _BOTH, _MISSED, _FALSE = (46, 160, 67), (255, 140, 0), (40, 110, 255)  # RGB: found, only in the truth, only predicted
@@ -69,7 +69,7 @@ def save_maps(
         The files of each sample.
 
     Raises:
-        JobError: a file can't be written.
+        WriteError: a file can't be written.
     """
     rows: list[MapFiles] = []
     for index, ((image, mask, pred, name), edge) in enumerate(zip(panels, edges, strict=True)):

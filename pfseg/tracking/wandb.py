@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import wandb
 
+from pfseg.files import shown, write_atomic
 from pfseg.tracking.loggers import RunContext
-from pfseg.tracking.records import Row, Sink, numbers, read_records, shown, write_atomic
+from pfseg.tracking.records import Row, Sink, numbers, read_records
 from pfseg.tracking.wandb_access import choose_mode
 from pfseg.tracking.wandb_media import class_scores, confusion_chart, sample_pictures
 

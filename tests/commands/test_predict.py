@@ -28,8 +28,7 @@ from tiny_network import CLASSES, make_checkpoint
 
 from pfseg.commands.predict import run
 from pfseg.config.compose import check, compose
-from pfseg.data.preparation.files import WriteError
-from pfseg.errors import CheckpointError, ConfigError, DataError
+from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
 from pfseg.prediction.image import Image
 from pfseg.weights.checkpoint import save_checkpoint
 

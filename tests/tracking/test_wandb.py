@@ -21,8 +21,9 @@ import wandb
 from logged import wandb_history, wandb_records
 
 from pfseg.errors import ConfigError
+from pfseg.files import write_atomic
 from pfseg.tracking.loggers import RunContext, make_loggers
-from pfseg.tracking.records import Sink, write_atomic
+from pfseg.tracking.records import Sink
 from pfseg.tracking.samples import save_maps
 from pfseg.tracking.wandb import WandbLogger
 from pfseg.tracking.wandb_access import has_key

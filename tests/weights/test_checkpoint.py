@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ def test_what_is_saved_is_loaded(path: Path):
 def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(path, ARRAYS, META)
 
-    def full(prefix: str, dir: Path) -> tuple[int, str]:
-        return os.open("/dev/full", os.O_WRONLY), str(Path(dir) / f"{prefix}x")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(os, "fsync", full)
     said = (
         rf"not saved, the previous one is whole: {path} can't be written \(No space left on device\); free some space"
     )
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.Mon
 
 def test_what_a_kill_left_is_removed(path: Path):
     save_checkpoint(path, ARRAYS, META)
-    (path.parent / ".last.safetensors-abc123").write_bytes(b"half")
+    (path.parent / ".last.safetensors.123.part").write_bytes(b"half")
     save_checkpoint(path, ARRAYS, META)
     assert {file.name for file in path.parent.iterdir()} == {"last.safetensors", "last.json"}
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from pfseg.data.base import Scene
 from pfseg.data.preparation.cutting import Cutter, LoadedScene, patch_name, unknown_colors
-from pfseg.data.preparation.files import WriteError, png_fault
+from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.tiling import Window
-from pfseg.errors import DataError
+from pfseg.errors import DataError, WriteError
 
 _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the next scene is decoded
 
@@ -170,7 +170,7 @@ class _Preparation:
                     continue
                 rows.append(future.result())
                 self.progress.advance(one.size / len(one.futures))
-        except DataError as error:
+        except (DataError, WriteError) as error:
             for future in one.futures:
                 future.cancel()
             if isinstance(error, WriteError):
