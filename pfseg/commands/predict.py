@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 _CHANGING = (  # these change the maps
@@ -69,7 +68,7 @@ def run(settings: Predict) -> None:
         WriteError: the output can't be written.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
+    console = terminal.console()
     output = Path(settings.output)
     root, images = find_images(settings.input, output)
     tasks = plan(root, images, output, settings.outputs, settings.format)
@@ -88,7 +87,7 @@ def run(settings: Predict) -> None:
         progress.begin(total, total - sum(task.size for task in left))
         failures = _predict_all(left, predictor, progress, console, skipped)
     before = f", {skipped:,} were finished before" if skipped else ""
-    _tell(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
+    terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
 
@@ -112,12 +111,8 @@ def _predict_all(
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
             for note in notes:
-                _tell(console, note)
+                terminal.line(console, note)
     return failures
-
-
-def _tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:

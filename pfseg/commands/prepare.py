@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
 
 from pfseg import __version__
 from pfseg.build import build_dataset, instantiate
@@ -26,6 +25,7 @@ from pfseg.data.preparation.preparation import Outcome, prepare
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 _SHOWN = 20  # faults on the terminal
@@ -40,7 +40,7 @@ def run(settings: PrepareJob) -> None:
         DataError: no scenes, or some that could not be cut; the others were.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=120)
+    console = terminal.console()
     workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     out = Path(settings.out)
     if settings.verify == "only":
@@ -146,7 +146,7 @@ def _conclude(
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)
     write_file(out / REPORT, report.encode())
-    table = Table("split", "scenes", "patches")
+    table = terminal.table("split", "scenes", "patches", numbers=("scenes", "patches"))
     for split, part in index["splits"].items():
         table.add_row(split, f"{part['scenes']:,}", f"{len(part['patches']):,}")
     console.print(table)

@@ -37,7 +37,7 @@ from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter, plain
-from pfseg.tracking.samples import save_maps
+from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
 from pfseg.weights.transfer import load_weights
 
@@ -84,7 +84,7 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     _gather(found, folder)
     result = _scores(found, names, settings.exclude)
     scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
-    samples: list[dict[str, str]] = []
+    samples: list[MapFiles] = []
     if rank() == 0:
         samples = _save_extremes(folder, meta["progress"]["step"], found.details)
         used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
@@ -190,7 +190,7 @@ def _write_files(folder: Path, found: Evaluation, result: dict[str, float], clas
             save_panels(folder / file, _scored(chosen), classes)
 
 
-def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[dict[str, str]]:
+def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[MapFiles]:
     """Write the maps of the worst and the best images, for loggers that overlay them."""
     if details is None:
         return []
