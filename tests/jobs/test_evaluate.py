@@ -10,7 +10,7 @@ import cv2
 import golden
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
 from runs import finished, rows, start, stored
@@ -250,7 +250,7 @@ def test_images_without_an_index_are_no_scenes(checkpoints: list[Path], town: Pa
         evaluated(tmp_path, f"checkpoint={checkpoints[0]}", "score=scenes", f"dataset.root={tmp_path}/data")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.system("chromium")
 def test_the_page_in_chromium(both: Path, tmp_path: Path):
     browser = Browser(tmp_path)
     try:

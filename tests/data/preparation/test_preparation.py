@@ -113,7 +113,7 @@ def test_lists_of_paths_with_spaces(tmp_path: Path):
     ]
 
 
-@pytest.mark.skipif(not (SHARED / "dubai").is_dir(), reason="the Dubai images are not here")
+@pytest.mark.shared_data("dubai")
 def test_dubai(tmp_path: Path):
     lists = {
         split: (SHARED / "dubai" / f"split_{split}.txt").read_text().splitlines()[:3] for split in ("train", "val")
