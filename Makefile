@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
+.PHONY: help install train test check docs bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
 	bench-launch
 .DEFAULT_GOAL := help
 
@@ -22,6 +22,9 @@ check: $(STAMP) ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+
+docs: $(STAMP) ## build the documentation in site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir site
 
 bench-data: $(STAMP) ## time preparation and loading beside what the published tools do
 	$(VENV)/bin/python benchmarks/data.py $(ARGS)
