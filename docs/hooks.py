@@ -77,7 +77,10 @@ def api_page(room: str | None) -> str:
     """Markdown of the page of a folder of `pfseg/`; None: the modules that lie in none."""
     package = ROOT / "pfseg"
     if room is None:
-        files, names = sorted(package.glob("*.py")), "A page for each folder of `pfseg/`; here are the modules outside them."
+        files, names = (
+            sorted(package.glob("*.py")),
+            "A page for each folder of `pfseg/`; here are the modules outside them.",
+        )
         title = "API"
     else:
         files, names = sorted((package / room).rglob("*.py")), f"Modules of `pfseg.{room}`."
@@ -116,10 +119,14 @@ def settings_markdown(rows: list[Row], summaries: dict[str, str]) -> str:
             known = {row[1:] for row in own if row.choice}
         elif command == "preview":
             parts.append("All settings of [pfseg train](#pfseg-train), and:")
-        elif shared := sorted({row.key.partition(".")[0] for row in rows if row.command == command and row[1:] in known}):
+        elif shared := sorted(
+            {row.key.partition(".")[0] for row in rows if row.command == command and row[1:] in known}
+        ):
             names = " and ".join(f"`{name}`" for name in shared)
             parts.append(f"The settings of {names} are those of [pfseg train](#pfseg-train).")
-        for (choice, top), part in groupby(own, key=lambda row: (row.choice, row.key.rpartition(".")[0] and top_of(row))):
+        for (choice, top), part in groupby(
+            own, key=lambda row: (row.choice, row.key.rpartition(".")[0] and top_of(row))
+        ):
             if title := choice or top:
                 parts.append(f"### `{title}` {{: #{anchor(command, title)} }}")
             lines = ["| setting | type | value | meaning |", "|---|---|---|---|"]

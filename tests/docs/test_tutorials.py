@@ -15,8 +15,8 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
-def follow(page: Path, folder: Path) -> str:
-    """Write the titled files of a page and run its shell commands, in order; returns what the commands print."""
+def follow(page: Path, folder: Path, commands: list[str] | None = None) -> str:
+    """Write the titled files of a page and run its shell commands in order, or `commands`; returns what they print."""
     programs = folder / ".bin"  # `pfseg` and `python` of this environment and working copy, whatever else is installed
     programs.mkdir()
     for name, arguments in (("pfseg", '-m pfseg "$@"'), ("python", '"$@"')):
@@ -30,7 +30,10 @@ def follow(page: Path, folder: Path) -> str:
         "COLUMNS": "120",
     }
     output = ""
-    for language, title, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    if commands is not None:
+        blocks = [*(block for block in blocks if block[1]), *(("sh", "", command) for command in commands)]
+    for language, title, text in blocks:
         if title:
             path = folder / title
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,13 @@ def test_own_loss(tmp_path: Path):
     follow(ROOT / "docs" / "tutorials" / "own-loss.md", tmp_path)
     assert "gamma: 1.5" in (tmp_path / "outputs" / "focal" / "resolved.yaml").read_text()
     assert '"train/seg"' in (tmp_path / "outputs" / "focal" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_contributing_data_set(tmp_path: Path):
+    """The example of CONTRIBUTING.md: a class and a YAML file in the working folder."""
+    follow(ROOT / "CONTRIBUTING.md", tmp_path, commands=["pfseg preview dataset=checkerboard out=samples.png"])
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_each_tutorial_is_followed():
