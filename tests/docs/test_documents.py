@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_architecture import LEVELS
 
 from pfseg.commands.app import COMMANDS
 from pfseg.config.commands import SCHEMAS
@@ -127,7 +128,8 @@ def test_settings_exist(path: Path):
 
 
 def everything() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in [*TOP, *PAGES])
+    """All documents but the changelog, which names what is gone."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in [*TOP, *PAGES] if path.name != "CHANGELOG.md")
 
 
 def test_settings_in_the_text_exist():
@@ -135,3 +137,12 @@ def test_settings_in_the_text_exist():
     keys = known_keys("train")[0] | {"dataset.splits.train", "optimizer.lrr"}  # a key of the reader, a misspelling
     for key in set(re.findall(rf"`((?:{groups})\.[\w.]+\w)(?:=[^`]*)?`", everything())):
         assert key in keys, key
+
+
+def test_the_design_page_shows_the_floors():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    floors = [re.findall(r"`(\w+)(?:\.py)?`", row.split("|")[2]) for row in table.splitlines()]
+    shown = [LEVELS[room] for rooms in floors for room in rooms]
+    assert shown == sorted(shown, reverse=True)
+    assert {room for rooms in floors for room in rooms} == set(LEVELS) - {"__init__", "__main__", "__version__"}
