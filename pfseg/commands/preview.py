@@ -38,7 +38,7 @@ def run(settings: Preview) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
     console = terminal.console()
     dataset = build_dataset(settings.dataset, "train")
-    loader = build_loader(settings, dataset, workers=0)
+    loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
     masks = []
     for image, mask, edge, name in islice(_samples(loader), max(settings.samples, settings.rows)):
