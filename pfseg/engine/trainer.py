@@ -30,7 +30,7 @@ from pfseg.engine.telemetry import gradient_norms, memory_mib, save_samples
 from pfseg.errors import JobError
 from pfseg.metrics.confusion import scores
 from pfseg.ops.batchnorm import BatchNorm2d
-from pfseg.ops.resampling import ChannelDropout
+from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
