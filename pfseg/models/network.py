@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pfseg.ops.resampling import resize
 from pfseg.runtime import jt
@@ -58,6 +58,23 @@ class Backbone(jt.nn.Module):
         return key
 
 
+class LayeredBackbone(Backbone):
+    """A backbone of five layers: `layer0`, the stem, and `layer1` .. `layer4`, each of which gives a map."""
+
+    layer0: jt.nn.Module
+    layer1: jt.nn.Module
+    layer2: jt.nn.Module
+    layer3: jt.nn.Module
+    layer4: jt.nn.Module
+
+    def execute(self, image: Var) -> list[Var]:
+        """Map an image (N, 3, H, W) to c1..c4."""
+        c1 = self.layer1(self.layer0(image))
+        c2 = self.layer2(c1)
+        c3 = self.layer3(c2)
+        return [c1, c2, c3, self.layer4(c3)]
+
+
 class Head(jt.nn.Module):
     """A decoder: `execute` maps the backbone's maps to logits and edge logits, of any size.
 
@@ -69,7 +86,8 @@ class SegmentationNetwork(jt.nn.Module):
     """A backbone and a head. Weights have the names of the published checkpoints: the backbone's stand beside `head.*`.
 
     Args:
-        backbone: see `Backbone`; one of the user's own needs the same attributes, not the same class.
+        backbone: see `Backbone`; a module of the user's own needs the same attributes, not the same class, and instead
+            of `execute` may have `layer0` .. `layer4` (see `LayeredBackbone`).
         head: see `Head`.
         num_classes: K.
 
@@ -95,6 +113,8 @@ class SegmentationNetwork(jt.nn.Module):
                 f"input of {height}x{width} px is too small: {self._describe()} needs at least {self.min_size} px a "
                 "side; pad the image or use a larger crop (config: dataset.crop_size)"
             )
+        if type(self.backbone).execute is jt.nn.Module.execute:  # any module with layer0 .. layer4
+            return LayeredBackbone.execute(cast(LayeredBackbone, self.backbone), image)
         maps: Sequence[Var] = self.backbone(image)
         return maps
 

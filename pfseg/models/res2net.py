@@ -5,7 +5,7 @@ Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
 
 from __future__ import annotations
 
-from pfseg.models.network import Backbone
+from pfseg.models.network import LayeredBackbone
 from pfseg.models.resnet import ResNet, initialise_convolutions
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
@@ -57,7 +57,7 @@ class Bottle2neck(jt.nn.Module):
         return jt.maximum(x + shortcut, 0.0)
 
 
-class Res2Net(Backbone):
+class Res2Net(LayeredBackbone):
     """Res2Net with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
 
     Args:
@@ -88,13 +88,6 @@ class Res2Net(Backbone):
         self.layer3 = _layer(512, 256, counts[2], stride=2)
         self.layer4 = _layer(1024, 512, counts[3], stride=2)
         initialise_convolutions(self)
-
-    def execute(self, image: Var) -> list[Var]:
-        """Map an image (N, 3, H, W) to c1..c4."""
-        c1 = self.layer1(self.layer0(image))
-        c2 = self.layer2(c1)
-        c3 = self.layer3(c2)
-        return [c1, c2, c3, self.layer4(c3)]
 
     rename_pretrained = staticmethod(ResNet.rename_pretrained)
 

@@ -5,7 +5,7 @@ Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
 
 from __future__ import annotations
 
-from pfseg.models.network import Backbone
+from pfseg.models.network import LayeredBackbone
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
@@ -71,7 +71,7 @@ _DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
 }
 
 
-class ResNet(Backbone):
+class ResNet(LayeredBackbone):
     """ResNet with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
 
     `layer3` and `layer4` dilate their 3x3 `conv2` while the strides stay 2, unlike the usual output-stride-8 networks.
@@ -100,13 +100,6 @@ class ResNet(Backbone):
         self.layer3 = _layer(block, c2, 256, counts[2], stride=2, dilation=2)
         self.layer4 = _layer(block, c3, 512, counts[3], stride=2, dilation=4)
         initialise_convolutions(self)
-
-    def execute(self, image: Var) -> list[Var]:
-        """Map an image (N, 3, H, W) to c1..c4."""
-        c1 = self.layer1(self.layer0(image))
-        c2 = self.layer2(c1)
-        c3 = self.layer3(c2)
-        return [c1, c2, c3, self.layer4(c3)]
 
     @staticmethod
     def rename_pretrained(key: str) -> str:

@@ -57,6 +57,18 @@ def test_sizes_and_strides(network):
     assert network.output_stride == network.backbone.output_stride == network.min_size == 4
 
 
+def test_a_module_of_five_layers_is_a_backbone():
+    backbone = jt.nn.Module()
+    backbone.out_channels, backbone.feature_strides = (2, 3, 4, 5), (2, 4, 8, 16)
+    for number, (before, after) in enumerate([(3, 3), (3, 2), (2, 3), (3, 4), (4, 5)]):
+        stride = 1 if number == 1 else 2
+        setattr(backbone, f"layer{number}", Conv2d(before, after, 3, stride=stride, padding=1))
+    network = Small(backbone, 5)
+    maps = network.features(jt.zeros((1, 3, 32, 48)))
+    assert [tuple(feature.shape[1:]) for feature in maps] == [(2, 16, 24), (3, 8, 12), (4, 4, 6), (5, 2, 3)]
+    assert next(iter(network.state_dict())) == "layer0.weight"
+
+
 def test_too_small_an_input(network):
     with pytest.raises(ValueError, match=r"input of 17x3 px is too small: Small needs at least 4 px a side; pad the"):
         network(jt.zeros((1, 3, 17, 3)))
