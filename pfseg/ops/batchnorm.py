@@ -101,7 +101,7 @@ class BatchNorm2d(jt.nn.Module):
         self.frozen = True
 
     def fold(self) -> None:
-        """Leave normalising to the convolution before, whose weights now include it; see `pfseg.inference.fold`."""
+        """Leave normalising to the convolution before, whose weights now include it; see `inference.folding`."""
         self.folded = True
 
     def reset_running_stats(self) -> None:

@@ -15,12 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pfseg.errors import CheckpointError, JobError
-from pfseg.tracking.records import plain, write_atomic
+from pfseg.errors import CheckpointError, WriteError
+from pfseg.files import PART, plain, write_atomic
 
 _HEADER = "pfseg"
-# Settings that earlier versions didn't have, with the value that means what they did.
-_LATER = {"dataset": {"eval_contrast": None}}
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
 
 
@@ -33,17 +31,17 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
         meta: values that JSON can hold: config, step, metrics, versions, ...
 
     Raises:
-        CheckpointError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
-        for leftover in path.parent.glob(f".{path.name}-*"):  # of a run that was killed while saving
+        for leftover in path.parent.glob(f".{path.name}.*{PART}"):  # of a run that was killed while saving
             leftover.unlink()
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
-    except JobError as error:
-        raise CheckpointError(f"checkpoint not saved, the previous one is intact: {error}") from error
+    except WriteError as error:
+        raise WriteError(f"checkpoint not saved, the previous one is intact: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -69,15 +67,8 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _rename(config: Any) -> None:
-    """Give settings of earlier versions their present names."""
-    data = config.get("dataset") if isinstance(config, dict) else None
-    if isinstance(data, dict) and "resolution" in data:
-        data["scale"] = data.pop("resolution")
-
-
 def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The metadata, with settings under their present names, and the keys of the arrays."""
+    """The metadata and the keys of the arrays."""
     try:
         with safe_open(path, framework="np") as file:
             header, keys = file.metadata() or {}, list(file.keys())
@@ -94,9 +85,4 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
         meta = json.loads(header[_HEADER])
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
-    config = meta.get("config") if isinstance(meta, dict) else None
-    _rename(config)
-    for group, later in _LATER.items():
-        if isinstance(config, dict) and isinstance(stored := config.get(group), dict):
-            config[group] = later | stored
     return meta, keys
