@@ -86,7 +86,8 @@ def _parts(model: Module) -> Iterator[tuple[str, Module]]:
             yield name, part
         elif isinstance(part, jt.Module):
             inner = [(f"{name}.{key}", each) for key, each in vars(part).items() if isinstance(each, jt.Module)]
-            yield from inner or [(name, part)]
+            for path, each in inner or [(name, part)]:
+                yield path.removeprefix("backbone."), each  # the backbone's, as in its weights' names
 
 
 def _callables(part: Module) -> list[Module]:

@@ -8,7 +8,7 @@ import pytest
 
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.telemetry import gradient_norms, memory_mib, predict_edges
-from pfseg.models.pfnet import SegOutput
+from pfseg.models import SegOutput
 from pfseg.runtime import jt
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
