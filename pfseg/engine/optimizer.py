@@ -56,7 +56,7 @@ def local_gradients() -> Iterator[None]:
 def average_gradients(optimizer: Optimizer) -> None:
     """Average the gradients that the backward passes of each rank have summed up over all ranks."""
     before: list[Var] = []
-    for parameter, gradient in gradients(optimizer):
+    for _, gradient in gradients(optimizer):
         averaged = gradient.mpi_all_reduce("mean")
         averaged._add_dependency(before)  # every rank has to send them in the same order
         gradient.update(averaged)

@@ -12,7 +12,7 @@ from pfseg.commands.profile import profile
 from pfseg.config.compose import check, compose
 from pfseg.engine.cost import clock, count
 from pfseg.errors import ConfigError
-from pfseg.inference.fold import fold_batchnorm
+from pfseg.inference.folding import fold_batchnorm
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
