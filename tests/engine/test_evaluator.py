@@ -48,7 +48,7 @@ class Network:
 
 
 def evaluator(dataset: SegmentationDataset, **options: Any) -> Evaluator:
-    return Evaluator(EvalLoader(dataset=dataset, workers=0), **evaluation_settings(num_panels=4, **options))
+    return Evaluator(EvalLoader(dataset=dataset, workers=0), **evaluation_settings(**{"num_panels": 4} | options))
 
 
 def ignore(done: int, total: int) -> None:
