@@ -166,7 +166,7 @@ def load_initial(model: Any, settings: Model) -> str:
     Raises:
         CheckpointError: unreadable, or of another network.
     """
-    from pfseg.engine.share import on_every_rank
+    from pfseg.engine.ranks import on_every_rank
     from pfseg.weights.initial import load_backbone, load_network
 
     if settings.init:

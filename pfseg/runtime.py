@@ -32,6 +32,19 @@ from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
 from pfseg.files import PART, lock
 
+__all__ = [
+    "RuntimeSetupError",
+    "find_mpicc",
+    "hide_unusable_cuda",
+    "jt",
+    "link_onednn",
+    "onednn_flags",
+    "rank",
+    "seed_everything",
+    "settle_home",
+    "world_size",
+]
+
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
 
@@ -140,7 +153,7 @@ def _import_jittor() -> Any:
 
 
 if TYPE_CHECKING:
-    jt: Any
+    import jittor as jt
 else:
     jt = _import_jittor()
 

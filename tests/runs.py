@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg.config.compose import check, compose
+from pfseg.config.check import checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
 from pfseg.launch.worker import job as run_worker
 from pfseg.tracking.records import read_records
 
@@ -24,15 +26,15 @@ TINY = [*CPU, *SMALL, *SCENES, *LENGTH]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "200"}
 
 
-def configured(*overrides: str) -> dict[str, Any]:
-    """The checked configuration of a training."""
-    return check(compose("train", overrides))
+def configured(*overrides: str) -> Train:
+    """The checked settings of a training."""
+    return checked(compose("train", overrides), Train)
 
 
 def worked(folder: Path, *overrides: str, stop: Callable[[], bool] = lambda: False, resume: bool = False) -> Any:
     """Do a rank's work in this process; returns what would become `result.json`."""
-    config = configured(*TINY, *overrides)
-    return run_worker(config | {"resume": str(folder) if resume else None}, folder, stop)
+    settings = configured(*TINY, *overrides)
+    return run_worker(settings.dump() | {"resume": str(folder) if resume else None}, folder, stop)
 
 
 def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -8,8 +8,6 @@ with `variant` and `dataset`.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +26,7 @@ from pfseg.config.schema import Train
 from pfseg.data.base import parse_classes
 from pfseg.errors import CheckpointError, ConfigError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
 from pfseg.weights.reading import match_weights, read_weights
 from pfseg.weights.torch_file import torch_bytes
@@ -125,7 +122,7 @@ def run(settings: Convert) -> None:
         if not isinstance(cause, OSError):
             raise
         raise WriteError(f"{out} can't be written ({cause.strerror}): give another place by out=<file>") from error
-    console = _console()
+    console = terminal.console()
     console.print(f"written: {shown(out.absolute())}", markup=False, highlight=False, soft_wrap=True)
     if settings.to == "safetensors":
         command = f"pfseg evaluate checkpoint={shown(out.absolute())} dataset.root=<folder>"
@@ -196,7 +193,7 @@ def _complete(path: Path, weights: dict[str, np.ndarray], training: Train) -> di
     if match.missing or match.mismatched:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
-    _console().print(match.report(), markup=False, highlight=False, soft_wrap=True)
+    terminal.console().print(match.report(), markup=False, highlight=False, soft_wrap=True)
     return match.loaded
 
 
@@ -204,7 +201,7 @@ def _show(path: Path, weights: dict[str, np.ndarray], contents: Contents, meta: 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=Text(str(path)), title_justify="left")
     for name, text in _rows(weights, contents, meta):
         table.add_row(Text(name, style="bold"), Text(text, overflow="fold"))
-    _console().print(table)
+    terminal.console().print(table)
 
 
 def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -231,8 +228,3 @@ def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, An
     sizes = ("variant", "num_edge_points", "edge_pool", "salient_pool")
     rows.append(("settings", ", ".join(f"{key}={model[key]}" for key in sizes if key in model)))
     return [*rows, ("data set", str(dataset.get("name"))), ("step", str(meta.get("progress", {}).get("step")))]
-
-
-def _console() -> Console:
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PLAIN_WIDTH) if plain else Console()

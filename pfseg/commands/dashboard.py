@@ -13,7 +13,7 @@ from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.workspace import build_workspace, spec
-from pfseg.tracking.wandb import has_key, unreachable
+from pfseg.tracking.wandb_access import has_key, server, unreachable
 
 
 def run(settings: Dashboard) -> None:
@@ -62,7 +62,7 @@ def _save(runs: Sequence[Run], entity: str, project: str) -> str:
         raise ConfigError(
             "no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write the workspace to a file with json=FILE"
         )
-    if fault := unreachable(wandb.setup().settings.base_url):
+    if fault := unreachable(server()):
         raise JobError(f"{fault}; try again with a network, or write the workspace to a file with json=FILE")
     wandb.setup(wandb.Settings(silent=True))
     try:

@@ -21,7 +21,7 @@ from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
 from pfseg.tracking.console import RunConsole
-from pfseg.tracking.loggers import make_loggers
+from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.optuna import TRIAL, TrialReporter
 from pfseg.tracking.records import Sink
 
@@ -54,7 +54,7 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
         sinks += [trial] if trial else []
         hydra = HydraConfig.get()
         group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
-        for logger in make_loggers(folder, settings.dump(), console, group):
+        for logger in make_loggers(RunContext(folder, settings.dump(), console, group)):
             sinks.append(logger)  # one by one: if the next one can't start, this one is finished
         try:
             result = run_job(folder, settings, sinks=sinks)

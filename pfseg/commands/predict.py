@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
 from pfseg.errors import DataError
-from pfseg.inference.windows import Inference
+from pfseg.inference.sliding import SlidingWindows
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 _CHANGING = (  # these change the maps
@@ -45,14 +44,14 @@ class Predictor:
     """A network and how it is applied to images.
 
     Attributes:
-        inference: probabilities of windows.
+        sliding: the network in windows.
         normalise: from pixels to what the network takes.
         classes: the class table.
         resize: (h, w) that images are resized to as a whole; None for windows.
         reading: keywords of `pfseg.prediction.image.Image`.
     """
 
-    inference: Inference
+    sliding: SlidingWindows
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None
@@ -69,7 +68,7 @@ def run(settings: Predict) -> None:
         WriteError: the output can't be written.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
+    console = terminal.console()
     output = Path(settings.output)
     root, images = find_images(settings.input, output)
     tasks = plan(root, images, output, settings.outputs, settings.format)
@@ -88,7 +87,7 @@ def run(settings: Predict) -> None:
         progress.begin(total, total - sum(task.size for task in left))
         failures = _predict_all(left, predictor, progress, console, skipped)
     before = f", {skipped:,} were finished before" if skipped else ""
-    _tell(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
+    terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
 
@@ -112,12 +111,8 @@ def _predict_all(
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
             for note in notes:
-                _tell(console, note)
+                terminal.line(console, note)
     return failures
-
-
-def _tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:
@@ -144,9 +139,9 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         }
         try:
             if predictor.resize is not None:
-                rows = predict_resized(image, predictor.resize, predictor.inference, predictor.normalise, **options)
+                rows = predict_resized(image, predictor.resize, predictor.sliding, predictor.normalise, **options)
             else:
-                rows = predict_rows(image, predictor.inference, predictor.normalise, **options)
+                rows = predict_rows(image, predictor.sliding, predictor.normalise, **options)
             for each in rows:
                 maps.write(each)
             maps.publish()
@@ -162,10 +157,10 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that the network doesn't take.
     """
-    from pfseg.engine import state
-    from pfseg.inference.deploy import as_function
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
+    from pfseg.inference.network import as_function
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.weights.transfer import load_weights
 
     path = Path(settings.checkpoint)
     stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
@@ -173,12 +168,12 @@ def load_predictor(settings: Predict) -> Predictor:
     classes = parse_classes(data.classes)
     arrays, _ = load_checkpoint(path)
     model = build_model(stored.model, len(classes))
-    state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
-    inference = Inference(
-        as_function(model),
+    sliding = SlidingWindows(
+        as_function(model.predict),
         num_classes=len(classes),
         window=settings.resize or window,
         overlap=settings.overlap,
@@ -195,7 +190,7 @@ def load_predictor(settings: Predict) -> Predictor:
         "contrast": None if contrast == "own" else contrast,
         "nodata": settings.nodata,
     }
-    return Predictor(inference, Normalise(data.mean, data.std), classes, settings.resize, reading)
+    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reading)
 
 
 class _Stopped(Exception):

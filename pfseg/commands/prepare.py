@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
 
 from pfseg import __version__
 from pfseg.build import build_dataset, instantiate
@@ -19,12 +18,14 @@ from pfseg.data.base import Scene, class_ids, parse_classes
 from pfseg.data.folder import FolderDataset
 from pfseg.data.preparation.cutting import Cutter
 from pfseg.data.preparation.files import write_file
-from pfseg.data.preparation.folder import REPORT, Layout, PatchFolder, make_layout
+from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.index import find_faults, make_index, write_index
-from pfseg.data.preparation.preparation import Outcome, prepare, scene_key
+from pfseg.data.preparation.layout import REPORT, Layout, make_layout
+from pfseg.data.preparation.preparation import Outcome, prepare
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
 _SHOWN = 20  # faults on the terminal
@@ -39,7 +40,7 @@ def run(settings: PrepareJob) -> None:
         DataError: no scenes, or some that could not be cut; the others were.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=120)
+    console = terminal.console()
     workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     out = Path(settings.out)
     if settings.verify == "only":
@@ -60,14 +61,14 @@ def run(settings: PrepareJob) -> None:
         ignore=data.ignore,
         size=data.prepare.size,
         stride=data.prepare.stride,
-        mask_suffix=data.mask_suffix,
         bands=data.bands,
         stretch=data.stretch,
         compression=settings.compression,
         verify=settings.verify,
     )
+    keys = {scene.key for scene in scenes}
     with (
-        PatchFolder(out, layout, _settings(data), overwrite=settings.overwrite) as folder,
+        PatchFolder(out, layout, _settings(data), keys, overwrite=settings.overwrite) as folder,
         collected_signals() as stopped,
     ):
         console.print(f"{len(scenes):,} scenes of {data.name} from {src} to {out}", highlight=False, soft_wrap=True)
@@ -108,7 +109,7 @@ def _find_scenes(src: Path, data: FolderData) -> SceneList:
     for scene in given:
         if scene.mask is None and scene.split != _TEST:
             found.faults.append(f"{scene.image} has no mask (split {scene.split})")
-        elif (other := known.setdefault(scene_key(scene), scene)) is not scene:
+        elif (other := known.setdefault(scene.key, scene)) is not scene:
             found.faults.append(f"{scene.image} would give patches of the same names as {other.image}: rename either")
         else:
             found.append(scene)
@@ -145,7 +146,7 @@ def _conclude(
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)
     write_file(out / REPORT, report.encode())
-    table = Table("split", "scenes", "patches")
+    table = terminal.table("split", "scenes", "patches", numbers=("scenes", "patches"))
     for split, part in index["splits"].items():
         table.add_row(split, f"{part['scenes']:,}", f"{len(part['patches']):,}")
     console.print(table)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,7 @@ from pfseg.config.commands import Preview
 from pfseg.config.schema import Dataset
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
+from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_samples
 
 
@@ -37,7 +36,7 @@ class Shares(NamedTuple):
 
 def run(settings: Preview) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
-    console = Console()
+    console = terminal.console()
     dataset = build_dataset(settings.dataset, "train")
     loader = build_loader(settings, dataset, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
@@ -77,10 +76,8 @@ def _visible(image: np.ndarray, data: Dataset) -> np.ndarray:
 
 
 def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    table.add_column("class")
-    table.add_column("% of pixels", justify="right")
-    table.add_column("in % of samples", justify="right")
+    shares = ("% of pixels", "in % of samples")
+    table = terminal.table("class", *shares, numbers=shares, title=title)
     for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
         name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
         table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")

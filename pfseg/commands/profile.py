@@ -5,22 +5,17 @@ Multiply-adds are those of the convolutions, counted on the forward pass as it r
 
 from __future__ import annotations
 
-import os
 import resource
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from pfseg.build import build_model
 from pfseg.config.commands import Profile
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 
 
 def run(settings: Profile) -> None:
     """Show parameters, multiply-adds, time and memory of a network with random weights."""
     from pfseg.engine.cost import clock, count
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
 
     model = build_model(settings.model, settings.classes)
     (height, width), batch = settings.size, settings.batch_size
@@ -29,15 +24,14 @@ def run(settings: Profile) -> None:
     clock(model, (batch, 3, height, width), stages, whole, settings.rounds)
     images = "" if batch == 1 else f", {batch} at a time"
     title = f"{settings.model.name}, {settings.classes} classes, {width}x{height} px{images}"
-    table = Table("stage", box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    for head in ("parameters", "GMACs", "ms", "GMACs/s"):
-        table.add_column(head, justify="right")
+    figures = ("parameters", "GMACs", "ms", "GMACs/s")
+    table = terminal.table("stage", *figures, numbers=figures, title=title)
     for stage in stages:
         table.add_row(stage.name, *_figures(stage.parameters, stage.macs, stage.seconds, batch))
     rest = max(0.0, whole.seconds - sum(stage.seconds for stage in stages))
     table.add_row("between them", "", "", f"{1000 * rest:.0f}", "", end_section=True)
     table.add_row("all", *_figures(whole.parameters, whole.macs, whole.seconds, batch))
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
+    console = terminal.console()
     console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     note = f", {folded} BatchNorms folded into convolutions" if folded else ""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from pfseg.config.commands import Report
 from pfseg.errors import ConfigError, WriteError
@@ -15,7 +12,7 @@ from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, group_seeds, select
 from pfseg.reporting.table import build_table, print_table, to_csv, to_latex, to_markdown
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 
 _FORMS = {"html": to_html, "csv": to_csv, "markdown": to_markdown, "latex": to_latex}
 
@@ -27,8 +24,7 @@ def run(settings: Report) -> None:
         ConfigError: no runs, an unknown column, or a file that can't be written.
     """
     table = build_table(select(read_runs(find_runs(settings.runs)), settings.where), settings.sort)
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console = terminal.console()
     print_table(table, console)
     for first, second, difference in compare_groups(group_seeds(table.runs)):
         console.print(

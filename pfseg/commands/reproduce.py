@@ -6,7 +6,6 @@ a file of conf/ has changed or a path was relative, further overrides bring back
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -17,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pfseg.config.check import check
@@ -30,7 +26,7 @@ from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown
 from pfseg.launch.provenance import data_state, environment
 from pfseg.reporting.runs import flatten, load_json, load_yaml
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
@@ -254,13 +250,12 @@ def _quote(value: Any) -> str:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console = terminal.console()
     different = [finding for finding in findings if finding.level != "same"]
     if not different:
         console.print("code, packages, machine and data are as they were", style="green")
         return
-    table = Table("", "then", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = terminal.table("", "then", "now", "")
     for finding in different:
         style, word = _MARKS[finding.level]
         cells = (Text(part, overflow="fold") for part in (finding.what, finding.then, finding.now))

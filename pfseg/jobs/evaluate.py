@@ -27,19 +27,19 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
-from pfseg.engine import state
-from pfseg.engine.blending import BlendingEvaluator
-from pfseg.engine.evaluator import Evaluation, Evaluator, sum_ranks
-from pfseg.engine.pictures import ImageScores, Panel
-from pfseg.engine.share import on_every_rank
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
+from pfseg.engine.ranks import on_every_rank, sum_ranks
+from pfseg.engine.scenes import SceneEvaluator
+from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.files import shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter, plain
-from pfseg.tracking.samples import save_maps
+from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+from pfseg.weights.transfer import load_weights
 
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 
@@ -59,7 +59,7 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     dataset = build_dataset(stored.dataset, settings.split)
     model = build_model(stored.model, dataset.num_classes)
     weights = {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}
-    state.load_model(model, weights, settings.checkpoint)
+    load_weights(model, weights, settings.checkpoint)
     model.eval()
     evaluator = _build(settings, stored, dataset, model)
     names = [info.name for info in dataset.classes]
@@ -84,7 +84,7 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     _gather(found, folder)
     result = _scores(found, names, settings.exclude)
     scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
-    samples: list[dict[str, str]] = []
+    samples: list[MapFiles] = []
     if rank() == 0:
         samples = _save_extremes(folder, meta["progress"]["step"], found.details)
         used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
@@ -139,7 +139,7 @@ def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, mode
     places = scene_places(dataset, settings.split, Path(root) if root else None)
     loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
     patches = settings.score == "both"
-    return build(BlendingEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+    return build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
 
 
 def _gather(found: Evaluation, folder: Path) -> None:
@@ -190,7 +190,7 @@ def _write_files(folder: Path, found: Evaluation, result: dict[str, float], clas
             save_panels(folder / file, _scored(chosen), classes)
 
 
-def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[dict[str, str]]:
+def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[MapFiles]:
     """Write the maps of the worst and the best images, for loggers that overlay them."""
     if details is None:
         return []

@@ -36,6 +36,21 @@ class SeedGroup:
     runs: list[Run]
     left_out: int = 0
 
+    @property
+    def seeds(self) -> list[str]:
+        """The seeds as texts, in the order of their numbers."""
+        return sorted((show(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
+
+    @property
+    def best(self) -> Spread | None:
+        """Spread of the runs' best mIoU."""
+        return self.spread([run.best.miou if run.best else None for run in self.runs])
+
+    @property
+    def last(self) -> Spread | None:
+        """Spread of the runs' last mIoU."""
+        return self.spread([run.last.miou if run.last else None for run in self.runs])
+
     def spread(self, scores: Sequence[float | None]) -> Spread | None:
         """Mean and spread of scores of the group's runs; None where one has no value."""
         known = [score for score in scores if score is not None]

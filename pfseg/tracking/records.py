@@ -17,14 +17,23 @@ from typing import Any
 
 from pfseg.files import cannot_write, write_atomic
 
+Row = dict[str, Any]  # of the records file
+
 _PROGRESS_SECONDS = 0.5
 
 
 class Sink:
-    """Receiver of a run's telemetry in the driver; each method may be left as it is."""
+    """Receiver of a run's telemetry in the command's own process; each method may be left as it is.
 
-    def record(self, row: dict[str, Any]) -> None:
+    Rows go to the method `on_<event>` where there is one: `on_start`, `on_train` (`train/loss`, ...), `on_val`
+    (`val/mIoU`, `val/IoU/<class>`, `panels`, `samples`, `best`), `on_confusion`, `on_progress`, `on_message`, `on_end`.
+    """
+
+    def record(self, row: Row) -> None:
         """Take one row of the records file."""
+        handler = getattr(self, f"on_{row['event']}", None)
+        if handler is not None:
+            handler(row)
 
     def compiling(self, done: int, total: int) -> None:
         """Take Jittor's count of compiled operators."""
@@ -133,7 +142,7 @@ class Follower:
         self._offset = self._path.read_bytes().rfind(b"\n") + 1 if skip and self._path.exists() else 0
         self._reopen()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         """Yield each whole row that has been added since the last call."""
         yield from self._read()
         if self._replaced():
@@ -157,7 +166,7 @@ class Follower:
             return False
         return os.stat(self._path).st_ino != os.fstat(self._file).st_ino
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def _read(self) -> Iterator[Row]:
         self._reopen()
         if self._file is None:
             return
@@ -172,7 +181,7 @@ class Follower:
                 yield row
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Row]:
     """Return all whole rows of a records file, oldest first; none where there is no file."""
     if not path.exists():
         return []
@@ -180,7 +189,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [row for line in lines if line.endswith(b"\n") and (row := _parse(line)) is not None]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def numbers(row: Row, *prefixes: str) -> dict[str, float]:
+    """The values of a row below some prefixes, such as `train/`, without those that are missing."""
+    return {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
+
+
+def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except ValueError:
@@ -188,7 +202,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

@@ -21,11 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 HERE, THERE = "10.79.0.1", "10.79.0.2"
 LINK, PORT = "pfl0", 2222
 TIMEOUT = 10
-MISSING = [name for name in ("ip", "ssh", "ssh-keygen", "unshare", "/usr/sbin/sshd") if shutil.which(name) is None]
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.system("ip", "ssh", "ssh-keygen", "unshare", "sshd", root=True)]
 
 DRIVER = """
     import sys
