@@ -8,9 +8,9 @@ Hydra imports all modules of this namespace whenever it starts, so Optuna is imp
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,25 +34,15 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-_log = logging.getLogger(__name__)
-
 
 class OptunaSweeper(Sweeper):
-    """See conf/hydra/sweeper/optuna_study.yaml for each setting."""
+    """See conf/hydra/sweeper/optuna_study.yaml for each setting; `study` are arguments of `optuna.create_study`."""
 
     def __init__(
-        self,
-        study_name: str | None,
-        storage: str | None,
-        direction: str,
-        n_trials: int,
-        n_jobs: int,
-        sampler: Mapping[str, Any],
-        params: Mapping[str, str],
+        self, n_trials: int, n_jobs: int, sampler: Mapping[str, Any], params: Mapping[str, str], **study: str | None
     ) -> None:
-        self._study_name, self._storage, self._direction = study_name, storage, direction
-        self._n_trials, self._n_jobs, self._sampler = n_trials, n_jobs, sampler
-        self._params = dict(params)
+        self._n_trials, self._n_jobs, self._sampler, self._params = n_trials, n_jobs, sampler, params
+        self._study = study
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra hands over, and make the launcher.
@@ -62,7 +52,7 @@ class OptunaSweeper(Sweeper):
         """
         if find_spec("optuna") is None:
             raise ConfigError("hydra/sweeper=optuna_study needs Optuna: pip install 'pfseg[sweep]'")
-        if config.get("pruner") and (self._storage is None or self._study_name is None):
+        if config.get("pruner") and None in (self._study.get("storage"), self._study.get("study_name")):
             raise ConfigError(
                 "pruner is set, but the study is kept in memory, where its jobs can't report: set "
                 "hydra.sweeper.storage=sqlite:///<file>.db and hydra.sweeper.study_name, or pruner=null"
@@ -89,20 +79,13 @@ class OptunaSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            study_name=self._study_name,
-            storage=self._storage,
-            sampler=instantiate(self._sampler),
-            direction=self._direction,
-            load_if_exists=True,
-        )
+        study = optuna.create_study(sampler=instantiate(self._sampler), load_if_exists=True, **self._study)
         for first in range(0, self._n_trials, self._n_jobs):
             trials = [study.ask(space) for _ in range(min(self._n_jobs, self._n_trials - first))]
-            batch = [[*fixed, *_overrides(trial)] for trial in trials]
-            if first == 0:
-                self.validate_batch_is_legal(batch)
-            returned = self.launcher.launch(batch, initial_job_idx=first)
-            for trial, job in zip(trials, returned, strict=True):
+            jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
+            for overrides, trial in zip(jobs, trials, strict=True):
+                overrides.append(f"+hydra.job.env_set.{TRIAL}={trial._trial_id}")  # by which the job knows its trial
+            for trial, job in zip(trials, self.launcher.launch(jobs, initial_job_idx=first), strict=True):
                 _tell(study, trial, job)
             if stopped(folder) is not None:
                 raise JobError("the sweep was stopped")
@@ -110,7 +93,6 @@ class OptunaSweeper(Sweeper):
             raise JobError(f"no trial of the study {study.study_name} is complete")
         best = {"name": "optuna", "best_params": study.best_params, "best_value": study.best_value}
         write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(best, sort_keys=False))
-        _log.info("best of the study: %s with %s", study.best_value, study.best_params)
 
     def _space(self, arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
         """What is searched, by setting, and the overrides that all jobs share."""
@@ -128,35 +110,27 @@ def _distribution(override: Override) -> BaseDistribution:
     """What Hydra's choice(), range() and interval() mean to Optuna; tag(log, ...) makes the scale logarithmic."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+    options: dict[str, Any]
     sweep: Any = override.value()
-    log = "log" in getattr(sweep, "tags", ())
     if isinstance(sweep, IntervalSweep):
-        if isinstance(sweep.start, int) and isinstance(sweep.end, int):
-            return IntDistribution(sweep.start, sweep.end, log=log)
-        return FloatDistribution(sweep.start, sweep.end, log=log)
-    values: list[Any] = [Transformer.encode(value) for value in override.sweep_iterator()]
-    if isinstance(sweep, RangeSweep) and not sweep.shuffle:
-        if all(isinstance(value, int) for value in values):
-            return IntDistribution(min(values), max(values), step=abs(sweep.step))
-        return FloatDistribution(min(values), max(values), step=abs(sweep.step))
-    return CategoricalDistribution(values)
-
-
-def _overrides(trial: optuna.Trial) -> list[str]:
-    """The trial's settings, and a variable by which its job knows it."""
-    return [*(f"{key}={value}" for key, value in trial.params.items()), f"+hydra.job.env_set.{TRIAL}={trial._trial_id}"]
+        low, high, options = sweep.start, sweep.end, {"log": "log" in sweep.tags}
+    else:
+        values: list[Any] = [Transformer.encode(value) for value in override.sweep_iterator()]
+        if not isinstance(sweep, RangeSweep) or sweep.shuffle:
+            return CategoricalDistribution(values)
+        low, high, options = min(values), max(values), {"step": abs(sweep.step)}
+    whole = isinstance(low, int) and isinstance(high, int)
+    return IntDistribution(low, high, **options) if whole else FloatDistribution(low, high, **options)
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: JobReturn) -> None:
     """Tell the study what came of a trial."""
     from optuna.trial import TrialState
 
-    try:
+    value = math.nan
+    with suppress(Exception):  # what the job raised; it was shown when it did
         value = float(job.return_value)
-    except Exception:  # what the job raised; it was shown when it did
-        value = math.nan
-    attributes = study.get_trials(deepcopy=False)[trial.number].user_attrs
-    if PRUNED in attributes:
+    if PRUNED in study.get_trials(deepcopy=False)[trial.number].user_attrs:
         study.tell(trial, state=TrialState.PRUNED)
     elif math.isnan(value):
         study.tell(trial, state=TrialState.FAIL)

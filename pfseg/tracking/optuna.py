@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pfseg.tracking.records import Sink
+from pfseg.tracking.records import Row, Sink
 
 TRIAL = "PFSEG_TRIAL"  # variable with the trial's id in the storage
 PRUNED = "pruned_at_epoch"  # attribute of a trial that was stopped
@@ -24,10 +24,7 @@ class TrialReporter(Sink):
         storage: URL of the study's storage.
         study_name: of the study.
         trial: its id in the storage.
-        console: told when the job is stopped.
-
-    Attributes:
-        pruned: the job was told to stop.
+        console: told when the job is stopped, after which `pruned` is true.
     """
 
     def __init__(self, folder: Path, pruner: Any, storage: str, study_name: str, trial: int, console: Sink) -> None:
@@ -43,26 +40,25 @@ class TrialReporter(Sink):
         self._best = 0.0
         self.pruned = False
 
-    def record(self, row: dict[str, Any]) -> None:
-        """Report a validation; the first row says how long the run is."""
-        if row["event"] == "start":
-            self._steps = row.get("steps")
-        if row["event"] != "val" or self.pruned or row.get("val/mIoU") is None:
+    def on_start(self, row: Row) -> None:
+        """Note how long the run is."""
+        self._steps = row.get("steps")
+
+    def on_val(self, row: Row) -> None:
+        """Report a validation, and stop the job where the pruner says so."""
+        if self.pruned or row.get("val/mIoU") is None:
             return
         epoch = row["epoch"] + 1
         self._best = max(self._best, row["val/mIoU"])
         self._trial.report(self._best, epoch)
         if row["step"] != self._steps and self._trial.should_prune():
-            self._stop(epoch)
+            self.pruned = callable(signal.getsignal(signal.SIGUSR1))  # launch=inline: nobody would hear it
+        if not self.pruned:
+            return
+        self._trial.set_user_attr(PRUNED, epoch)
+        self._console.message(f"pruned after epoch {epoch}: below the study's other trials, best mIoU {self._best:.2f}")
+        signal.raise_signal(signal.SIGUSR1)  # which the launcher takes as the wish to save and leave
 
     def finish(self, exit_code: int = 0) -> None:
         """Let go of the storage."""
         self._storage.remove_session()
-
-    def _stop(self, epoch: int) -> None:
-        if not callable(signal.getsignal(signal.SIGUSR1)):  # launch=inline: nobody would hear it
-            return
-        self.pruned = True
-        self._trial.set_user_attr(PRUNED, epoch)
-        self._console.message(f"pruned after epoch {epoch}: below the study's other trials, best mIoU {self._best:.2f}")
-        signal.raise_signal(signal.SIGUSR1)  # which the launcher takes as the wish to save and leave

@@ -110,13 +110,13 @@ def test_hydras_syntax_says_what_is_searched(text: str, distribution: BaseDistri
 
 
 def test_a_pruner_needs_a_stored_study():
-    sweeper = OptunaSweeper("s", None, "maximize", 1, 1, {}, {})
+    sweeper = OptunaSweeper(1, 1, {}, {}, study_name="s", storage=None)
     with pytest.raises(ConfigError, match=r"^pruner is set, but the study is kept in memory.*hydra.sweeper.storage="):
         sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({"pruner": {"_target_": "x"}}))
 
 
 def test_without_optuna_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("hydra_plugins.pfseg_optuna.find_spec", lambda name: None)
-    sweeper = OptunaSweeper(None, None, "maximize", 1, 1, {}, {})
+    sweeper = OptunaSweeper(1, 1, {}, {})
     with pytest.raises(ConfigError, match=r"needs Optuna: pip install 'pfseg\[sweep\]'$"):
         sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))
