@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg.config.check import checked
+from pfseg.commands.app import main
+from pfseg.config.check import check
 from pfseg.config.compose import compose
-from pfseg.config.schema import Train
 from pfseg.launch.worker import job as run_worker
 from pfseg.tracking.records import read_records
 
@@ -26,15 +26,26 @@ TINY = [*CPU, *SMALL, *SCENES, *LENGTH]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLUMNS": "200"}
 
 
-def configured(*overrides: str) -> Train:
-    """The checked settings of a training."""
-    return checked(compose("train", overrides), Train)
+def configured(*overrides: str) -> dict[str, Any]:
+    """The checked settings of a training, as plain values."""
+    return check(compose("train", overrides)).dump()
 
 
 def worked(folder: Path, *overrides: str, stop: Callable[[], bool] = lambda: False, resume: bool = False) -> Any:
     """Do a rank's work in this process; returns what would become `result.json`."""
-    settings = configured(*TINY, *overrides)
-    return run_worker(settings.dump() | {"resume": str(folder) if resume else None}, folder, stop)
+    config = configured(*TINY, *overrides)
+    return run_worker(config | {"resume": str(folder) if resume else None}, folder, stop)
+
+
+def command(name: str, *arguments: str) -> int:
+    """`pfseg <name> <arguments>` in this process; returns its exit code."""
+    before = [*sys.argv], [*sys.path]
+    try:
+        main(name, arguments)
+    except SystemExit as end:
+        return int(str(end.code))
+    finally:
+        sys.argv[:], sys.path[:] = before
 
 
 def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
