@@ -63,7 +63,7 @@ def test_a_hydra_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (before, words[:3], after) == ("exec", ["python", "train.py", "-m"], "$@")
     tiny = [*TINY, *ONCE, *TWO[name], f"hydra.sweep.dir={tmp_path}/jobs"]
     if name == "edge_weight_dubai":
-        fake(tmp_path, configured("dataset=dubai", f"dataset.root={tmp_path}").dataset.dump(), 64)
+        fake(tmp_path, configured("dataset=dubai", f"dataset.root={tmp_path}")["dataset"], 64)
         tiny = [f"dataset.root={tmp_path}", *(setting for setting in tiny if setting not in SCENES)]
     if name == "seeds":  # the ends of the command as they are: in processes of their own
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
