@@ -264,13 +264,13 @@ class MaskReader:
 
     def _from_colors(self, pixels: np.ndarray) -> tuple[np.ndarray, Counter[int]]:
         mask = np.empty(pixels.shape[:2], dtype=np.uint8)
-        found: Counter[int] = Counter()
+        unknown: Counter[int] = Counter()
         rows = max(1, _BAND_PIXELS // pixels.shape[1])  # what lies between colours and labels takes 20 bytes a pixel
         for top in range(0, len(pixels), rows):
-            self._look_up(pixels[top : top + rows], mask[top : top + rows], found)
-        return mask, found
+            self._look_up(pixels[top : top + rows], mask[top : top + rows], unknown)
+        return mask, unknown
 
-    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, found: Counter[int]) -> None:
+    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, counter: Counter[int]) -> None:
         if pixels.shape[2] == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
         # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
@@ -279,7 +279,7 @@ class MaskReader:
         unknown = mask == _UNKNOWN
         if unknown.any():
             colors, counts = np.unique(codes[unknown], return_counts=True)
-            found.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
+            counter.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
             mask[unknown] = IGNORE
 
     @cached_property

@@ -149,12 +149,12 @@ class SceneDataset(SegmentationDataset):
     def _decoded(self, scene: Scene) -> np.ndarray:
         """The decoded scene (H, W, 4) uint8, mapped into memory for reading."""
         path, shape = self._path(scene), self.scenes[scene]
-        if (found := _open(path, shape)) is not None:
-            return found
+        if (pixels := _open(path, shape)) is not None:
+            return pixels
         try:
             with locked(path):
-                if (found := _open(path, shape)) is not None:
-                    return found  # another process was quicker
+                if (pixels := _open(path, shape)) is not None:
+                    return pixels  # another process was quicker
                 image, mask = self._decode(scene)
                 with replacing(path) as new:
                     _write(new, image, mask)
@@ -165,10 +165,10 @@ class SceneDataset(SegmentationDataset):
                 f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
                 "space or set PFSEG_CACHE=<folder on another disk>"
             ) from error
-        found = _open(path, shape)
-        if found is None:
+        pixels = _open(path, shape)
+        if pixels is None:
             raise DataError(f"{path} changed while it was written; start again")
-        return found
+        return pixels
 
     def _decode(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         assert scene.mask is not None

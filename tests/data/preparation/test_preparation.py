@@ -481,8 +481,8 @@ def test_verification_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.
         "P0000_20_52_0_32.png is truncated",
         "train/images/P0000_38_70_0_32.png has 32x30 px, expected 32x32",
         f"train/masks/P0002_0_32_0_32_{end} has ",
-        f"train/masks/P0002_20_52_0_32_{end} is unreadable, or holds values outside the class table",
-        f"train/masks/P0002_38_70_0_32_{end} is missing",
+        f"train/masks/P0002_20_52_0_32_{end} has the value 77 (values outside the class table: 100 % of its pixels)",
+        f"train/masks/P0002_38_70_0_32_{end} cannot be read: No such file",
         "train/images/foreign.png is not in the index",
     ):
         assert part in shown
