@@ -43,7 +43,7 @@ class Canvas:
         """Smooth noise (S, S) of about unit variance with features of `cell` pixels."""
         side = max(2, round(self.size / cell) + 2)
         coarse = self.rng.standard_normal((side, side), dtype=np.float32)
-        return cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        return np.asarray(cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC))
 
     def pick(self, table: tuple[tuple[int, int, int], ...], spread: float = 8) -> np.ndarray:
         """A colour of a table, somewhat changed in brightness and hue."""
@@ -79,12 +79,12 @@ def box(centre: np.ndarray, width: float, depth: float, angle: float) -> np.ndar
     """Corners (4, 2) of a rectangle, its width along `angle`, running round it."""
     cos, sin = np.cos(angle) / 2, np.sin(angle) / 2
     axis, across = np.array([cos * width, sin * width]), np.array([-sin * depth, cos * depth])
-    return centre + np.stack([-(axis + across), axis - across, axis + across, -(axis - across)])
+    return np.asarray(centre + np.stack([-(axis + across), axis - across, axis + across, -(axis - across)]))
 
 
 def pixels(points: np.ndarray) -> np.ndarray:
     """Round to whole pixels, int32."""
-    return np.round(points).astype(np.int32)
+    return np.asarray(np.round(points), dtype=np.int32)
 
 
 def fill(canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray | int) -> None:

@@ -316,4 +316,4 @@ class SceneRenderer(Canvas):
         image = self.image * (light[..., None] * cast.astype(np.float32)) + rng.uniform(-12, 22)
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.45, 0.85))
         image += rng.uniform(2, 6) * rng.standard_normal(image.shape, dtype=np.float32)
-        return np.clip(image, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)

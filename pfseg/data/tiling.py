@@ -55,7 +55,7 @@ def padded(pixels: np.ndarray, size: Sequence[int], fill: Sequence[int]) -> np.n
     below, right = size[0] - pixels.shape[0], size[1] - pixels.shape[1]
     if not below and not right:
         return pixels
-    return cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
+    return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill))
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

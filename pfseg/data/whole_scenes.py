@@ -25,11 +25,12 @@ from pfseg.data.base import (
     check_stretch,
     parse_classes,
 )
-from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
+from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import read_header
 from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError, JobError
+from pfseg.files import lock, replacing
 
 _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
@@ -103,7 +104,7 @@ class SceneDataset(SegmentationDataset):
 
     def read_mask(self, index: int) -> np.ndarray:
         """Read the mask of a window."""
-        return cv2.extractChannel(self._pixels(index), 3)
+        return np.asarray(cv2.extractChannel(self._pixels(index), 3))
 
     def image_files(self) -> list[Path]:
         """Image files of the scenes."""
@@ -152,7 +153,7 @@ class SceneDataset(SegmentationDataset):
         if (pixels := _open(path, shape)) is not None:
             return pixels
         try:
-            with locked(path):
+            with lock(path):
                 if (pixels := _open(path, shape)) is not None:
                     return pixels  # another process was quicker
                 image, mask = self._decode(scene)
@@ -212,7 +213,7 @@ def _write(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (*mask.shape, 4)}
     rows = max(1, _BAND_BYTES // (4 * mask.shape[1]))
     with open(path, "wb") as file:  # written, not mapped: a full disk then is an error and no fatal signal
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
         for top in range(0, len(mask), rows):
             band = slice(top, top + rows)
             file.write(cv2.merge((*cv2.split(image[band]), mask[band])).data)

@@ -183,7 +183,7 @@ def test_a_ratio_needs_two_images(town):
         folder_dataset(town / "train", splits={"val": 0.5})
 
 
-@pytest.mark.skipif(not DUBAI.is_dir(), reason="the Dubai images are not here")
+@pytest.mark.shared_data("dubai")
 def test_dubai():
     rows = [
         {"name": name, "color": color}

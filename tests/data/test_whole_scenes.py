@@ -117,7 +117,7 @@ def test_several_processes_at_once(scenes, cache):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert len(set(pool.map(read_all, [scenes] * 3, chunksize=1))) == 1
     assert len(list((cache / "scenes").glob("*.npy"))) == 3
-    assert not list((cache / "scenes").glob("*.tmp"))
+    assert not list((cache / "scenes").glob(".*.part"))
 
 
 def test_a_full_disk_is_one_line(scenes, cache):

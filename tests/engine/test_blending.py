@@ -10,12 +10,12 @@ import pytest
 from data.building import eval_loader
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
+from pfseg.engine.blending import BlendingEvaluator
 
 from pfseg.build import build_dataset
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
-from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.evaluator import Evaluation, Evaluator
 from pfseg.engine.pictures import ImageScores
 from pfseg.errors import DataError

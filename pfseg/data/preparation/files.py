@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pfseg.data.header import read_header
-from pfseg.errors import DataError
+from pfseg.errors import WriteError
+from pfseg.files import replacing
 
-PART = ".part"
 _EXACT = 1 << 24  # OpenCV's histogram counts in float32, which is exact up to here
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that give no number
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _END = b"IEND\xaeB`\x82"
 
 
-class WriteError(DataError):
-    """A file cannot be written: the disk is full, or there is no permission."""
-
-
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole file or none: under a temporary name first, `.<name>.part`.
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file or none.
 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
     """
-    part = path.with_name(f".{path.name}{PART}")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_bytes(data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise cannot_write(path, error) from error
 
 

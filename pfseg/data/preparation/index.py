@@ -98,7 +98,6 @@ def write_index(out: Path, index: Mapping[str, Any]) -> None:
     layout = Layout(**index["layout"])
     for split, name in layout.lists.items():
         images = [layout.files(split, row["name"], False)[0] for row in index["splits"][split]["patches"]]
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(out / name, "".join(f"{image}\n" for image in images).encode())
     # A quotation mark within a text would be escaped: this is the beginning of a row.
     text = json.dumps(index, ensure_ascii=False).replace('{"name"', '\n{"name"')

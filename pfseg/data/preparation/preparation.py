@@ -15,7 +15,7 @@ from pathlib import Path
 from pfseg.data.base import Scene
 from pfseg.data.cache import stat_of
 from pfseg.data.preparation.cutting import Cutter, LoadedScene, PatchRow, unknown_colors
-from pfseg.data.preparation.files import WriteError, png_fault
+from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import patch_name
 from pfseg.data.tiling import Window
@@ -162,8 +162,6 @@ class Preparation:
         except DataError as error:
             for patch in work.patches:
                 patch.cancel()
-            if isinstance(error, WriteError):
-                raise
             wait(work.patches)
             names = [patch_name(loaded.scene.name, window) for window in loaded.windows]
             self.folder.remove(file for name in names for file in self._files(loaded.scene, name))

@@ -113,7 +113,7 @@ def test_lists_of_paths_with_spaces(tmp_path: Path):
     ]
 
 
-@pytest.mark.skipif(not (SHARED / "dubai").is_dir(), reason="the Dubai images are not here")
+@pytest.mark.shared_data("dubai")
 def test_dubai(tmp_path: Path):
     lists = {
         split: (SHARED / "dubai" / f"split_{split}.txt").read_text().splitlines()[:3] for split in ("train", "val")
@@ -263,7 +263,7 @@ def test_patches_of_an_unfinished_scene_are_written_again(tmp_path: Path):
     (out / "journal.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
     (out / "test/images/P0006_0_32_0_32.png").write_bytes(b"half")
     (out / "test/images/P0006_0_64_0_64.png").write_bytes(b"of a scene that has changed since")
-    (out / "test/images/.P0006_20_52_0_32.png.part").write_bytes(b"half")
+    (out / "test/images/.P0006_20_52_0_32.png.4711.part").write_bytes(b"half")
     prepared("isaid", src, out, *SIZES)
     assert tree(out) == before
 
