@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
-from pfseg.config.checks import check_loggers
 
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.errors import ConfigError
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Sink
@@ -59,10 +60,11 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
     assert [event.step for event in found if event.session_log.status == event.session_log.START] == [4]
 
 
-def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch):
-    check_loggers({"tensorboard": {}, "wandb": {}})
+def test_without_the_package_it_is_rejected(monkeypatch: pytest.MonkeyPatch):
+    given = ["gpus=0", "logger=[wandb,tensorboard]"]
+    check(compose("train", given))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_loggers({"wandb": {}})
+    check(compose("train", ["gpus=0", "logger=wandb"]))
     text = r"^logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg\[tensorboard\]'$"
     with pytest.raises(ConfigError, match=text):
-        check_loggers({"tensorboard": {}})
+        check(compose("train", given))
