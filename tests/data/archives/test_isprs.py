@@ -73,7 +73,8 @@ def test_band_orders(tmp_path: Path):
     given = ["dataset.prepare.scenes.bands=rgbir", "dataset.bands=[3,0,1]"]
     data = prepared("potsdam", src, tmp_path / "out", *SIZES, *given)
     stored = read_image(src / "4_Ortho_RGBIR/top_potsdam_2_10_RGBIR.tif", bands=[3, 0, 1])
-    np.testing.assert_array_equal(opened(data | {"bands": None}, "train").read(0).image, stored[:40, :40])
+    patches = opened(data.model_copy(update={"bands": None}), "train")
+    np.testing.assert_array_equal(patches.read(0).image, stored[:40, :40])
     with pytest.raises(ConfigError, match=r"bands=bgr: expected rgb \| irrg \| rgbir"):
         tiles(src, bands="bgr")
     with pytest.raises(ConfigError, match="Vaihingen has one order"):
