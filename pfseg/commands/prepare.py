@@ -1,4 +1,4 @@
-"""`pfseg prepare`: cut the scenes of an archive into patches; see `pfseg.data.preparation.folder` for the files."""
+"""`pfseg prepare`: cut the scenes of an archive into patches; see `pfseg.data.preparation.layout` for the files."""
 
 from __future__ import annotations
 

@@ -101,11 +101,6 @@ class SegmentationDataset(ABC):
         """Number of classes K."""
         return len(self.classes)
 
-    @property
-    def palette(self) -> np.ndarray:
-        """Class colours, (K, 3) uint8, RGB."""
-        return np.array([info.color for info in self.classes], dtype=np.uint8).reshape(-1, 3)
-
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples of this split."""

@@ -22,25 +22,15 @@ from pfseg.errors import ConfigError, DataError, PfsegError
 
 @dataclass(frozen=True)
 class IndexedPatch:
-    """A row of the index.
-
-    Attributes:
-        split: `train`, `val` or `test`.
-        scene: name, unique within the split.
-        scene_size: (H, W) of the scene.
-        window: part of the scene.
-        shape: (h, w) of the patch, padding included.
-        files: path of its image and, if it has one, its mask, below the folder of patches.
-        counts: pixels of each label of the mask, (256,) int64.
-    """
+    """A patch as `index.json` describes it."""
 
     split: str
     scene: str
     scene_size: tuple[int, int]
     window: Window
-    shape: tuple[int, int]
-    files: list[str]
-    counts: np.ndarray
+    shape: tuple[int, int]  # of the patch, padding included
+    files: list[str]  # its image and, if it has one, its mask, below the folder of patches
+    counts: np.ndarray  # pixels of each label in its mask, (256,) int64
 
 
 class PatchIndex(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pfseg.data.base import Scene
 from pfseg.data.cache import stat_of
@@ -41,8 +42,8 @@ class Outcome:
     skipped: int = 0
 
 
-class ProgressListener:
-    """Is told how far a preparation is; does nothing by itself."""
+class ProgressListener(Protocol):
+    """Is told how far a preparation is."""
 
     def begin(self, total: int, done: int) -> None:
         """Take the number of bytes of all scenes' images, and of those that are finished already."""
