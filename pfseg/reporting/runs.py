@@ -12,15 +12,16 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import read_records
+from pfseg.tracking.records import Row, read_records
 
 FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
@@ -140,7 +141,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    open_logs = set(_open_logs())
+    open_logs = _open_logs()
     runs = [_read(folder, str(folder.relative_to(common)), open_logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
@@ -159,7 +160,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """A finite number as a float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -239,7 +240,7 @@ def _yaml_of(run: Run, name: str) -> Any:
     return found if isinstance(found, list if name.endswith("overrides.yaml") else dict) else None
 
 
-def _read_rows(run: Run) -> list[dict[str, Any]]:
+def _read_rows(run: Run) -> list[Row]:
     """The rows that have what every row has; the others are counted, but not a torn last line."""
     path = run.folder / "metrics.jsonl"
     lines = path.read_bytes().count(b"\n") if path.exists() else 0
@@ -252,7 +253,7 @@ def _read_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _take(run: Run, row: dict[str, Any]) -> None:
+def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
@@ -270,13 +271,14 @@ def _take(run: Run, row: dict[str, Any]) -> None:
         run.steps = max(run.steps, step)
 
 
-def _matrix(value: Any) -> list[list[int]] | None:
+def _matrix(value: object) -> list[list[int]] | None:
     """A square matrix of counts; None for anything else."""
-    square = isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)
-    return value if square and all(isinstance(n, int) and n >= 0 for r in value for n in r) else None
+    if not (isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)):
+        return None
+    return value if all(isinstance(count, int) and count >= 0 for row in value for count in row) else None
 
 
-def _seconds(rows: Sequence[dict[str, Any]]) -> float | None:
+def _seconds(rows: Sequence[Row]) -> float | None:
     """Time from each start to the last row before the next one, summed."""
     total, began, latest = 0.0, None, 0.0
     for row in rows:
@@ -287,7 +289,7 @@ def _seconds(rows: Sequence[dict[str, Any]]) -> float | None:
     return total + latest - began if began is not None else None
 
 
-def _status(folder: Path, rows: Sequence[dict[str, Any]], open_logs: set[Path]) -> tuple[str, str]:
+def _status(folder: Path, rows: Sequence[Row], open_logs: set[Path]) -> tuple[str, str]:
     if folder.resolve() / "worker.log" in open_logs:
         return "running", ""
     errors = [load_json(path) for path in sorted((folder / "errors").glob("rank*.json"))]
@@ -305,9 +307,9 @@ def _status(folder: Path, rows: Sequence[dict[str, Any]], open_logs: set[Path]) 
     return _unended(folder)
 
 
-def _ending(rows: Sequence[dict[str, Any]]) -> str | None:
+def _ending(rows: Sequence[Row]) -> str | None:
     """Status of the end row, if no start follows it."""
-    final: dict[str, Any] = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
+    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
     return str(final.get("status")) if final.get("event") == "end" else None
 
 
@@ -327,14 +329,11 @@ def _first_line(text: str) -> str:
     return (lines[-1] if traceback else lines[0]) if lines else "no message"
 
 
-def _open_logs() -> Iterable[Path]:
+def _open_logs() -> set[Path]:
     """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
-    for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        try:
-            target = os.readlink(link)
-            if target.endswith("/worker.log"):
-                flags = Path(link.replace("/fd/", "/fdinfo/")).read_text().partition("flags:")[2].split()[0]
-                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-                    yield Path(target)
-        except OSError:  # the process has ended, or is another user's
-            continue
+    logs = set()
+    for process in psutil.process_iter(["open_files"]):
+        for file in process.info["open_files"] or ():  # None: another user's process
+            if file.path.endswith("/worker.log") and file.mode != "r":
+                logs.add(Path(file.path))
+    return logs

@@ -134,7 +134,7 @@ def compare_groups(groups: Sequence[SeedGroup]) -> list[tuple[SeedGroup, SeedGro
     return [(a, b, difference) for a, b, difference in compared if difference]
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A setting as on a command line."""
     if value is None:
         return "null"
@@ -171,16 +171,16 @@ def _check_key(key: str, runs: Sequence[Run]) -> None:
         raise unknown_key(key if near else key.partition(".")[0], names)
 
 
-def _lookup(run: Run, key: str) -> Any:
+def _lookup(run: Run, key: str) -> object:
     return {"status": run.status, "run": run.name}.get(key, run.settings.get(key))
 
 
-def _equal(value: Any, wanted: str) -> bool:
+def _equal(value: object, wanted: str) -> bool:
     if show(value) == wanted:
         return True
     try:
-        return bool(value == yaml.safe_load(wanted) or float(value) == float(wanted))
-    except (yaml.YAMLError, TypeError, ValueError):
+        return bool(value == yaml.safe_load(wanted) or float(str(value)) == float(wanted))
+    except (yaml.YAMLError, ValueError):
         return False
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -127,28 +126,32 @@ def print_table(table: Table, console: Console) -> None:
 
 def to_csv(table: Table) -> str:
     """Values in full precision; of a seed group a row of means and one of standard deviations."""
+    rows: list[list[object]] = []
+    for row in table.rows:
+        cells = [row.cells.get(column.key) for column in table.columns]
+        if row.group is None:
+            rows.append([*cells])
+            continue
+        for word in ("mean", "std"):
+            name = f"{word} of {len(row.group.runs)} seeds"  # the first column is the run
+            rows.append([name, *(getattr(cell, word) if isinstance(cell, Spread) else cell for cell in cells[1:])])
+    return csv_text(_heads(table), rows)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file; None and NaN are empty cells."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.title for column in table.columns])
-    for row in table.rows:
-        if row.group is None:
-            writer.writerow(["" if (cell := row.cells.get(c.key)) is None else cell for c in table.columns])
-        else:
-            n = len(row.group.runs)
-            writer.writerow(_csv_group(row, table.columns, f"mean of {n} seeds", lambda cell: cell.mean))
-            writer.writerow(_csv_group(row, table.columns, f"std of {n} seeds", lambda cell: cell.std))
+    writer.writerow(head)
+    writer.writerows([["" if cell is None or cell != cell else cell for cell in row] for row in rows])
     return file.getvalue()
 
 
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |\n"
-
-    escaped = [[_markdown(text(c, row.cells.get(c.key))) for c in table.columns] for row in table.rows]
-    rule = ["---:" if column.right else "---" for column in table.columns]
-    return line([_markdown(c.title) for c in table.columns]) + line(rule) + "".join(map(line, escaped))
+    lines = [[_markdown(cell) for cell in row] for row in (_heads(table), *(_texts(table, row) for row in table.rows))]
+    lines.insert(1, ["---:" if column.right else "---" for column in table.columns])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_latex(table: Table) -> str:
@@ -157,15 +160,23 @@ def to_latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(map(_latex, cells))} \\\\\n"
 
-    head = line([column.title for column in table.columns])
-    runs = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group is None]
-    means = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group]
+    head = line(_heads(table))
+    runs = [line(_texts(table, row)) for row in table.rows if row.group is None]
+    means = [line(_texts(table, row)) for row in table.rows if row.group]
     layout = "".join("r" if column.right else "l" for column in table.columns)
     body = "".join(runs) + ("    \\midrule\n" + "".join(means) if means else "")
     return (
         f"% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{layout}}}\n    \\toprule\n{head}    \\midrule\n{body}"
         "    \\bottomrule\n\\end{tabular}\n"
     )
+
+
+def _heads(table: Table) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def _texts(table: Table, row: Row) -> list[str]:
+    return [text(column, row.cells.get(column.key)) for column in table.columns]
 
 
 def _numeric(key: str, runs: Sequence[Run]) -> bool:
@@ -213,19 +224,20 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
             raise unknown_key(
                 key, {name for name in known if "." not in name or name.startswith(key.partition(".")[0])}
             )
-    with_value = [row for row in rows if values[id(row)] is not None]
-    numeric = all(isinstance(values[id(row)], float) for row in with_value)
+    known_rows = [row for row in rows if values[id(row)] is not None]
+    numeric = all(isinstance(values[id(row)], float) for row in known_rows)
 
-    def order(row: Row) -> Any:
-        return values[id(row)] if numeric else str(values[id(row)])
+    def order(row: Row) -> tuple[float, str]:
+        value = values[id(row)]
+        return (value, "") if numeric and isinstance(value, float) else (0.0, str(value))
 
-    without = [row for row in rows if values[id(row)] is None]
-    return sorted(with_value, key=order, reverse=direction == "desc") + without
+    unknown_rows = [row for row in rows if values[id(row)] is None]
+    return sorted(known_rows, key=order, reverse=direction == "desc") + unknown_rows
 
 
 def _sort_value(row: Row, key: str) -> float | str | None:
     assert row.run is not None, "means are not sorted"
-    value: Any = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
+    value: object = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -275,13 +287,6 @@ def _styled(column: Column, row: Row) -> Text:
 
 def _last_run(table: Table, row: Row) -> bool:
     return row.run is not None and row is [r for r in table.rows if r.run][-1]
-
-
-def _csv_group(
-    row: Row, columns: Sequence[Column], name: str, part: Callable[[Spread], float | None]
-) -> list[str | float | None]:
-    cells: dict[str, Any] = {**row.cells, "run": name}
-    return [part(cell) if isinstance(cell := cells.get(c.key), Spread) else cell for c in columns]
 
 
 def _markdown(value: str) -> str:
