@@ -7,27 +7,18 @@ beside `.hydra`. Evaluations lie below the run that they score, and take its set
 from __future__ import annotations
 
 import glob
-import json
-import math
 import os
-import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-import yaml
-
 from pfseg.errors import ConfigError
+from pfseg.reporting.reading import flatten, load_yaml, number
+from pfseg.reporting.status import open_logs, status_of
 from pfseg.tracking.records import Row, read_records
 
-FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
-_ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
-_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was up"}
 
 
 @dataclass
@@ -141,52 +132,11 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    open_logs = _open_logs()
-    runs = [_read(folder, str(folder.relative_to(common)), open_logs) for folder in folders]
+    logs = open_logs()
+    runs = [_read(folder, str(folder.relative_to(common)), logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
     return runs
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def number(value: object) -> float | None:
-    """A finite number as a float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; None where there is no such file.
-
-    Raises:
-        ValueError: it can't be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
-
-
-def load_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file or it can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _below(top: Path) -> Iterator[Path]:
@@ -201,14 +151,14 @@ def _natural(part: str) -> tuple[int, int, str]:
     return (0, int(part), part) if part.isdecimal() else (1, 0, part)
 
 
-def _read(folder: Path, name: str, open_logs: set[Path]) -> Run:
+def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     run = Run(folder, name)
     _read_settings(run)
     rows = _read_rows(run)
     for row in rows:
         _take(run, row)
     run.seconds = _seconds(rows)
-    run.status, run.detail = _status(folder, rows, open_logs)
+    run.status, run.detail = status_of(folder, rows, logs)
     return run
 
 
@@ -287,53 +237,3 @@ def _seconds(rows: Sequence[Row]) -> float | None:
             began = row["time"]
         latest = row["time"]
     return total + latest - began if began is not None else None
-
-
-def _status(folder: Path, rows: Sequence[Row], open_logs: set[Path]) -> tuple[str, str]:
-    if folder.resolve() / "worker.log" in open_logs:
-        return "running", ""
-    errors = [load_json(path) for path in sorted((folder / "errors").glob("rank*.json"))]
-    errors = [error for error in errors if isinstance(error, dict) and "message" in error]
-    if errors:
-        first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
-        kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
-        return "failed", kind + _first_line(str(first["message"]))
-    result = load_json(folder / "result.json")
-    ending = result.get("status") if isinstance(result, dict) else _ending(rows)
-    if ending in _ENDS:
-        return _ENDS[ending], _DETAILS.get(ending, "")
-    if (text := folder / "error.txt").is_file():
-        return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
-    return _unended(folder)
-
-
-def _ending(rows: Sequence[Row]) -> str | None:
-    """Status of the end row, if no start follows it."""
-    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
-    return str(final.get("status")) if final.get("event") == "end" else None
-
-
-def _unended(folder: Path) -> tuple[str, str]:
-    host = (load_json(folder / "environment.json") or {}).get("hostname")
-    records = folder / "metrics.jsonl"
-    if host and host != socket.gethostname():
-        if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
-            return "running", f"on {host}"
-        return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
-    return "lost", "no end record and no live process"
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    traceback = bool(lines) and lines[0].startswith("Traceback")
-    return (lines[-1] if traceback else lines[0]) if lines else "no message"
-
-
-def _open_logs() -> set[Path]:
-    """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
-    logs = set()
-    for process in psutil.process_iter(["open_files"]):
-        for file in process.info["open_files"] or ():  # None: another user's process
-            if file.path.endswith("/worker.log") and file.mode != "r":
-                logs.add(Path(file.path))
-    return logs

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from pfseg.config.validate import unknown_key
 from pfseg.errors import ConfigError
-from pfseg.reporting.runs import Run, number
+from pfseg.reporting.reading import number
+from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
 from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal
