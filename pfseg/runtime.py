@@ -32,6 +32,19 @@ from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
 from pfseg.files import PART, lock
 
+__all__ = [
+    "RuntimeSetupError",
+    "find_mpicc",
+    "hide_unusable_cuda",
+    "jt",
+    "link_onednn",
+    "onednn_flags",
+    "rank",
+    "seed_everything",
+    "settle_home",
+    "world_size",
+]
+
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
 
@@ -127,19 +140,20 @@ def _import_jittor() -> Any:
     os.environ.setdefault("cache_name", "default")
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    children = signal.getsignal(signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
     import jittor
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
-    if threading.current_thread() is threading.main_thread():  # Jittor's ends this process when a child is killed
-        signal.signal(signal.SIGCHLD, children or signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Jittor's end this process on Ctrl-C, and when a child is killed
+            signal.signal(number, handler or signal.SIG_DFL)
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
     return jittor
 
 
 if TYPE_CHECKING:
-    jt: Any
+    import jittor as jt
 else:
     jt = _import_jittor()
 

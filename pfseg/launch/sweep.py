@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import yaml
 from rich.table import Table
 from rich.text import Text
@@ -159,25 +160,11 @@ def _signals_passed_on(folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drivers() -> list[int]:
+def _drivers() -> set[int]:
     """Processes below this one that wait for an mpirun: the drivers of running jobs."""
-    parents: dict[int, int] = {}
-    starters: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        except OSError:  # it has just ended
-            continue
-        pid, parent = int(stat.parent.name), int(rest.split()[1])
-        parents[pid] = parent
-        if name in ("mpirun", "prterun"):
-            starters.add(parent)
-
-    def below(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
-
-    return [pid for pid in starters if below(pid)]
+    drivers = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name() in ("mpirun", "prterun"):
+                drivers.add(process.ppid())
+    return drivers - {os.getpid()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pfseg.config.validate import unknown_key
+from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from pfseg.config.validate import unknown_key
+from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.reading import number
 from pfseg.reporting.runs import Run

@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
         meta: what JSON can hold: config, step, metrics, versions, ...
 
     Raises:
-        CheckpointError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
     except WriteError as error:
-        raise CheckpointError(f"checkpoint not saved, the previous one is whole: {error}") from error
+        raise WriteError(f"checkpoint not saved, the previous one is whole: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
-
 from pfseg.config.checks import check_loggers
+
 from pfseg.errors import ConfigError
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Sink

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pfseg.config.validate import check_fits
 from safetensors.numpy import save_file
 
-from pfseg.config.validate import check_fits
-from pfseg.errors import CheckpointError
+from pfseg.errors import CheckpointError, WriteError
 from pfseg.weights.checkpoint import load_checkpoint, load_meta, read_meta, save_checkpoint
 
 ARRAYS = {"layer0.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer/values/x": np.ones(2, np.float32)}
@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.Mon
     said = (
         rf"not saved, the previous one is whole: {path} can't be written \(No space left on device\); free some space"
     )
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(WriteError, match=said):
         save_checkpoint(path, ARRAYS, META | {"step": 4})
     assert load_checkpoint(path)[1]["step"] == 3
 
@@ -111,7 +111,7 @@ def test_metadata_alone(path: Path, tmp_path: Path):
     ],
 )
 def test_another_network_or_optimizer_is_refused(key: str, value: object, said: str):
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(WriteError, match=said):
         check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
 
 
