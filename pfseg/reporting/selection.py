@@ -71,12 +71,12 @@ def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     for condition in conditions:
         key, equals, wanted = condition.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--where {condition}: expected key=value, such as model=pfnet_r50")
+            raise ConfigError(f"where=['{condition}']: expected key=value, such as where=['model=pfnet_r50']")
         _check_key(key, runs)
         present = sorted({show(_lookup(run, key)) for run in kept})
         kept = [run for run in kept if _equal(_lookup(run, key), wanted)]
         if not kept:
-            raise ConfigError(f"--where {condition} leaves no run: {key} is {' | '.join(present)} in the runs found")
+            raise ConfigError(f"where=['{condition}'] leaves no run: {key} is {' | '.join(present)} in these runs")
     return kept
 
 

@@ -217,7 +217,7 @@ def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
 def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
     key, _, direction = (sort or "mIoU:desc").partition(":")
     if direction not in ("", "asc", "desc"):
-        raise ConfigError(f"--sort {sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
+        raise ConfigError(f"sort={sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
     values = {id(row): _sort_value(row, key) for row in rows}
     if sort and all(value is None for value in values.values()):
         known = {name for row in rows if row.run for name in (*row.cells, *row.run.settings)}

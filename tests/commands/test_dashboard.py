@@ -9,7 +9,7 @@ import pytest
 from logged import wandb_history, wandb_records
 from run_folders import NAMES, make_run
 
-from pfseg.commands.dashboard import main
+from pfseg.commands import app
 from pfseg.reporting.runs import Run, read_runs
 from pfseg.reporting.workspace import build_workspace, logged_names
 from pfseg.tracking.loggers import RunContext
@@ -24,6 +24,13 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def main(*arguments: str | Path) -> int:
+    """Run the command; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        app.main("dashboard", [str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
 
 
 def logged_run(folder: Path, **settings: Any) -> Path:
@@ -46,7 +53,7 @@ def asked(spec: Any) -> set[str]:
 
 def written(folder: Path, *options: str) -> Any:
     file = folder / "workspace.json"
-    assert main([str(folder), "--json", str(file), *options]) == 0
+    assert main(folder, f"json={file}", *options) == 0
     return json.loads(file.read_text())
 
 
@@ -114,15 +121,15 @@ def test_faults_are_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     plain = make_run(tmp_path / "plain" / "run", steps=2)
-    assert main([str(plain)]) == 2
+    assert main(plain) == 2
     assert f"no run in {plain} was logged to W&B: train with logger=wandb first" in capsys.readouterr().err
     run = logged_run(tmp_path / "run")
-    assert main([str(run)]) == 2
-    assert "error: no W&B key is known: run `wandb login` or set WANDB_API_KEY, or write" in capsys.readouterr().err
+    assert main(run) == 2
+    assert "error: no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main([str(run), "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert main(run, f"json={tmp_path / 'file' / 'x.json'}") == 2
     assert "can't be written (" in capsys.readouterr().err
     monkeypatch.setattr("pfseg.commands.dashboard.has_key", lambda: True)
     monkeypatch.setattr("pfseg.commands.dashboard.unreachable", lambda url: f"{url} can't be reached: no route")
-    assert main([str(run)]) == 1
+    assert main(run) == 1
     assert "can't be reached: no route; try again with a network, or write" in capsys.readouterr().err
