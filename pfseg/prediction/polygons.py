@@ -138,7 +138,7 @@ class _GeoJson(_PolygonFile):
             polygons = self._warp.transform_geom(self.crs, _WGS84, polygons, precision=_DIGITS)
         with self.writing():
             for polygon, (_, info, identity) in zip(polygons, areas, strict=True):
-                properties = {"class": info.name, "id": identity, "color": _hex(info)}
+                properties = {"class": info.name, "id": identity, "color": info.hex_color}
                 feature = {"type": "Feature", "properties": properties, "geometry": polygon}
                 self._file.write(self._separator + json.dumps(feature))
                 self._separator = ",\n"
@@ -168,7 +168,7 @@ class _GeoPackage(_PolygonFile):
         fields = {
             "class": np.array([info.name for _, info, _ in areas], object),
             "id": np.array([identity for _, _, identity in areas], np.int32),
-            "color": np.array([_hex(info) for _, info, _ in areas], object),
+            "color": np.array([info.hex_color for _, info, _ in areas], object),
         }
         with self.writing(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a missing CRS
             try:
@@ -207,10 +207,6 @@ def import_pyogrio(target: Path) -> Any:
     except ImportError as error:
         raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
     return pyogrio
-
-
-def _hex(info: ClassInfo) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*info.color)
 
 
 def _wkb(polygon: dict[str, Any]) -> bytes:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from pfseg.data.base import parse_classes
+from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run
@@ -147,12 +149,10 @@ def _class_scores(shown: Sequence[_Shown]) -> dict[str, list[tuple[int, Run, flo
 
 
 def _class_colors(run: Run) -> dict[str, str]:
-    colors = {}
-    for row in run.settings.get("dataset.classes") or []:
-        color = row.get("color") if isinstance(row, dict) else None
-        if isinstance(color, list) and len(color) == 3 and all(isinstance(part, int) for part in color):
-            colors[str(row.get("name"))] = "#" + "".join(f"{part & 255:02x}" for part in color)
-    return colors
+    try:
+        return {info.name: info.hex_color for info in parse_classes(run.settings.get("dataset.classes") or [])}
+    except (ConfigError, AttributeError, TypeError):  # none, or a damaged file
+        return {}
 
 
 def _confusions(shown: Sequence[_Shown]) -> Iterator[tuple[int, Run, int, list[str], list[list[int]]]]:

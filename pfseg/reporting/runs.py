@@ -111,22 +111,22 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: nothing at a place, or no run below any.
     """
-    found: set[Path] = set()
+    folders: set[Path] = set()
     for place in places:
-        given = Path(place).expanduser()
-        matches = [given] if given.exists() else [Path(name) for name in glob.glob(str(given), recursive=True)]
+        path = Path(place).expanduser()
+        matches = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
         if not matches:
             raise ConfigError(
-                f"{place} does not exist and matches nothing (looked from {Path.cwd()}): give run folders"
+                f"{place} does not exist and matches nothing (looked from {Path.cwd()}); name run folders"
             )
         for match in matches:
-            found.update(_below(match if match.is_dir() else match.parent))
-    if not found:
+            folders.update(_below(match if match.is_dir() else match.parent))
+    if not folders:
         raise ConfigError(
             f"no run in {', '.join(places)}: expected folders with metrics.jsonl or resolved.yaml, such as "
             "outputs/<name>/<date>/<time>"
         )
-    return sorted(found, key=lambda path: [_natural(part) for part in path.parts])
+    return sorted(folders, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -183,11 +183,11 @@ def _read_settings(run: Run) -> None:
 
 def _yaml_of(run: Run, name: str) -> Any:
     try:
-        found = load_yaml(run.folder / name)
+        content = load_yaml(run.folder / name)
     except ValueError:
         run.unreadable += 1
         return None
-    return found if isinstance(found, list if name.endswith("overrides.yaml") else dict) else None
+    return content if isinstance(content, list if name.endswith("overrides.yaml") else dict) else None
 
 
 def _read_rows(run: Run) -> list[Row]:

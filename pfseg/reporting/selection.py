@@ -92,8 +92,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
     keys: dict[str, None] = {}
     for run in runs:
         keys |= dict.fromkeys(run.settings)
-    found = [key for key in keys if _counts(key) and _differs(key, runs)]
-    return sorted(found, key=lambda key: (key == "seed", key != "experiment", "." in key))
+    shown = [key for key in keys if _counts(key) and _differs(key, runs)]
+    return sorted(shown, key=lambda key: (key == "seed", key != "experiment", "." in key))
 
 
 def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
@@ -107,7 +107,7 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
     repeated = [members for members in groups.values() if _repeated(members)]
     shown = [key for key in differing(runs) if key != "seed"]
     apart = [key for key in differing([run for members in repeated for run in members]) if key != "seed"]
-    found = []
+    groups_of_seeds = []
     for members in repeated:
         settings = {key: members[0].settings[key] for key in shown if key in members[0].settings}
         job = [f"{members[0].job}:"] * (len({run.job for run in runs}) > 1)
@@ -116,8 +116,8 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
         )
         scored = _scored(members)
         default = str(members[0].settings.get("name", "all runs"))
-        found.append(SeedGroup(label or default, settings, scored, len(members) - len(scored)))
-    return found
+        groups_of_seeds.append(SeedGroup(label or default, settings, scored, len(members) - len(scored)))
+    return groups_of_seeds
 
 
 def compare_groups(groups: Sequence[SeedGroup]) -> list[tuple[SeedGroup, SeedGroup, Difference]]:
@@ -198,4 +198,4 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
         choices = () if everywhere else tuple(show(run.settings.get(name)) for name in (top, "experiment", "debug"))
         if key in run.settings or (everywhere and run.job in jobs):
             values[choices].add(show(run.settings[key]) if key in run.settings else "")
-    return any(len(found) > 1 for found in values.values())
+    return any(len(texts) > 1 for texts in values.values())

@@ -135,7 +135,7 @@ def _charts(names: set[str]) -> list[Any]:
             "Confusion, pixels",
         ),
     }
-    found: list[Any] = [
+    panels: list[Any] = [
         wr.CustomChart(
             query={"summaryTable": {"tableKey": key}},
             chart_name=chart,
@@ -145,7 +145,7 @@ def _charts(names: set[str]) -> list[Any]:
         for key, (chart, fields, title) in charts.items()
         if key in names
     ]
-    return found + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
+    return panels + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
 
 
 def _sweep(settings: Sequence[str]) -> list[Any]:

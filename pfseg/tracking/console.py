@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from pfseg.data.base import parse_classes
 from pfseg.files import shown
 from pfseg.tracking import terminal
 from pfseg.tracking.records import Row, Sink
@@ -53,7 +54,7 @@ class RunConsole(Sink):
     def show_config(self, config: Mapping[str, Any]) -> None:
         """Show the composed configuration as a tree."""
         classes = (config.get("dataset") or {}).get("classes") or []
-        self._colors = {row["name"]: _hex(row["color"]) for row in classes}
+        self._colors = {info.name: info.hex_color for info in parse_classes(classes)} if classes else {}
         self._lr = (config.get("optimizer") or {}).get("lr")
         self._split = config["split"] if config.get("job") == "evaluate" else None
         tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
@@ -236,8 +237,8 @@ def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if key == "classes" and isinstance(value, list) and value:
             text = Text(f"{len(value)} classes: ")
-            for row in value:
-                text.append("■ ", style=_hex(row["color"])).append(f"{row['name']}   ")
+            for info in parse_classes(value):
+                text.append("■ ", style=info.hex_color).append(f"{info.name}   ")
             tree.add(text)
         elif key not in groups:
             plain.append(f"{key}=", style="dim").append(_value(value)).append("  ")
@@ -265,7 +266,3 @@ def _batch(row: Row) -> str:
         return f"global batch {whole or '?'}"
     accumulated = int(whole) // (int(size) * int(ranks))
     return f"global batch {whole} ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
-
-
-def _hex(color: str | Sequence[int]) -> str:
-    return f"#{color.lstrip('#')}" if isinstance(color, str) else "#" + "".join(f"{part:02x}" for part in color)
