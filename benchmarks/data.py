@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg.commands import prepare
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.data.base import parse_classes
 from pfseg.data.edges import edge_map
 from pfseg.data.normalise import Normalise

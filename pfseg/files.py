@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -88,3 +90,16 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
         yield
+
+
+def plain(value: object) -> Any:
+    """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -29,13 +29,13 @@ from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scenes import SceneEvaluator
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
-from pfseg.files import shown, write_atomic
+from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
-from pfseg.tracking.records import RecordWriter, plain
+from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
 from pfseg.weights.transfer import load_weights

@@ -16,12 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pfseg.errors import CheckpointError, WriteError
-from pfseg.files import PART, write_atomic
-from pfseg.tracking.records import plain
+from pfseg.files import PART, plain, write_atomic
 
 _HEADER = "pfseg"
-# Settings that earlier versions didn't write, with the value that means what those did.
-_LATER = {"dataset": {"eval_contrast": None}}
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
 
 
@@ -70,13 +67,6 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _rename(config: Any) -> None:
-    """Give settings of earlier versions their present names."""
-    data = config.get("dataset") if isinstance(config, dict) else None
-    if isinstance(data, dict) and "resolution" in data:
-        data["scale"] = data.pop("resolution")
-
-
 def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         with safe_open(path, framework="np") as file:
@@ -94,9 +84,4 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
         meta = json.loads(header[_HEADER])
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
-    config = meta.get("config") if isinstance(meta, dict) else None
-    _rename(config)
-    for group, later in _LATER.items():
-        if isinstance(config, dict) and isinstance(stored := config.get(group), dict):
-            config[group] = later | stored
     return meta, keys

@@ -20,7 +20,8 @@ import pytest
 from data.fakes import write
 from runs import TINY, finished, resume, rows, start, stored, train, worked
 
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.errors import CheckpointError, DataError, JobError
 from pfseg.launch.worker import job as run_worker
 from pfseg.weights.checkpoint import load_checkpoint
@@ -314,7 +315,7 @@ def test_a_run_always_ends_with_a_validation(tmp_path: Path):
 
 def evaluated(folder: Path, *overrides: str) -> dict[str, Any]:
     config = check(compose("evaluate", ["gpus=0", "ranks=1", *overrides]))
-    run_worker(config, folder, lambda: False)
+    run_worker(config.dump(), folder, lambda: False)
     return stored(folder / "results.json")
 
 
@@ -473,6 +474,6 @@ def test_nothing_to_score_is_an_error(town: Path):
     for path in (town / "val" / "images").iterdir():
         path.write_bytes(path.read_bytes()[:-500])
     config = check(compose("train", [text for text in of(town) if not text.startswith("hydra.")]))
-    config["dataset"]["on_error"] = "skip"
+    config.dataset.on_error = "skip"
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
-        run_worker(config, town / "run", lambda: False)
+        run_worker(config.dump(), town / "run", lambda: False)

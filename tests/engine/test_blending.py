@@ -13,6 +13,7 @@ from data.published import labels, pixels, prepared
 from pfseg.engine.blending import BlendingEvaluator
 
 from pfseg.build import build_dataset
+from pfseg.config.schema import FolderData
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
@@ -57,13 +58,13 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture
-def patches(settings: dict[str, Any]) -> SegmentationDataset:
+def patches(settings: FolderData) -> SegmentationDataset:
     return build_dataset(settings, "val")
 
 
 @pytest.fixture
-def scenes(settings: dict[str, Any], source: Path) -> SegmentationDataset:
-    return build_dataset(settings | {"root": str(source)}, "val")
+def scenes(settings: FolderData, source: Path) -> SegmentationDataset:
+    return build_dataset(settings.model_copy(update={"root": str(source)}), "val")
 
 
 def scored(
@@ -86,9 +87,9 @@ def test_stitched_patches_equal_whole_scenes_under_the_same_windows(
 ):
     monkeypatch.setenv("PFSEG_CACHE", str(tmp_path))
     whole = scored(BlendingEvaluator, scenes, window=(64, 64), overlap=1 - STEP / 64, flips=flips)
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     stitched = scored(BlendingEvaluator, patches, places, patches=False, flips=flips)
-    cut = build_dataset(settings | {"root": str(source), "source": "scenes"}, "val")
+    cut = build_dataset(settings.model_copy(update={"root": str(source), "source": "scenes"}), "val")
     read = scored(BlendingEvaluator, cut, scene_places(cut, "val", None), patches=False, flips=flips)
     assert whole.images == stitched.images == read.images == 3
     for found in (stitched, read):
@@ -104,7 +105,7 @@ def test_stitched_patches_equal_whole_scenes_under_the_same_windows(
 
 
 def test_patches_and_scenes_in_one_pass(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     both, alone = scored(BlendingEvaluator, patches, places), scored(Evaluator, patches)
     assert both.images == alone.images == len(patches) == len(places)
     np.testing.assert_array_equal(both.confusion, alone.confusion)
@@ -128,7 +129,7 @@ def test_another_scale_is_scored_on_the_full_size(scale: float, scenes, patches,
     same = scored(BlendingEvaluator, scenes, scale=scale, window=(32, 32), overlap=0.5, flips="hv")
     assert plain.confusion.sum() == same.confusion.sum()
     assert {name: pred.shape for name, pred in maps(same).items()} == SHAPES
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     stitched = scored(BlendingEvaluator, patches, places, patches=False, scale=scale)
     assert stitched.confusion.sum() == plain.confusion.sum()
 
@@ -186,7 +187,7 @@ def test_order_of_patches_by_scene_and_rank():
 
 
 def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tmp_path: Path):
-    root = Path(settings["root"])
+    root = Path(settings.root)
     with pytest.raises(DataError, match=r"score=scenes needs patches of pfseg prepare, but .* has no index"):
         scene_places(scenes, "val", source)
     with pytest.raises(DataError, match=r"but this data set has no index.json: prepare them, or use score=patches"):
@@ -199,7 +200,7 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
 
 
 def test_nothing_to_score(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     loader = eval_loader(patches, indices=[])
     options = {"num_classes": 2, "mean": [0] * 3, "std": [1] * 3, "window": None, "places": places}
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):

@@ -16,7 +16,8 @@ from data.fakes import COLORS, write
 from data.published import SHARED, configured, isaid, labels, opened, pixels, prepared
 
 from pfseg.commands.prepare import run
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import Layout
 from pfseg.errors import ConfigError, DataError
