@@ -10,10 +10,6 @@ from logged import wandb_history, wandb_records
 from run_folders import NAMES, make_run
 from runs import command
 
-<<<<<<< HEAD
-from pfseg.commands import app
-=======
->>>>>>> main
 from pfseg.reporting.runs import Run, read_runs
 from pfseg.reporting.workspace import build_workspace, logged_names
 from pfseg.tracking.loggers import RunContext
@@ -28,13 +24,6 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-
-
-def main(*arguments: str | Path) -> int:
-    """Run the command; returns its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        app.main("dashboard", [str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def logged_run(folder: Path, **settings: Any) -> Path:
@@ -57,11 +46,7 @@ def asked(spec: Any) -> set[str]:
 
 def written(folder: Path, *options: str) -> Any:
     file = folder / "workspace.json"
-<<<<<<< HEAD
-    assert main(folder, f"json={file}", *options) == 0
-=======
     assert command("dashboard", str(folder), f"json={file}", *options) == 0
->>>>>>> main
     return json.loads(file.read_text())
 
 
@@ -129,19 +114,6 @@ def test_faults_are_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     plain = make_run(tmp_path / "plain" / "run", steps=2)
-<<<<<<< HEAD
-    assert main(plain) == 2
-    assert f"no run in {plain} was logged to W&B: train with logger=wandb first" in capsys.readouterr().err
-    run = logged_run(tmp_path / "run")
-    assert main(run) == 2
-    assert "error: no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert main(run, f"json={tmp_path / 'file' / 'x.json'}") == 2
-    assert "can't be written (" in capsys.readouterr().err
-    monkeypatch.setattr("pfseg.commands.dashboard.has_key", lambda: True)
-    monkeypatch.setattr("pfseg.commands.dashboard.unreachable", lambda url: f"{url} can't be reached: no route")
-    assert main(run) == 1
-=======
     assert command("dashboard", str(plain)) == 2
     assert f"no run in {plain} was logged to W&B: train with logger=wandb first" in capsys.readouterr().err
     run = logged_run(tmp_path / "run")
@@ -153,5 +125,4 @@ def test_faults_are_told_in_one_line(
     monkeypatch.setattr("pfseg.commands.dashboard.has_key", lambda: True)
     monkeypatch.setattr("pfseg.commands.dashboard.unreachable", lambda url: f"{url} can't be reached: no route")
     assert command("dashboard", str(run)) == 1
->>>>>>> main
     assert "can't be reached: no route; try again with a network, or write" in capsys.readouterr().err

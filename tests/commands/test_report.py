@@ -12,23 +12,12 @@ import pytest
 from run_folders import fail, make_run
 from runs import command
 
-<<<<<<< HEAD
-from pfseg.commands import app
-=======
->>>>>>> main
 from pfseg.errors import ConfigError
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, differing, group_seeds, select
 from pfseg.reporting.table import build_table, to_csv, to_latex, to_markdown
 from pfseg.tracking.records import RecordWriter
-
-
-def main(*arguments: str | Path) -> int:
-    """Run the command; returns its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        app.main("report", [str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def read(*places: Path) -> list[Run]:
@@ -283,11 +272,7 @@ def test_terminal_table_fits_its_width(
     sweep(tmp_path / "s")
     fail(make_run(tmp_path / "s" / "größer", model="pfnet_r50", status=None, panels=False), "out of memory")
     monkeypatch.setenv("COLUMNS", str(columns))
-<<<<<<< HEAD
-    assert main(tmp_path / "s") == 0
-=======
     assert command("report", str(tmp_path / "s")) == 0
->>>>>>> main
     out = capsys.readouterr().out
     for expected in ("größer", "failed", "out of memory", "edge_weight=25", "± ", "95 % interval"):
         assert expected in " ".join(out.split()), out
@@ -296,23 +281,13 @@ def test_terminal_table_fits_its_width(
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
-<<<<<<< HEAD
-    assert main(tmp_path / "empty") == 2
-    assert "no run in" in (err := capsys.readouterr().err) and err.count("\n") == 1
-    assert main(tmp_path / "nothing*") == 2
-    assert "does not exist and matches nothing" in capsys.readouterr().err
-    make_run(tmp_path / "run", panels=False)
-    (tmp_path / "file").touch()
-    assert main(tmp_path / "run", f"csv={tmp_path / 'file' / 'x.csv'}") == 2
-=======
     assert command("report", str(tmp_path / "empty")) == 2
     assert "no run in" in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert command("report", str(tmp_path / "nothing*")) == 2
     assert "does not exist and matches nothing" in capsys.readouterr().err
     make_run(tmp_path / "run", panels=False)
     (tmp_path / "file").touch()
-    assert command("report", str(tmp_path / "run"), "--csv", str(tmp_path / "file" / "x.csv")) == 2
->>>>>>> main
+    assert command("report", str(tmp_path / "run"), f"csv={tmp_path}/file/x.csv") == 2
     assert "csv=" in (err := capsys.readouterr().err) and "can't be written" in err
 
 
