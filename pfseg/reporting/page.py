@@ -15,7 +15,7 @@ from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import compare_groups, group_seeds, show
 from pfseg.reporting.statistics import Spread
-from pfseg.reporting.table import Column, Row, Table, text
+from pfseg.reporting.table import Column, RunRow, RunTable, text
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _CHIP_SETTINGS = 4
@@ -36,7 +36,7 @@ class _Shown(NamedTuple):
     run: Run
 
 
-def to_html(table: Table) -> str:
+def to_html(table: RunTable) -> str:
     """Write the page.
 
     Args:
@@ -90,14 +90,14 @@ def _facts(runs: Sequence[Run]) -> Iterator[str]:
         yield f"{lines} unreadable line{'s' * (lines > 1)} left out"
 
 
-def _best(table: Table, column: Column) -> float | None:
+def _best(table: RunTable, column: Column) -> float | None:
     values = [v for row in table.rows if row.run and isinstance(v := row.cells.get(column.key), float)]
     if len(values) < 2:
         return None
     return min(values) if column.key == "loss" else max(values)
 
 
-def _sort_value(row: Row, column: Column) -> str:
+def _sort_value(row: RunRow, column: Column) -> str:
     """What the page's script sorts a cell by; cells without a value stay at the end."""
     value = row.run.steps if row.run and column.key == "steps" else row.cells.get(column.key)
     return "" if value is None or isinstance(value, Spread) else str(value)

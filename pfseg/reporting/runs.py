@@ -22,7 +22,7 @@ _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
 
 
 @dataclass
-class Validation:
+class ValidationPoint:
     """One scoring of a run.
 
     Attributes:
@@ -75,20 +75,20 @@ class Run:
     status: str = "lost"
     detail: str = ""
     train: list[TrainPoint] = field(default_factory=list)
-    validations: list[Validation] = field(default_factory=list)
+    validations: list[ValidationPoint] = field(default_factory=list)
     steps: int = 0
     total: int | None = None
     seconds: float | None = None
     unreadable: int = 0
 
     @property
-    def best(self) -> Validation | None:
+    def best(self) -> ValidationPoint | None:
         """The validation of the highest mIoU, the first of equal ones."""
         scored = [v for v in self.validations if v.miou is not None]
         return max(scored, key=lambda v: v.miou or 0.0, default=None)
 
     @property
-    def last(self) -> Validation | None:
+    def last(self) -> ValidationPoint | None:
         """The last validation."""
         return self.validations[-1] if self.validations else None
 
@@ -214,7 +214,7 @@ def _take(run: Run, row: Row) -> None:
         scores = {k.removeprefix("val/"): number(v) for k, v in row.items() if k.startswith("val/")}
         panels = row.get("panels")
         picture = run.folder / panels if isinstance(panels, str) else None
-        run.validations.append(Validation(step, scores, picture if picture and picture.is_file() else None))
+        run.validations.append(ValidationPoint(step, scores, picture if picture and picture.is_file() else None))
     elif event == "confusion" and run.validations and run.validations[-1].step == step:
         run.validations[-1].confusion = _matrix(row.get("confusion"))
     if event in ("train", "val", "end"):

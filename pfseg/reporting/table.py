@@ -41,7 +41,7 @@ class Column:
 
 
 @dataclass
-class Row:
+class RunRow:
     """Cells by column; `run` of a run's row, `group` of the row of a group's means."""
 
     cells: dict[str, Cell]
@@ -50,11 +50,11 @@ class Row:
 
 
 @dataclass
-class Table:
+class RunTable:
     """Runs in the order of the table, then the means of the seed groups."""
 
     columns: list[Column]
-    rows: list[Row]
+    rows: list[RunRow]
 
     @property
     def runs(self) -> list[Run]:
@@ -62,7 +62,7 @@ class Table:
         return [row.run for row in self.rows if row.run is not None]
 
 
-def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
+def build_table(runs: Sequence[Run], sort: str | None = None) -> RunTable:
     """Put the runs into a table.
 
     Args:
@@ -80,11 +80,11 @@ def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
     columns += [Column(key, key, setting=True, right=_numeric(key, runs)) for key in settings]
     columns += [Column(name, name, _DIGITS.get(name, 2), right=True) for name in names if name != "mIoU"]
     columns += [Column("steps", "steps", right=True), Column("time", "time", right=True), Column("detail", "note")]
-    rows = _sorted([Row(_cells(run, settings), run) for run in runs], sort)
-    means = [Row(_means(group, columns), group=group) for group in group_seeds(runs)]
+    rows = _sorted([RunRow(_cells(run, settings), run) for run in runs], sort)
+    means = [RunRow(_means(group, columns), group=group) for group in group_seeds(runs)]
     used = {c.key for c in columns for row in rows if row.cells.get(c.key) not in (None, "")}
     kept = [column for column in columns if column.key in used or column.key in ("mIoU", "last")]
-    return Table(kept, rows + means)
+    return RunTable(kept, rows + means)
 
 
 def text(column: Column, cell: Cell) -> str:
@@ -98,7 +98,7 @@ def text(column: Column, cell: Cell) -> str:
     return f"{cell:.{column.digits}f}" if column.digits is not None else str(cell)
 
 
-def print_table(table: Table, console: Console) -> None:
+def print_table(table: RunTable, console: Console) -> None:
     """Print to a terminal: a line for each run, or where it is narrow a few."""
     if console.width < _WIDE:
         _print_stacked(table, console)
@@ -125,7 +125,7 @@ def print_table(table: Table, console: Console) -> None:
             console.print(Text.assemble((f"{row.cells['run']}: ", "bold"), str(row.cells["detail"])), soft_wrap=True)
 
 
-def to_csv(table: Table) -> str:
+def to_csv(table: RunTable) -> str:
     """Values in full precision; of a seed group a row of means and one of standard deviations."""
     rows: list[list[object]] = []
     for row in table.rows:
@@ -148,14 +148,14 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: RunTable) -> str:
     """A table of GitHub's Markdown."""
     lines = [[_markdown(cell) for cell in row] for row in (_heads(table), *(_texts(table, row) for row in table.rows))]
     lines.insert(1, ["---:" if column.right else "---" for column in table.columns])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_latex(table: Table) -> str:
+def to_latex(table: RunTable) -> str:
     r"""A `tabular` for `\usepackage{booktabs}`."""
 
     def line(cells: Sequence[str]) -> str:
@@ -172,11 +172,11 @@ def to_latex(table: Table) -> str:
     )
 
 
-def _heads(table: Table) -> list[str]:
+def _heads(table: RunTable) -> list[str]:
     return [column.title for column in table.columns]
 
 
-def _texts(table: Table, row: Row) -> list[str]:
+def _texts(table: RunTable, row: RunRow) -> list[str]:
     return [text(column, row.cells.get(column.key)) for column in table.columns]
 
 
@@ -214,7 +214,7 @@ def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
     return cells
 
 
-def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+def _sorted(rows: list[RunRow], sort: str | None) -> list[RunRow]:
     key, _, direction = (sort or "mIoU:desc").partition(":")
     if direction not in ("", "asc", "desc"):
         raise ConfigError(f"sort={sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
@@ -228,7 +228,7 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
     known_rows = [row for row in rows if values[id(row)] is not None]
     numeric = all(isinstance(values[id(row)], float) for row in known_rows)
 
-    def order(row: Row) -> tuple[float, str]:
+    def order(row: RunRow) -> tuple[float, str]:
         value = values[id(row)]
         return (value, "") if numeric and isinstance(value, float) else (0.0, str(value))
 
@@ -236,7 +236,7 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
     return sorted(known_rows, key=order, reverse=direction == "desc") + unknown_rows
 
 
-def _sort_value(row: Row, key: str) -> float | str | None:
+def _sort_value(row: RunRow, key: str) -> float | str | None:
     assert row.run is not None, "means are not sorted"
     value: object = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
     if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -247,7 +247,7 @@ def _sort_value(row: Row, key: str) -> float | str | None:
     return None if value is None else show(value)
 
 
-def _fitting(table: Table, columns: list[Column], settings: list[Column], width: int) -> list[Column]:
+def _fitting(table: RunTable, columns: list[Column], settings: list[Column], width: int) -> list[Column]:
     """Leave out the further scores, the last ones first, until the rest fits."""
 
     def needed(column: Column) -> int:
@@ -263,7 +263,7 @@ def _fitting(table: Table, columns: list[Column], settings: list[Column], width:
     return shown
 
 
-def _print_stacked(table: Table, console: Console) -> None:
+def _print_stacked(table: RunTable, console: Console) -> None:
     settings = [column for column in table.columns if column.setting]
     plain = [c for c in table.columns if not c.setting and c.key not in ("run", "status", "detail")]
     for row in table.rows:
@@ -275,18 +275,18 @@ def _print_stacked(table: Table, console: Console) -> None:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
-def _settings(row: Row, settings: Sequence[Column]) -> str:
+def _settings(row: RunRow, settings: Sequence[Column]) -> str:
     return " ".join(f"{c.key}={row.cells[c.key]}" for c in settings if row.cells.get(c.key) is not None)
 
 
-def _styled(column: Column, row: Row) -> Text:
+def _styled(column: Column, row: RunRow) -> Text:
     cell = text(column, row.cells.get(column.key))
     if column.key == "status":
         return Text(cell, style=STYLES.get(cell, ""))
     return Text(cell, style="bold" if column.key in ("run", "mIoU") else "")
 
 
-def _last_run(table: Table, row: Row) -> bool:
+def _last_run(table: RunTable, row: RunRow) -> bool:
     return row.run is not None and row is [r for r in table.rows if r.run][-1]
 
 
