@@ -13,9 +13,10 @@ from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run
-from pfseg.reporting.selection import compare_groups, group_seeds, show
+from pfseg.reporting.selection import compare_groups, group_seeds
 from pfseg.reporting.statistics import Spread
 from pfseg.reporting.table import Column, RunRow, RunTable, text
+from pfseg.tracking.terminal import as_typed
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _CHIP_SETTINGS = 4
@@ -108,7 +109,7 @@ def _apart(run: Run, columns: Sequence[Column]) -> str:
     settings = [column.key for column in columns if column.setting]
     if len(settings) > _CHIP_SETTINGS:
         return ""
-    return ", ".join(f"{k.rpartition('.')[2]} {show(run.settings[k])}" for k in settings if k in run.settings)
+    return ", ".join(f"{k.rpartition('.')[2]} {as_typed(run.settings[k])}" for k in settings if k in run.settings)
 
 
 def _curves(shown: Sequence[_Shown]) -> tuple[list[Markup], list[Markup]]:

@@ -13,6 +13,7 @@ from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread
+from pfseg.tracking.terminal import as_typed
 
 MAX_PAIRS = 15
 # What doesn't change a result, or follows from other settings.
@@ -39,7 +40,7 @@ class SeedGroup:
     @property
     def seeds(self) -> list[str]:
         """The seeds as texts, in the order of their numbers."""
-        return sorted((show(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
+        return sorted((as_typed(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
 
     @property
     def best(self) -> Spread | None:
@@ -73,7 +74,7 @@ def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
         if not equals or not key:
             raise ConfigError(f"where=['{condition}']: expected key=value, such as where=['model=pfnet_r50']")
         _check_key(key, runs)
-        present = sorted({show(_lookup(run, key)) for run in kept})
+        present = sorted({as_typed(_lookup(run, key)) for run in kept})
         kept = [run for run in kept if _equal(_lookup(run, key), wanted)]
         if not kept:
             raise ConfigError(f"where=['{condition}'] leaves no run: {key} is {' | '.join(present)} in these runs")
@@ -101,7 +102,7 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
     groups: defaultdict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         same = sorted(
-            (k, show(v)) for k, v in run.settings.items() if k != "seed" and k.partition(".")[0] not in _ASIDE
+            (k, as_typed(v)) for k, v in run.settings.items() if k != "seed" and k.partition(".")[0] not in _ASIDE
         )
         groups[run.job, *same].append(run)
     repeated = [members for members in groups.values() if _repeated(members)]
@@ -112,7 +113,7 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
         settings = {key: members[0].settings[key] for key in shown if key in members[0].settings}
         job = [f"{members[0].job}:"] * (len({run.job for run in runs}) > 1)
         label = " ".join(
-            [*job, *(f"{key}={show(members[0].settings[key])}" for key in apart if key in members[0].settings)]
+            [*job, *(f"{key}={as_typed(members[0].settings[key])}" for key in apart if key in members[0].settings)]
         )
         scored = _scored(members)
         default = str(members[0].settings.get("name", "all runs"))
@@ -132,17 +133,6 @@ def compare_groups(groups: Sequence[SeedGroup]) -> list[tuple[SeedGroup, SeedGro
     alike = [(a, b) for a, b in pairs if a.runs[0].job == b.runs[0].job]
     compared = [(a, b, paired_difference(_by_seed(a), _by_seed(b))) for a, b in alike]
     return [(a, b, difference) for a, b, difference in compared if difference]
-
-
-def show(value: object) -> str:
-    """A setting as on a command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(show, value))}]"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _scored(members: Sequence[Run]) -> list[Run]:
@@ -176,7 +166,7 @@ def _lookup(run: Run, key: str) -> object:
 
 
 def _equal(value: object, wanted: str) -> bool:
-    if show(value) == wanted:
+    if as_typed(value) == wanted:
         return True
     try:
         return bool(value == yaml.safe_load(wanted) or float(str(value)) == float(wanted))
@@ -195,7 +185,7 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
     jobs = {run.job for run in runs if key in run.settings}  # a training has no setting of evaluations to differ in
     values: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for run in runs:
-        choices = () if everywhere else tuple(show(run.settings.get(name)) for name in (top, "experiment", "debug"))
+        choices = () if everywhere else tuple(as_typed(run.settings.get(name)) for name in (top, "experiment", "debug"))
         if key in run.settings or (everywhere and run.job in jobs):
-            values[choices].add(show(run.settings[key]) if key in run.settings else "")
+            values[choices].add(as_typed(run.settings[key]) if key in run.settings else "")
     return any(len(texts) > 1 for texts in values.values())

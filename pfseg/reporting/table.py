@@ -15,7 +15,7 @@ from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.reading import number
 from pfseg.reporting.runs import Run
-from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
+from pfseg.reporting.selection import SeedGroup, differing, group_seeds
 from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal
 
@@ -185,7 +185,7 @@ def _numeric(key: str, runs: Sequence[Run]) -> bool:
 
 
 def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {key: show(run.settings[key]) for key in settings if key in run.settings}
+    cells: dict[str, Cell] = {key: terminal.as_typed(run.settings[key]) for key in settings if key in run.settings}
     scores = dict(run.best.scores) if run.best else {}
     faults = f"{run.unreadable} unreadable line{'s' * (run.unreadable > 1)} left out" if run.unreadable else ""
     steps = f"{run.steps}/{run.total}" if run.total and run.steps < run.total else run.steps
@@ -204,7 +204,7 @@ def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
 
 
 def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {key: show(value) for key, value in group.settings.items()}
+    cells: dict[str, Cell] = {key: terminal.as_typed(value) for key, value in group.settings.items()}
     cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
     members = [_cells(run, ()) for run in group.runs]
     for column in columns:
@@ -244,7 +244,7 @@ def _sort_value(row: RunRow, key: str) -> float | str | None:
             return float(value)
         except ValueError:
             return str(value)
-    return None if value is None else show(value)
+    return None if value is None else terminal.as_typed(value)
 
 
 def _fitting(table: RunTable, columns: list[Column], settings: list[Column], width: int) -> list[Column]:

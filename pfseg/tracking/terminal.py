@@ -56,6 +56,17 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def as_typed(value: object) -> str:
+    """A setting as on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
 def number(value: float | None, form: str = ".2f") -> str:
     """A number in a format; `-` for None."""
     return "-" if value is None else format(value, form)
