@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import signal
@@ -21,6 +20,7 @@ import pyogrio
 import pytest
 import rasterio
 from data.fakes import write
+from privileges import permissions_hold
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from runs import ENVIRONMENT, ROOT
@@ -28,8 +28,7 @@ from tiny_network import CLASSES, make_checkpoint
 
 from pfseg.commands.predict import run
 from pfseg.config.compose import check, compose
-from pfseg.data.preparation.files import WriteError
-from pfseg.errors import CheckpointError, ConfigError, DataError
+from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
 from pfseg.prediction.image import Image
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -325,11 +324,11 @@ def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".pfseg.json"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_no_permission(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
     (tmp_path / "out").mkdir(mode=0o500)
-    with pytest.raises(WriteError, match=r"cannot write .*/out.*: Permission denied; .* allow writing there"):
+    error = r"cannot write .*/out.*: Permission denied; .* allow writing there"
+    with permissions_hold(), pytest.raises(WriteError, match=error):
         predict()
 
 
@@ -439,16 +438,16 @@ def test_stopped_by_a_signal(checkpoint, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.png"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.shared_data("gaofen_like", "geotiff")
 def test_the_challenge(tmp_path):
     """PNGs of 0 and 255 of the image's size, by the command of the challenge and a network of our own."""
     from pfseg.build import build_model
-    from pfseg.engine import state
+    from pfseg.weights.transfer import export_weights
 
     root = DATA / "gaofen_like" / "sar"
     settings = ["dataset=gaofen_sar", f"dataset.root={root}", "model=pfnet_r18", "model.fpn_dim=32"]
     config = check(compose("train", [*settings, "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]))
-    weights = state.export(build_model(config["model"], 2))
+    weights = export_weights(build_model(config["model"], 2))
     save_checkpoint(tmp_path / "net.safetensors", weights, {"config": config, "progress": {"step": 0}, "epoch": 0})
     (folder,) = root.glob("val/image")
     process = start(
@@ -462,7 +461,7 @@ def test_the_challenge(tmp_path):
         assert labels.shape == grey(image).shape[:2] and set(np.unique(labels)) <= {0, 255}
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.shared_data("gaofen_like", "geotiff")
 def test_real_geotiffs(predict):
     """Of each kind: bands, types, nodata, alpha, palette, JPEG, Mars."""
     folder = DATA / "geotiff"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -258,7 +257,7 @@ def test_markdown_and_latex_are_escaped_and_aligned(tmp_path: Path):
     assert r"$\pm$" in to_latex(build_table(read(sweep(tmp_path / "s"))))
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+@pytest.mark.system("pdflatex")
 def test_latex_compiles(tmp_path: Path):
     table = to_latex(build_table(read(sweep(tmp_path / 's {~^\\"<>}'))))
     page = f"\\documentclass{{article}}\\usepackage[T1]{{fontenc}}\\usepackage{{booktabs}}\\begin{{document}}{table}"
