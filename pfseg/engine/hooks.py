@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.pictures import save_samples
@@ -27,7 +27,7 @@ from pfseg.weights.transfer import Module, Var, export_weights, load_weights
 
 
 def standard_hooks(
-    settings: schema.Trainer,
+    settings: run_settings.Trainer,
     *,
     model: Module,
     evaluator: Evaluator,
@@ -202,7 +202,7 @@ class BatchNormStatistics(Hook):
     `bn_batches` training batches does not.
     """
 
-    def __init__(self, model: Module, settings: schema.Trainer) -> None:
+    def __init__(self, model: Module, settings: run_settings.Trainer) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
         self._batches = 0 if settings.freeze_bn else settings.bn_batches
         for norm in self._norms:

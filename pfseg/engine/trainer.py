@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.loader import TrainLoader
 from pfseg.engine.averaging import WeightAverage
 from pfseg.engine.optimizer import (
@@ -53,7 +53,7 @@ class TrainingState:
     validations_since_best: int = 0
 
 
-def total_steps(settings: schema.Trainer, steps_per_epoch: int) -> int:
+def total_steps(settings: run_settings.Trainer, steps_per_epoch: int) -> int:
     """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
     limits = [settings.max_steps, settings.max_epochs and settings.max_epochs * steps_per_epoch]
     return min(limit for limit in limits if limit is not None)
@@ -113,7 +113,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        settings: schema.Trainer,
+        settings: run_settings.Trainer,
         model: Module,
         loss: Callable[..., dict[str, Var]],
         optimizer: Optimizer,

@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.engine.schedule import make_schedule
 
-KINDS = {"constant": schema.Schedule, "poly": schema.Poly, "scl_poly": schema.SclPoly, "cosine": schema.Cosine}
+KINDS = {
+    "constant": run_settings.Schedule,
+    "poly": run_settings.Poly,
+    "scl_poly": run_settings.SclPoly,
+    "cosine": run_settings.Cosine,
+}
 PLAIN = {"per": "step", "warmup_steps": 0, "warmup_start": 0.0}
 
 
 def rates(name: str, total: int = 10, per_epoch: int = 5, **options: Any) -> list[float]:
     legacy = {"legacy": False} if name.endswith("poly") else {}
-    settings = KINDS.get(name, schema.Schedule)(**{"name": name} | PLAIN | legacy | options)
+    settings = KINDS.get(name, run_settings.Schedule)(**{"name": name} | PLAIN | legacy | options)
     lr = make_schedule(settings, base_lr=2.0, total_steps=total, steps_per_epoch=per_epoch)
     return [lr(step) for step in range(total)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.hooks import standard_hooks
@@ -70,11 +70,11 @@ class Scores(Evaluator):
         return evaluation
 
 
-def settings(**changes: Any) -> schema.Trainer:
+def settings(**changes: Any) -> run_settings.Trainer:
     plain: dict[str, Any] = {"max_epochs": 2, "max_steps": None, "log_every": 1, "val_every": 1, "accumulate": 1}
     plain |= {"clip_grad": None, "freeze_bn": False, "sync_bn": True, "ema": None, "bn_batches": 0, "early_stop": None}
     plain |= {"num_samples": 0, "workers": 0, "save_every": None, "max_time": None, "log_grad_norm": False}
-    return schema.Trainer(**plain | changes)
+    return run_settings.Trainer(**plain | changes)
 
 
 def loss(output: SegOutput, batch: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def make(
     folder: Path, *right: int, stop: Callable[[], bool] = lambda: False, hooks: tuple[Hook, ...] = (), **changes: Any
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
-    sgd = schema.Sgd("sgd", 0.1, "none", 16, 0.9, 0.0, False)
+    sgd = run_settings.Sgd("sgd", 0.1, "none", 16, 0.9, 0.0, False)
     standard = standard_hooks(chosen, model=model, evaluator=Scores(*right), classes=CLASSES, stop=stop)
     return Trainer(
         settings=chosen,

@@ -18,7 +18,7 @@ from data.published import SHARED, configured, isaid, labels, opened, pixels, pr
 from pfseg.commands.prepare import run
 from pfseg.config.check import check
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData
+from pfseg.config.data_settings import FolderData
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import Layout
 from pfseg.errors import ConfigError, DataError, WriteError
