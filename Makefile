@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test check bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
+.PHONY: help install train test test-fast test-system check docs bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
 	bench-launch
 .DEFAULT_GOAL := help
 
@@ -15,13 +15,23 @@ install: $(STAMP) ## make .venv and install pfseg with all that it needs
 train: $(STAMP) ## train; settings: make train ARGS="model=pfnet_r50 dataset=dubai dataset.root=..."
 	$(VENV)/bin/python train.py $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k config" for some of them
+test: $(STAMP) ## run all tests; ARGS="-k config" for some of them
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that take seconds: under three minutes in all
+	$(VENV)/bin/python -m pytest -m "not slow and not system" $(ARGS)
+
+test-system: $(STAMP) ## install Chromium, sshd, SLURM and LaTeX (Debian, root) and run the tests that use them
+	tests/system/install.sh
+	$(VENV)/bin/python -m pytest -m system --strict-skips $(ARGS)
 
 check: $(STAMP) ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+
+docs: $(STAMP) ## build the documentation in site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir site
 
 bench-data: $(STAMP) ## time preparation and loading beside what the published tools do
 	$(VENV)/bin/python benchmarks/data.py $(ARGS)

@@ -1,7 +1,7 @@
 """Speed of PFNet R50 beside the same network in PyTorch, on the same processor: `make bench-eval`, `bench-train`.
 
-PyTorch is no dependency of pfseg: `--torch` names a Python that has it, and without one only pfseg is timed. Both have
-the same weights and image; equal logits are checked first, and then they take turns.
+pfseg doesn't depend on PyTorch: `--torch` names a Python that has it; without one only pfseg is timed. Both have the
+same weights and image. The benchmark first checks that their logits agree, and then lets them take turns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pfseg.losses import CrossEntropy
 from pfseg.runtime import jt
 
 
-class Other:
+class TorchNetwork:
     """The network in PyTorch, in a process of its own."""
 
     def __init__(self, python: str, folder: Path) -> None:
@@ -97,7 +97,7 @@ def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Pat
         table.add_row("pfseg", f"{1000 * statistics.median(run() for _ in range(arguments.rounds)):.0f}")
         table.add_row("PyTorch", "not installed: --torch <python that has it>")
         return table
-    other = Other(arguments.torch, folder)
+    other = TorchNetwork(arguments.torch, folder)
     error = np.abs(other.logits - logits).max() / np.abs(logits).max()
     assert error < 1e-3, f"logits differ by {error:.1g}"
     run(), other.run()  # compiles

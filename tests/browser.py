@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
@@ -25,7 +23,7 @@ class Browser:
         self._replies, replies_in = os.pipe()
         # Chromium reads commands from descriptor 3 and writes replies to 4.
         shell = f'exec "$0" "$@" 3<&{commands_out} 4>&{replies_in}'
-        command = ["bash", "-c", shell, str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        command = ["bash", "-c", shell, "chromium", *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(commands_out, replies_in), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

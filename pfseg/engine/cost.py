@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from pfseg.inference.folding import Execute, wrapped
+from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Module, Var
 
@@ -39,7 +40,7 @@ class Stage:
     seconds: float = 0.0
 
 
-def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage], Stage]:
+def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple[list[Stage], Stage]:
     """Count parameters and multiply-adds of `model.predict`, without computing anything.
 
     Args:
@@ -55,7 +56,7 @@ def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage],
     whole = Stage("all", _parameters(model))
     current = [whole]
 
-    def convolution(module: Module, execute: Execute) -> Execute:
+    def convolution(module: nn.Conv, execute: Execute) -> Execute:
         def call(x: Var) -> Var:
             y = execute(x)
             kernel = module.weight.shape
@@ -77,7 +78,9 @@ def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage],
     return list(stages.values()), whole
 
 
-def clock(model: Module, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int) -> None:
+def clock(
+    model: SegmentationNetwork, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int
+) -> None:
     """Fill in the seconds of `stages` and of the `whole`: medians of `rounds` passes, after one that compiles.
 
     The whole is timed without stages, which would end its parts one after the other.
@@ -114,7 +117,8 @@ def _parts(model: Module) -> Iterator[tuple[str, Module]]:
             yield name, part
         elif isinstance(part, jt.Module):
             inner = [(f"{name}.{key}", each) for key, each in vars(part).items() if isinstance(each, jt.Module)]
-            yield from inner or [(name, part)]
+            for path, each in inner or [(name, part)]:
+                yield path.removeprefix("backbone."), each  # the backbone's, as in its weights' names
 
 
 def _parameters(module: Module) -> int:

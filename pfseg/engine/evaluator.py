@@ -20,7 +20,7 @@ from pfseg.data.normalise import Normalise
 from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.inference.network import as_function
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, most_probable
 from pfseg.inference.views import Flips
 from pfseg.inference.windows import WindowGrid
 from pfseg.runtime import jt
@@ -179,7 +179,7 @@ class Evaluator:
 
     def _labels(self, result: np.ndarray, sample: Sample) -> np.ndarray:
         """Label map of a sample from labels, or from logits or probabilities (K, h, w) at the network's scale."""
-        return result if result.ndim == 2 else self._at_full_size(result, sample).argmax(0).astype(np.uint8)
+        return result if result.ndim == 2 else most_probable(self._at_full_size(result, sample))
 
     def _at_full_size(self, planes: np.ndarray, sample: Sample) -> np.ndarray:
         """Resize (K, h, w) float32 to the size of a sample."""

@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from pfseg.config import schema
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
@@ -21,15 +19,16 @@ from pfseg.engine.telemetry import gradient_norms, memory_mib
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
 from pfseg.metrics.confusion import scores
+from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
-from pfseg.weights.transfer import Module, Var, export_weights, load_weights
+from pfseg.weights.transfer import Var, export_weights, load_weights
 
 
 def standard_hooks(
     settings: schema.Trainer,
     *,
-    model: Module,
+    model: SegmentationNetwork,
     evaluator: Evaluator,
     classes: Sequence[ClassInfo],
     stop: Callable[[], bool],
@@ -85,7 +84,7 @@ class GradientNorms(Hook):
 
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
-        self._measured: tuple[list[str], Var] = ([], np.zeros(0))
+        self._measured: tuple[list[str], Var] | None = None
 
     def before_update(self, trainer: Trainer) -> None:
         """Measure them before they are clipped."""
@@ -94,8 +93,8 @@ class GradientNorms(Hook):
 
     def values(self) -> dict[str, float]:
         """The last norms by name."""
-        names, values = self._measured
-        return dict(zip(names, values.tolist(), strict=True))
+        names, values = self._measured or ([], None)
+        return {} if values is None else dict(zip(names, values.tolist(), strict=True))
 
 
 class LossTerms(Hook):
@@ -202,7 +201,7 @@ class BatchNormStatistics(Hook):
     `bn_batches` training batches does not.
     """
 
-    def __init__(self, model: Module, settings: schema.Trainer) -> None:
+    def __init__(self, model: SegmentationNetwork, settings: schema.Trainer) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
         self._batches = 0 if settings.freeze_bn else settings.bn_batches
         for norm in self._norms:

@@ -14,7 +14,7 @@ from pfseg.data.preparation.places import Place
 from pfseg.engine.evaluator import BlendingEvaluator, Predict, Progress
 from pfseg.engine.scoring import Evaluation
 from pfseg.inference.blending import Blender
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, most_probable
 
 
 class SceneEvaluator(BlendingEvaluator):
@@ -85,7 +85,7 @@ class SceneEvaluator(BlendingEvaluator):
             window = place.window
             inside = np.s_[: window.y1 - window.y0, : window.x1 - window.x0]  # without padding
             scene.image[window.slices], scene.mask[window.slices] = sample.image[inside], sample.mask[inside]
-            patches.add(sample, found.argmax(0).astype(np.uint8))
+            patches.add(sample, most_probable(found))
             yield found
 
 

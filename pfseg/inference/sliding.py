@@ -72,9 +72,8 @@ class SlidingWindows:
         """Most probable class (H, W) uint8; of one window in one view that of its logits, which is exact."""
         height, width = image.shape[1:]
         if len(self.grid.windows((height, width))) > 1 or not self.views.plain:
-            return self.probabilities(image).argmax(0).astype(np.uint8)
-        logits = self.network(self.grid.pad(image)[None])[0, :, :height, :width]
-        return logits.argmax(0).astype(np.uint8)
+            return most_probable(self.probabilities(image))
+        return most_probable(self.network(self.grid.pad(image)[None])[0, :, :height, :width])
 
     def window_probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
         """(N, K, h, w) of padded windows (3, h, w)."""
@@ -85,3 +84,9 @@ class SlidingWindows:
         for first in range(0, len(places), self.batch_size):
             some = places[first : first + self.batch_size]
             yield from self.window_probabilities([self.grid.pad(image[:, *place.slices]) for place in some])
+
+
+def most_probable(planes: np.ndarray) -> np.ndarray:
+    """Class (H, W) uint8 of the largest logit or probability (K, H, W)."""
+    labels: np.ndarray = planes.argmax(0).astype(np.uint8)
+    return labels

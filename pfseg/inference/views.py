@@ -125,8 +125,9 @@ def check_views(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, over K."""
-    found = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.divide(found, found.sum(axis=1, keepdims=True), out=found)
+    found: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found /= found.sum(axis=1, keepdims=True)
+    return found
 
 
 def _resize(batch: np.ndarray, size: tuple[int, int]) -> np.ndarray:

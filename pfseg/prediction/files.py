@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.data.preparation.files import PART, cannot_write
+from pfseg.data.preparation.files import cannot_write
 from pfseg.data.preparation.png import PngWriter
+from pfseg.files import PART
 from pfseg.prediction.image import Georeference, import_rasterio
 
 _BLOCK = 256  # side of a GeoTIFF's tiles
@@ -121,7 +122,7 @@ class NpyFile(StreamFile, RowFile):
         self._dtype = np.dtype(dtype)
         description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
         with self.writing():
-            np.lib.format.write_array_header_1_0(self.file, description)
+            np.lib.format.write_array_header_1_0(self.file, description)  # type: ignore[no-untyped-call]
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""

@@ -139,14 +139,14 @@ class _Raster:
     def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
         with _reading(self._path) as rasterio:
             window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
-            return self._file.read([band + 1 for band in bands], window=window)
+            return np.asarray(self._file.read([band + 1 for band in bands], window=window))
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
         if not self._masked:
             return None
         with _reading(self._path) as rasterio:
             window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
-            return self._file.dataset_mask(window=window) > 0
+            return np.asarray(self._file.dataset_mask(window=window)) > 0
 
     def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
         rows, columns = (min(side, _SAMPLE_SIDE) for side in self.shape)
@@ -260,7 +260,7 @@ class Image:
         if self._range is not None:
             low, high = self._range
             scaled = (pixels - low[:, None, None]) * (255 / np.maximum(high - low, 1e-12))[:, None, None]
-            return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+            return np.asarray(np.nan_to_num(scaled.round().clip(0, 255)), np.uint8)
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
     def _find_table(self, contrast: float) -> np.ndarray:

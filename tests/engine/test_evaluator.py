@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.building import eval_loader
 from numpy_networks import evaluation_settings
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
-from pfseg.data.loader import EvalLoader
 from pfseg.engine.evaluator import Evaluator
 from pfseg.errors import DataError
 from pfseg.metrics.boundary import BoundaryScores
@@ -48,7 +48,7 @@ class Network:
 
 
 def evaluator(dataset: SegmentationDataset, **options: Any) -> Evaluator:
-    return Evaluator(EvalLoader(dataset=dataset, workers=0), **evaluation_settings(**{"num_panels": 4} | options))
+    return Evaluator(eval_loader(dataset), **evaluation_settings(**{"num_panels": 4} | options))
 
 
 def ignore(done: int, total: int) -> None:

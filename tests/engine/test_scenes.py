@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.building import eval_loader
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
 from numpy_networks import evaluation_settings
 
 from pfseg.build import build_dataset
+from pfseg.config.schema import FolderData
 from pfseg.data.base import SegmentationDataset
-from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
 from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
@@ -58,13 +59,13 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture
-def patches(settings: dict[str, Any]) -> SegmentationDataset:
+def patches(settings: FolderData) -> SegmentationDataset:
     return build_dataset(settings, "val")
 
 
 @pytest.fixture
-def scenes(settings: dict[str, Any], source: Path) -> SegmentationDataset:
-    return build_dataset(settings | {"root": str(source)}, "val")
+def scenes(settings: FolderData, source: Path) -> SegmentationDataset:
+    return build_dataset(settings.model_copy(update={"root": str(source)}), "val")
 
 
 VIEWS: dict[str, Any] = {"overlap": 0.0, "scales": (1.0,), "flips": "none"}
@@ -73,17 +74,17 @@ VIEWS: dict[str, Any] = {"overlap": 0.0, "scales": (1.0,), "flips": "none"}
 def scored(dataset: SegmentationDataset, **options: Any) -> Evaluation:
     names = [info.name for info in dataset.classes]
     options = evaluation_settings(details=lambda: ImageScores(names, (), 4), **options)
-    return Evaluator(EvalLoader(dataset=dataset, workers=0), **options).run(lopsided, ignore)
+    return Evaluator(eval_loader(dataset), **options).run(lopsided, ignore)
 
 
 def blended(dataset: SegmentationDataset, **options: Any) -> Evaluation:
     options = evaluation_settings(**VIEWS | options)
-    return BlendingEvaluator(EvalLoader(dataset=dataset, workers=0), **options).run(lopsided, ignore)
+    return BlendingEvaluator(eval_loader(dataset), **options).run(lopsided, ignore)
 
 
 def stitched(dataset: SegmentationDataset, places: list[Place], *, patches: bool = False, **options: Any) -> Evaluation:
     names = [info.name for info in dataset.classes]
-    loader = EvalLoader(dataset=dataset, workers=0, indices=scene_order(places, 0, 1))
+    loader = eval_loader(dataset, indices=scene_order(places, 0, 1))
     options = evaluation_settings(**VIEWS | {"details": lambda: ImageScores(names, (), 4)} | options)
     return SceneEvaluator(loader, places=places, patches=patches, **options).run(lopsided, ignore)
 
@@ -98,9 +99,9 @@ def test_stitched_patches_equal_whole_scenes_under_the_same_windows(
 ):
     monkeypatch.setenv("PFSEG_CACHE", str(tmp_path))
     whole = blended(scenes, window=(64, 64), overlap=1 - STEP / 64, flips=flips)
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     put_together = stitched(patches, places, flips=flips)
-    cut = build_dataset(settings | {"root": str(source), "source": "scenes"}, "val")
+    cut = build_dataset(settings.model_copy(update={"root": str(source), "source": "scenes"}), "val")
     read = stitched(cut, scene_places(cut, "val", None), flips=flips)
     assert whole.images == put_together.images == read.images == 3
     for found in (put_together, read):
@@ -116,7 +117,7 @@ def test_stitched_patches_equal_whole_scenes_under_the_same_windows(
 
 
 def test_patches_and_scenes_in_one_pass(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     both, alone = stitched(patches, places, patches=True), scored(patches)
     assert both.images == alone.images == len(patches) == len(places)
     np.testing.assert_array_equal(both.confusion, alone.confusion)
@@ -140,7 +141,7 @@ def test_another_scale_is_scored_on_the_full_size(scale: float, scenes, patches,
     same = blended(scenes, scale=scale, window=(32, 32), overlap=0.5, flips="hv")
     assert plain.confusion.sum() == same.confusion.sum()
     assert {name: pred.shape for name, pred in maps(same).items()} == SHAPES
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     whole = stitched(patches, places, scale=scale)
     assert whole.confusion.sum() == plain.confusion.sum()
 
@@ -198,7 +199,7 @@ def test_order_of_patches_by_scene_and_rank():
 
 
 def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tmp_path: Path):
-    root = Path(settings["root"])
+    root = Path(settings.root)
     with pytest.raises(DataError, match=r"score=scenes needs patches of pfseg prepare, but .* has no index"):
         scene_places(scenes, "val", source)
     with pytest.raises(DataError, match=r"but this data set has no index.json: prepare them, or use score=patches"):
@@ -211,8 +212,8 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
 
 
 def test_nothing_to_score(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
-    loader = EvalLoader(dataset=patches, workers=0, indices=[])
+    places = scene_places(patches, "val", Path(settings.root))
+    loader = eval_loader(patches, indices=[])
     evaluator = SceneEvaluator(loader, places=places, patches=True, **evaluation_settings(**VIEWS))
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):
         evaluator.run(lopsided, ignore)

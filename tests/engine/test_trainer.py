@@ -17,7 +17,7 @@ from pfseg.engine.optimizer import build_optimizer
 from pfseg.engine.scoring import Evaluation
 from pfseg.engine.trainer import Hook, Trainer
 from pfseg.errors import JobError
-from pfseg.models.pfnet import SegOutput
+from pfseg.models import SegOutput
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 from pfseg.tracking.records import RecordWriter, read_records

@@ -1,9 +1,8 @@
-"""The job script, planning within an allocation, and a real SLURM on this machine (`pytest -m slurm`)."""
+"""The job script, planning within an allocation, and a real SLURM on this machine (`pytest -m system`)."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError
 from pfseg.launch.slurm import submit, write_script
 
-MISSING = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+in_slurm = pytest.mark.system("slurmctld", "slurmd", "munged", "sbatch", root=True)
 LAUNCH = {"name": "slurm", "timeout": 300.0, "interface": None, "nodes": 2, "time": 90, "partition": "gpu"}
 LAUNCH |= {"account": None, "cpus_per_task": 8, "memory": "64G", "options": ["--mail-type=END"], "setup": ["date"]}
 
@@ -136,9 +135,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         process.wait()
 
 
-@pytest.mark.slurm
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-@pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons need root")
+@pytest.mark.slow
+@in_slurm
 def test_a_job_is_submitted_told_to_save_and_submitted_again(cluster: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = [
@@ -163,9 +161,8 @@ def test_a_job_is_submitted_told_to_save_and_submitted_again(cluster: dict[str, 
     assert rows(folder, "start")[0]["ranks"] == 2
 
 
-@pytest.mark.slurm
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-@pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons need root")
+@pytest.mark.slow
+@in_slurm
 def test_an_allocation_has_a_rank_per_task(cluster: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["ranks=auto", "batch_size=1", "trainer.max_epochs=1", f"hydra.run.dir={folder}"]

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from run_folders import NAMES, fail, make_run
 
 from pfseg.reporting.page import MAX_SHOWN, to_html
 from pfseg.reporting.runs import find_runs, read_runs
 from pfseg.reporting.table import build_table
 
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+in_chromium = pytest.mark.system("chromium")
 
 
 def page_of(top: Path) -> str:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
 
-from pfseg.config.checks import check_loggers
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.errors import ConfigError
+from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Sink
 from pfseg.tracking.tensorboard import TensorBoardLogger
 
@@ -27,7 +29,7 @@ def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     (tmp_path / "samples").mkdir()
     cv2.imwrite(str(tmp_path / "samples" / "step_000002.png"), picture)
-    logger = TensorBoardLogger(tmp_path, {"optimizer": {"lr": 0.1}}, Sink())
+    logger = TensorBoardLogger(RunContext(tmp_path, {"optimizer": {"lr": 0.1}}, Sink()))
     for row in (START, TRAIN, VAL, {"event": "confusion", "step": 2, "epoch": 0, "confusion": [[5, 1], [2, 7]]}):
         logger.record(row)
     logger.record({"event": "message", "step": 2, "epoch": 0, "text": "?"})
@@ -50,7 +52,7 @@ def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
 
 def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
     for step in (0, 3):
-        logger = TensorBoardLogger(tmp_path, {}, Sink())
+        logger = TensorBoardLogger(RunContext(tmp_path, {}, Sink()))
         logger.record(START | {"step": step})
         logger.record(TRAIN | {"step": step + 1})
         logger.finish()
@@ -58,10 +60,11 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
     assert [event.step for event in found if event.session_log.status == event.session_log.START] == [4]
 
 
-def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch):
-    check_loggers({"tensorboard": {}, "wandb": {}})
+def test_without_the_package_it_is_rejected(monkeypatch: pytest.MonkeyPatch):
+    given = ["gpus=0", "logger=[wandb,tensorboard]"]
+    check(compose("train", given))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_loggers({"wandb": {}})
+    check(compose("train", ["gpus=0", "logger=wandb"]))
     text = r"^logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg\[tensorboard\]'$"
     with pytest.raises(ConfigError, match=text):
-        check_loggers({"tensorboard": {}})
+        check(compose("train", given))

@@ -79,7 +79,7 @@ def test_each_patch_is_its_window_and_pads_with_ignore(tmp_path: Path):
     assert not list((out / "test").glob("masks/*"))
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the iSAID scenes are not here")
+@pytest.mark.shared_data("isaid")
 def test_patches_of_real_scenes_reassemble_to_them(tmp_path: Path):
     data = prepared("isaid", SAMPLES, tmp_path / "out")
     colors = np.concatenate([palette("isaid"), np.full((240, 3), 9, np.uint8)])

@@ -123,7 +123,7 @@ REAL = [
 ]
 
 
-@pytest.mark.skipif(not (SHARED / "potsdam").is_dir(), reason="the ISPRS images are not here")
+@pytest.mark.shared_data("potsdam", "vaihingen")
 @pytest.mark.parametrize(("dataset", "sample", "image", "mask"), REAL)
 def test_patches_of_real_tiles_reassemble_to_them(tmp_path: Path, dataset: str, sample: str, image: str, mask: str):
     src = tmp_path / "src"

@@ -1,0 +1,35 @@
+from collections.abc import Sequence
+from typing import Any
+
+from jittor import Var
+
+class Optimizer:
+    lr: float
+    param_groups: list[dict[str, Any]]
+    def step(self, loss: Var | None = ...) -> None: ...
+    def backward(self, loss: Var) -> None: ...
+    def zero_grad(self) -> None: ...
+    def clip_grad_norm(self, max_norm: float, norm_type: int = ...) -> None: ...
+
+class SGD(Optimizer):
+    def __init__(
+        self,
+        params: Sequence[Var],
+        lr: float,
+        momentum: float = ...,
+        weight_decay: float = ...,
+        dampening: float = ...,
+        nesterov: bool = ...,
+    ) -> None: ...
+
+class Adam(Optimizer):
+    def __init__(
+        self,
+        params: Sequence[Var],
+        lr: float,
+        eps: float = ...,
+        betas: tuple[float, float] = ...,
+        weight_decay: float = ...,
+    ) -> None: ...
+
+class AdamW(Adam): ...
