@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -21,7 +21,7 @@ from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.inference.network import as_function
 from pfseg.inference.sliding import SlidingWindows, most_probable
-from pfseg.inference.views import Flips
+from pfseg.inference.views import Flips, Views
 from pfseg.inference.windows import WindowGrid
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Var
@@ -204,7 +204,8 @@ class BlendingEvaluator(Evaluator):
         self, loader: EvalLoader, *, overlap: float, scales: Sequence[float], flips: Flips, **options: Any
     ) -> None:
         super().__init__(loader, **options)
-        self._views: dict[str, Any] = {"overlap": overlap, "scales": scales, "flips": flips}
+        self.grid = replace(self.grid, overlap=overlap)
+        self._views = Views(scales, flips, self.grid.stride, self.grid.min_size)
 
     def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         sliding = self._sliding(predict)
@@ -214,13 +215,5 @@ class BlendingEvaluator(Evaluator):
             yield [(sample, self._labels(result, sample))]
 
     def _sliding(self, predict: Predict) -> SlidingWindows:
-        size = self.grid.size
-        return SlidingWindows(
-            as_function(predict),
-            num_classes=self.num_classes,
-            window=size,
-            stride=self.grid.stride,
-            min_size=self.grid.min_size,
-            batch_size=self._at_once(size) if size else 1,
-            **self._views,
-        )
+        at_once = self._at_once(self.grid.size) if self.grid.size else 1
+        return SlidingWindows(as_function(predict), self.num_classes, self.grid, self._views, at_once)

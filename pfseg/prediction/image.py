@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,35 +47,13 @@ class Georeference:
         return self.profile.get("crs")
 
 
-class _File(Protocol):
-    """An open image file.
-
-    Attributes:
-        shape: (H, W).
-        dtype: of the pixels.
-        kinds: what each band is, in rasterio's words: red, green, blue, alpha, gray, palette, undefined, ...
-        georeference: None for files that can't have one.
-    """
-
-    shape: tuple[int, int]
-    dtype: np.dtype
-    kinds: tuple[str, ...]
-    georeference: Georeference | None
-
-    def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
-        """Pixels (B, r, W) of the bands, counted from 0."""
-
-    def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        """Pixels (r, W) bool that hold data; None where all do."""
-
-    def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels (B, h, w) of a thinned-out image, and which of them hold data."""
-
-    def palette(self) -> np.ndarray:
-        """Colours (256 or 65536, 3) uint8 of the values of a band of the kind palette."""
-
-    def close(self) -> None:
-        """Close the file."""
+# Both kinds of files have
+#     shape (H, W), dtype of the pixels, georeference (None for files that can't have one), and
+#     kinds: what each band is, in rasterio's words: red, green, blue, alpha, gray, palette, undefined, ...
+#     read(bands, top, bottom): pixels (B, r, W) of the bands, counted from 0
+#     valid(top, bottom): pixels (r, W) bool that hold data; None where all do
+#     sample(bands): pixels (B, h, w) of a thinned-out image, and which of them hold data
+#     palette(): colours (256 or 65536, 3) uint8 of the values of a band of the kind palette
 
 
 class _Plain:
@@ -208,7 +186,7 @@ class Image:
     ) -> None:
         self.path, self._nodata = path, nodata
         self.warnings: list[str] = []
-        self._file: _File = _Raster(path) if path.suffix.lower() not in PLAIN else _Plain(path)
+        self._file: _Plain | _Raster = _Plain(path) if path.suffix.lower() in PLAIN else _Raster(path)
         try:
             self.shape, self.georeference = self._file.shape, self._file.georeference
             self._bands = _choose_bands(path, self._file.kinds, bands)
