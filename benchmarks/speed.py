@@ -75,7 +75,15 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
     """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
     model.train()
     model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
-    sgd = schema.Sgd("sgd", 1e-4, "none", 16, 0.9, 1e-4, False)
+    sgd = schema.Sgd(
+        name="sgd",
+        lr=1e-4,
+        scale_lr="none",
+        reference_batch=16,
+        momentum=0.9,
+        weight_decay=1e-4,
+        nesterov=False,
+    )
     optimizer = build_optimizer(sgd, model)
     loss = CrossEntropy()
 

@@ -79,6 +79,6 @@ def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
     shares = ("% of pixels", "in % of samples")
     table = terminal.table("class", *shares, numbers=shares, title=title)
     for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
-        name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
+        name = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
         table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
     return table

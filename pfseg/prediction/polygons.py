@@ -102,7 +102,7 @@ class _GeoJson(StreamFile):
         if self._crs is not None:
             polygons = self._warp.transform_geom(self._crs, _WGS84, polygons, precision=_DIGITS)
         for polygon, area in zip(polygons, areas, strict=True):
-            properties = {"class": area.info.name, "id": area.id, "color": _hex(area.info)}
+            properties = {"class": area.info.name, "id": area.id, "color": area.info.hex_color}
             feature = {"type": "Feature", "properties": properties, "geometry": polygon}
             with self.writing():
                 self.file.write(f"{',' if self._begun else ''}\n{json.dumps(feature)}".encode())
@@ -133,7 +133,7 @@ class _GeoPackage(PartFile):
         fields = {
             "class": np.array([area.info.name for area in areas], object),
             "id": np.array([area.id for area in areas], np.int32),
-            "color": np.array([_hex(area.info) for area in areas], object),
+            "color": np.array([area.info.hex_color for area in areas], object),
         }
         with self.writing(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a missing CRS
             try:
@@ -179,10 +179,6 @@ def import_pyogrio(target: Path) -> Any:
     except ImportError as error:
         raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
     return pyogrio
-
-
-def _hex(info: ClassInfo) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*info.color)
 
 
 def _wkb(polygon: dict[str, Any]) -> bytes:
