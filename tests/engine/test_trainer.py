@@ -85,13 +85,13 @@ def make(
     folder: Path, *right: int, stop: Callable[[], bool] = lambda: False, hooks: tuple[Hook, ...] = (), **changes: Any
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
-    sgd = schema.Sgd("sgd", 0.1, "none", 16, 0.9, 0.0, False)
+    sgd = {"name": "sgd", "lr": 0.1, "scale_lr": "none", "reference_batch": 16, "momentum": 0.9, "weight_decay": 0.0}
     standard = standard_hooks(chosen, model=model, evaluator=Scores(*right), classes=CLASSES, stop=stop)
     return Trainer(
         settings=chosen,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(sgd, model),
+        optimizer=build_optimizer(schema.Sgd(**sgd, nesterov=False), model),
         lr=lambda step: 0.1 / (1 + step),
         loader=Loader(),  # type: ignore[arg-type]
         hooks=[*standard, *hooks],
