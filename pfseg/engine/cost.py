@@ -1,7 +1,7 @@
 """What a network costs: parameters, multiply-adds and seconds, by stage, seen on its real forward pass.
 
-A stage is a module called by the network itself, or by one of its parts that is no sequence, such as PFNet's head. What
-the network does between them (resizing, fusing) is the rest of the whole.
+A stage is a module that the network calls, or that one of its parts other than a sequence calls, such as PFNet's head.
+What the network does between them (resizing, fusing) is the rest of the whole.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
 def clock(
     model: SegmentationNetwork, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int
 ) -> None:
-    """Fill in the seconds of `stages` and of the `whole`: medians of `rounds` passes, after one that compiles.
+    """Time `stages` and the `whole`: median seconds of `rounds` passes, after a first one that compiles.
 
-    The whole is timed without stages, which would end its parts one after the other.
+    The whole is timed in a pass of its own, since timing stages makes each wait for the one before.
     """
     spent: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""Predictions of whole images, to be scored.
+"""Prediction and scoring of whole images.
 
 Shapes: image (H, W, 3) uint8 RGB; window (3, h, w) float32; probabilities (K, H, W) float32.
 """
@@ -158,7 +158,7 @@ class Evaluator:
         return max(1, min(self._batch_size, fitting))
 
     def _predict(self, predict: Predict, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
-        """Send the first windows of one size through the network; the samples that are complete by it."""
+        """Predict the first windows of one size in the queue; returns the samples that this completes."""
         shape = queue[0].planes.shape
         count = next((i for i, part in enumerate(queue) if part.planes.shape != shape), len(queue))
         batch = queue[: min(count, self._at_once(shape))]

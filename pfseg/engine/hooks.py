@@ -1,4 +1,4 @@
-"""The duties of a training beside its updates, in the order in which `standard_hooks` lists them."""
+"""Everything that a training does besides its updates; `standard_hooks` lists it in the order of the calls."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def standard_hooks(
     """
     norms = GradientNorms(settings.log_grad_norm)
     return [
-        AveragedWeights(),  # around a validation the average, inside of which ...
-        BatchNormStatistics(model, settings),  # ... the statistics are those of the averaged weights
+        AveragedWeights(),  # enclose the next hook in a validation:
+        BatchNormStatistics(model, settings),  # statistics are those of the averaged weights
         norms,
         LossTerms(),  # before anything is logged or saved
         Logging(norms),
         LoaderWarnings(),
-        StopSignal(stop),  # a run that is told to stop leaves the validation out,
-        TimeLimit(settings.max_time),  # one that is out of time ends with it
+        StopSignal(stop),  # skips the validation
+        TimeLimit(settings.max_time),  # doesn't
         Validation(evaluator, classes),
         EarlyStop(settings.early_stop),
         Checkpoints(),  # after all that changes the state
@@ -107,7 +107,7 @@ class LossTerms(Hook):
         self._pending: list[tuple[int, list[str], Var]] = []
 
     def after_step(self, trainer: Trainer) -> None:
-        """Read the terms of all steps since the last time; raises JobError where one is not finite."""
+        """Read the terms of the steps since the last call; raises JobError if one is not finite."""
         self._pending.append((trainer.state.step, *trainer.terms))
         if jt.flags.use_cuda and not trainer.is_logged(trainer.state.step) and not trainer.save_due:
             return
@@ -157,21 +157,21 @@ class Logging(Hook):
 
 
 class LoaderWarnings(Hook):
-    """Writes a row for each fault of the training data, and one for their number at the end."""
+    """Writes a row for each fault in the training data, and a last one with their number."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """Pass new ones on."""
+        """Write the new ones."""
         trainer.warn(trainer.loader.pop_warnings())
 
     def after_train(self, trainer: Trainer) -> None:
-        """Tell how many there were."""
+        """Write their number."""
         if trainer.faults:
-            text = f"{trainer.faults} faults in the data were got round, see the warnings in metrics.jsonl"
+            text = f"{trainer.faults} faults in the data were worked around; see the warnings in metrics.jsonl"
             trainer.record("message", level="warning", text=text)
 
 
 class StopSignal(Hook):
-    """Ends the run once a rank is told to stop; a resumed run makes up for a validation that this leaves out."""
+    """Ends the run once any rank is told to stop, without a validation that is due."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
         self._stop = stop
@@ -234,7 +234,7 @@ class BatchNormStatistics(Hook):
 
 
 class Validation(Hook):
-    """Scores the network every `val_every` epochs and at the end, and saves it as `best` where it is.
+    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`.
 
     Args:
         evaluator: scores it.
@@ -245,7 +245,7 @@ class Validation(Hook):
         self._evaluator, self._classes = evaluator, classes
 
     def before_train(self, trainer: Trainer) -> None:
-        """Make up for what a run that was told to stop has left out."""
+        """Make up for a validation that a stopped run has skipped."""
         self.after_step(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -274,7 +274,7 @@ class Validation(Hook):
             hook.after_validation(trainer)
 
     def _judge(self, trainer: Trainer, evaluation: Evaluation) -> bool:
-        """Take the scores over; returns whether they are the best."""
+        """Store the scores; returns whether they are the best so far."""
         state = trainer.state
         trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
         miou = trainer.scores["mIoU"]

@@ -39,7 +39,7 @@ def save_samples(
         panels: the samples.
         classes: the class table.
         model: the network, in evaluation mode.
-        evaluator: that made the panels.
+        evaluator: made the panels.
 
     Returns:
         The fields of the row `val` that name the files.

@@ -1,4 +1,4 @@
-"""Scores of whole scenes that are put together from the predictions of their patches."""
+"""Scores of whole scenes, stitched from the predictions of their patches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pfseg.inference.sliding import SlidingWindows, most_probable
 
 
 class SceneEvaluator(BlendingEvaluator):
-    """Puts the scenes together that patches were cut from.
+    """Stitches the scenes that patches were cut from.
 
     In a scene every pixel counts once: its probabilities are the mean over the patches that hold it, weighted by
     `blend_weights`. Pixels of patches that were left out are ignored.

@@ -1,4 +1,4 @@
-"""BatchNorm made part of the convolutions before it, for networks that are only used for prediction."""
+"""Folding of BatchNorm into the convolutions before it, for networks that only predict."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Wrapped = TypeVar("Wrapped", bound=Module)
 def fold_batchnorm(model: SegmentationNetwork) -> int:
     """Multiply each BatchNorm's scale into the convolution that it follows, which takes over its ReLU too.
 
-    Which convolution that is shows one small image that is sent through the network. Outputs stay the same but for
-    rounding; the network can't be trained any more.
+    A small image is sent through the network to see which convolution that is. Outputs stay the same up to rounding;
+    the network can no longer be trained.
 
     Args:
         model: network with `predict`; it is put into evaluation mode and changed.
 
     Returns:
-        Number of BatchNorms folded; one that follows something else than a convolution stays.
+        Number of BatchNorms folded; those that follow something other than a convolution stay.
     """
     model.eval()
     pairs = _find_pairs(model)

@@ -1,6 +1,6 @@
 """Class probabilities of images of any size: overlapping windows in several views, averaged.
 
-Pure NumPy around a network that is given as a function.
+Everything is NumPy; the network is a function of arrays.
 
 Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1 over
 K.

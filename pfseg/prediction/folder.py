@@ -24,9 +24,9 @@ class Task:
 
     Attributes:
         image: the file.
-        size: its bytes.
+        size: of the file in bytes.
         geotiff: whether the maps are GeoTIFFs.
-        targets: output -> file.
+        targets: the file of each output.
     """
 
     image: Path

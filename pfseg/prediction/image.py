@@ -31,7 +31,7 @@ _DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where an image lies: what a GeoTIFF made of it takes over.
+    """Where an image lies, to be copied into GeoTIFFs made from it.
 
     Attributes:
         profile: keywords of `rasterio.open` for writing: `crs` and `transform`, as far as the file has them.
@@ -289,7 +289,7 @@ def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None)
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """rasterio, whose errors name the file; warnings of files without a georeference are of no account."""
+    """rasterio, whose errors name the file; a missing georeference is nothing to warn of."""
     rasterio = import_rasterio(str(path))
     try:
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):

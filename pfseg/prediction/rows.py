@@ -103,7 +103,7 @@ def predict_resized(
 
 
 def _without_nodata(rows: Rows, valid: np.ndarray | None) -> Rows:
-    """Take label and probabilities from the pixels without data."""
+    """Clear labels and probabilities of pixels without data."""
     if valid is not None:
         rows.labels[~valid] = IGNORE
         if rows.probabilities is not None:
