@@ -44,14 +44,13 @@ def standard_hooks(
     """
     norms = GradientNorms(settings.log_grad_norm)
     return [
-        AveragedWeights(),  # enclose the next hook in a validation:
-        BatchNormStatistics(model, settings),  # statistics are those of the averaged weights
+        AveragedWeights(),
+        BatchNormStatistics(model, settings),  # in a validation those of the averaged weights
         norms,
         LossTerms(),  # before anything is logged or saved
         Logging(norms),
         LoaderWarnings(),
-        StopSignal(stop),  # skips the validation
-        TimeLimit(settings.max_time),  # doesn't
+        Stop(stop, settings.max_time),  # before the validation, which depends on the reason
         Validation(evaluator, classes),
         EarlyStop(settings.early_stop),
         Checkpoints(),  # after all that changes the state
@@ -170,27 +169,22 @@ class LoaderWarnings(Hook):
             trainer.record("message", level="warning", text=text)
 
 
-class StopSignal(Hook):
-    """Ends the run once any rank is told to stop, without a validation that is due."""
+class Stop(Hook):
+    """Ends the run on every rank once one is told to stop, without a validation, or its time is up, after a validation.
 
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self._stop = stop
+    Args:
+        told: True once the run is to save and leave.
+        minutes: time limit; None without.
+    """
+
+    def __init__(self, told: Callable[[], bool], minutes: float | None) -> None:
+        self._told, self._end = told, None if minutes is None else time.monotonic() + 60 * minutes
 
     def after_step(self, trainer: Trainer) -> None:
-        """Agree with the other ranks."""
-        if agreed(self._stop()):
+        """Set the status."""
+        if agreed(self._told()):
             trainer.status = "stopped"
-
-
-class TimeLimit(Hook):
-    """Ends the run, after a last validation, when its minutes are up; None sets no limit."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Agree with the other ranks."""
-        if self._end is not None and trainer.status is None and agreed(time.monotonic() > self._end):
+        elif self._end is not None and agreed(time.monotonic() > self._end):
             trainer.status = "out_of_time"
 
 
