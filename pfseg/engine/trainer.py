@@ -33,11 +33,12 @@ from pfseg.engine.optimizer import (
     local_gradients,
 )
 from pfseg.errors import JobError
+from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
-from pfseg.weights.transfer import Arrays, Module, Var, export_weights, load_weights
+from pfseg.weights.transfer import Arrays, Var, export_weights, load_weights
 
 DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
 
@@ -114,7 +115,7 @@ class Trainer:
         self,
         *,
         settings: run_settings.Trainer,
-        model: Module,
+        model: SegmentationNetwork,
         loss: Callable[..., dict[str, Var]],
         optimizer: Optimizer,
         lr: Callable[[int], float],
@@ -133,7 +134,7 @@ class Trainer:
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         self.state = TrainingState()
         self.status: str | None = None
-        self.terms: tuple[list[str], Var] = ([], np.zeros(0))
+        self.terms: tuple[list[str], Var]
         self.losses: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         self.faults = 0

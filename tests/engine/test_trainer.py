@@ -17,7 +17,7 @@ from pfseg.engine.optimizer import build_optimizer
 from pfseg.engine.scoring import Evaluation
 from pfseg.engine.trainer import Hook, Trainer
 from pfseg.errors import JobError
-from pfseg.models.pfnet import SegOutput
+from pfseg.models import SegOutput
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 from pfseg.tracking.records import RecordWriter, read_records
@@ -85,13 +85,13 @@ def make(
     folder: Path, *right: int, stop: Callable[[], bool] = lambda: False, hooks: tuple[Hook, ...] = (), **changes: Any
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
-    sgd = run_settings.Sgd("sgd", 0.1, "none", 16, 0.9, 0.0, False)
+    sgd = {"name": "sgd", "lr": 0.1, "scale_lr": "none", "reference_batch": 16, "momentum": 0.9, "weight_decay": 0.0}
     standard = standard_hooks(chosen, model=model, evaluator=Scores(*right), classes=CLASSES, stop=stop)
     return Trainer(
         settings=chosen,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(sgd, model),
+        optimizer=build_optimizer(run_settings.Sgd(**sgd, nesterov=False), model),
         lr=lambda step: 0.1 / (1 + step),
         loader=Loader(),  # type: ignore[arg-type]
         hooks=[*standard, *hooks],
