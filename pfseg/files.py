@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from filelock import FileLock
 from pfseg.errors import WriteError
 
 PART = ".part"  # end of the names of unfinished files
+_PATIENCE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -83,13 +86,23 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         OSError: the lock file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    own, locked = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0), False
+    while not locked:
         try:
-            held.enter_context(FileLock(f"{path}.lock", blocking=wait))
+            own.acquire()
+            locked = True
+        except TimeoutError:
+            if not wait:
+                raise
+            _log.warning("waiting for another process that holds %s.lock", path)
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
+            break
+    try:
         yield
+    finally:
+        own.release()
 
 
 def plain(value: object) -> Any:

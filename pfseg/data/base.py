@@ -45,6 +45,11 @@ class ClassInfo:
     color: tuple[int, int, int]
     id: int | None = None
 
+    @property
+    def hex_color(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#{:02x}{:02x}{:02x}".format(*self.color)
+
 
 @dataclass
 class Sample:

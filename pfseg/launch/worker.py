@@ -51,7 +51,8 @@ def take_config() -> dict[str, Any]:
     """Take the configuration out of the environment, which later children then don't inherit."""
     import yaml
 
-    return yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+    config: dict[str, Any] = yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+    return config
 
 
 def main(folder: Path, work: Job = job) -> int:
