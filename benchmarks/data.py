@@ -69,7 +69,7 @@ def cut_ours(src: Path, out: Path) -> None:
 
 
 @functools.cache
-def job(src: Path, out: Path) -> Any:
+def job(src: Path, out: Path) -> PrepareJob:
     """The command's checked settings."""
     return checked(compose("prepare", settings(src, out)), PrepareJob)
 
