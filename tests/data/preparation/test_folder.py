@@ -160,7 +160,7 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     prepared("isaid", src, out, *SIZES)
     settings = json.loads((out / "journal.jsonl").read_text().splitlines()[0])["settings"]
     layout = Layout(**index_of(out)["layout"])
-    with PatchFolder(out, layout, settings, SCENES):
+    with PatchFolder(out, layout, settings, SCENES, overwrite=False):
         assert f"another preparation is writing into out={out}" in refused("isaid", src, out, *SIZES)
     prepared("isaid", src, out, *SIZES)
 
