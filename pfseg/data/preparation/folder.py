@@ -94,7 +94,7 @@ class PatchFolder:
                 raise cannot_write(self.out / file, error) from error
 
     def _start(self, settings: dict[str, Any], scenes: Collection[str], overwrite: bool) -> None:
-        try:
+        try:  # the journal itself, so that no lock file stays in the folder
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another preparation is writing into out={self.out}: wait for it, or stop it") from None
