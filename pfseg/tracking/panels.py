@@ -1,7 +1,7 @@
 """Pictures of samples: image | ground truth | prediction in class colours, with a legend; and of confusion matrices.
 
-Shapes: image (H, W, 3) uint8 RGB; labels (H, W), integers in [0, K), or 255 without a class, which is hatched; a cell of a
-picture (h, w, 3) uint8 RGB.
+Shapes: image (H, W, 3) uint8 RGB; labels (H, W), integers in [0, K), or 255 without a class, which is hatched; a cell
+of a picture (h, w, 3) uint8 RGB.
 """
 
 from __future__ import annotations
