@@ -62,7 +62,7 @@ def sample_pictures(
         "val/edges": [
             wandb.Image(
                 edge_picture(sample, edge["rule"], edge["thickness"]),
-                caption=f"{sample.name}: found | label",
+                caption=f"{sample.name}: prediction | label",
                 file_type="jpg",
             )
             for sample in samples
