@@ -8,7 +8,7 @@
 Everything else is a hook (`pfseg.engine.hooks`), called at each of these points.
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
-the step, so that a run resumed from `last`, even in the middle of an epoch, computes what an undisturbed one does.
+the step. A run resumed from `last`, also in the middle of an epoch, computes what the undisturbed one would have.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pfseg.engine.optimizer import (
     local_gradients,
 )
 from pfseg.errors import JobError
-from pfseg.ops.resampling import ChannelDropout
+from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint

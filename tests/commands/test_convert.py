@@ -215,7 +215,7 @@ def test_a_file_that_wants_to_run_something_is_refused(form: str, tmp_path: Path
         (["to=pth", "dataset=isaid"], "variant and dataset go with to=safetensors only: leave them out"),
         (["to=pth", "out=x.bin"], r"out=x.bin must end in \.pth, by which the file is recognised"),
         (["to=pth"], r"r50.pth exists already: give another file by out="),
-        (["--to", "pth"], "unrecognized arguments: --to: settings are given as key=value, without dashes"),
+        (["--to", "pth"], "unrecognized arguments: --to pth: settings are given as key=value, without dashes"),
     ],
 )
 def test_options_that_do_not_fit(options, said, small, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -190,7 +190,7 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, who
 
     files = sorted(path.name for path in last.parent.iterdir())
     told = resume(folder, code=1, preexec_fn=fill_disk)
-    assert told.startswith("error: checkpoint not saved, the previous one is whole: ")
+    assert told.startswith("error: checkpoint not saved, the previous one is intact: ")
     assert "safetensors can't be written (File too large)" in told
     assert load_checkpoint(last)[1]["progress"]["step"] == step
     assert sorted(path.name for path in last.parent.iterdir()) == files
@@ -228,7 +228,7 @@ def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole
     filler = small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
     told = resume(folder, code=1)
-    assert told.startswith("error: checkpoint not saved, the previous one is whole: ")
+    assert told.startswith("error: checkpoint not saved, the previous one is intact: ")
     assert "(No space left on device); free some space on this disk" in told
     assert load_checkpoint(last)[1]["progress"]["step"] == step
     filler.unlink()
@@ -344,7 +344,7 @@ def test_evaluate_refuses_half_a_file(undisturbed: Path, tmp_path: Path):
     content = (undisturbed / "checkpoints" / "best.safetensors").read_bytes()
     half.write_bytes(content[: len(content) // 2])
     told = finished(start("evaluate.py", "gpus=0", f"checkpoint={half}"), 1)
-    assert told.startswith(f"error: {half} is no whole safetensors file (")
+    assert told.startswith(f"error: {half} is not a complete safetensors file (")
     assert told.count("\n") == 1
 
 

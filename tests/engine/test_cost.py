@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-from pfseg.inference.fold import fold_batchnorm
 
 from pfseg import create_model
 from pfseg.commands.profile import run as profile
@@ -14,6 +13,7 @@ from pfseg.config.check import check
 from pfseg.config.compose import compose
 from pfseg.engine.cost import clock, count
 from pfseg.errors import ConfigError
+from pfseg.inference.folding import fold_batchnorm
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 

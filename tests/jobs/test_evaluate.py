@@ -231,7 +231,7 @@ def test_checkpoints_that_cannot_be_compared(checkpoints: list[Path], tmp_path: 
     ):
         check(compose("evaluate", [given, "gpus=0"]))
     (tmp_path / "torn.safetensors").write_bytes(checkpoints[1].read_bytes()[:999])
-    with pytest.raises(CheckpointError, match=r"torn.safetensors is no whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"torn.safetensors is not a complete safetensors file"):
         check(compose("evaluate", [f"checkpoint=[{checkpoints[0]},{tmp_path}/torn.safetensors]", "gpus=0"]))
 
 

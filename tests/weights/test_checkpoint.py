@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     said = (
-        rf"not saved, the previous one is whole: {path} can't be written \(No space left on device\); free some space"
+        rf"not saved, the previous one is intact: {path} can't be written \(No space left on device\); free some space"
     )
     with pytest.raises(WriteError, match=said):
         save_checkpoint(path, ARRAYS, META | {"step": 4})
@@ -75,7 +75,9 @@ def test_missing(path: Path):
 def test_truncated(path: Path, keep: int):
     save_checkpoint(path, ARRAYS, META)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"last\.safetensors is no whole safetensors file \(.+\); use another"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.safetensors is not a complete safetensors file \(.+\); use another"
+    ):
         load_checkpoint(path)
 
 

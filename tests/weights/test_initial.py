@@ -58,7 +58,7 @@ def test_other_networks_are_refused_and_nothing_is_changed(tmp_path: Path):
     backbone = {key: value for key, value in before.items() if not key.startswith("head.")}
     for arrays, said in ((other, "1 of another shape, not loaded"), (backbone, "missing in the file .head")):
         save_file(arrays, path)
-        with pytest.raises(CheckpointError, match=rf"weights.safetensors is no such network: .*{said}.*pretrained"):
+        with pytest.raises(CheckpointError, match=rf"weights.safetensors holds another network: .*{said}.*pretrained"):
             load_network(ours, path)
     save_checkpoint(path, before, {"config": {"model": {"variant": "jittor"}}})
     said = r"trained with model\.variant=jittor, this run has pytorch, .*; set model\.variant=jittor"
