@@ -3,7 +3,7 @@
 A job is a trial: complete with what it returned, pruned if `TrialReporter` stopped it, or failed. The same command goes
 on with its study, by `n_trials` more.
 
-Hydra imports all modules of this namespace whenever it starts, so what takes time to import is imported only where it is used.
+Hydra imports all modules of this namespace whenever it starts: what takes time is imported only where it is used.
 """
 
 from __future__ import annotations
