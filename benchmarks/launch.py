@@ -13,7 +13,6 @@ The driver's imports are timed by themselves and taken off `start`. Medians; not
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -35,19 +35,6 @@ POLL_SECONDS = 0.01
 PARTS = ("start", "mpirun", "work", "end")
 
 
-def began(pid: int) -> float:
-    """When a process began, in seconds since 1970 (to 10 ms)."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def child(pid: int) -> int | None:
-    """The first child of a process's main thread."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(found[0]) if found else None
-
-
 def run(folder: Path, ranks: int) -> dict[str, float]:
     """Seconds of each part of one run."""
     command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, f"ranks={ranks}", f"hydra.run.dir={folder}"]
@@ -55,12 +42,12 @@ def run(folder: Path, ranks: int) -> dict[str, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (folder / "command.txt").exists():  # the last file before mpirun
         time.sleep(POLL_SECONDS)
-    pid = process.pid
+    parent = psutil.Process(process.pid)
     for _ in ("mpirun", "rank"):
-        while (found := child(pid)) is None:
+        while not (children := parent.children()):
             time.sleep(POLL_SECONDS)
-        pid = found
-        marks.append(began(pid))
+        parent = children[0]
+        marks.append(parent.create_time())
     if process.wait():
         raise SystemExit(f"a run failed, see {folder / 'worker.log'}")
     marks += [(folder / "result.json").stat().st_mtime, time.time()]

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pfseg.errors import ConfigError, DataError
-from pfseg.launch.mpirun import die_with_parent
+from pfseg.launch.watchdog import die_with_parent
 from pfseg.launch.worker import main
 from pfseg.tracking.records import RecordWriter
 
