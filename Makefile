@@ -30,6 +30,9 @@ check: $(STAMP) ## ruff and mypy
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
+docs: $(STAMP) ## build the documentation in site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir site
+
 bench-data: $(STAMP) ## time preparation and loading beside what the published tools do
 	$(VENV)/bin/python benchmarks/data.py $(ARGS)
 

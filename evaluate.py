@@ -1,18 +1,6 @@
-"""Evaluate: `python evaluate.py checkpoint=<run folder or .safetensors file>`; see conf/evaluate.yaml."""
+"""Evaluate: `python evaluate.py checkpoint=<run folder or .safetensors file>`, the same as `pfseg evaluate`."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from pfseg.config.compose import main
-
-
-def evaluate(config: dict[str, Any]) -> float | None:
-    """Score a checkpoint; the mIoU in percent."""
-    from pfseg.commands import jobs as driver
-
-    return driver.evaluate(config)
-
+from pfseg.commands.app import main
 
 if __name__ == "__main__":
-    main(evaluate, "evaluate")
+    main("evaluate")

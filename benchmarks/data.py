@@ -62,7 +62,7 @@ def settings(src: Path, out: Path) -> list[str]:
 
 
 def cut_ours(src: Path, out: Path) -> None:
-    """`python -m pfseg.commands.prepare` in this process, its settings read before."""
+    """`pfseg prepare` in this process, its settings read before."""
     with contextlib.redirect_stdout(io.StringIO()):
         prepare.run(job(src, out))
 
@@ -119,7 +119,8 @@ def bench_sample(rounds: int, table: Table) -> None:
     image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     blocks = rng.integers(0, 16, (SIZE // 20, SIZE // 20), dtype=np.uint8)
     mask = cv2.resize(blocks, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST)
-    augment = Augment(scale_range=None, hflip=0.5, vflip=0.5, rot90=True, blur=[0.15, 1.3])
+    off = dict.fromkeys(("rotate", "brightness", "contrast", "saturation", "hue", "cutmix"), 0.0)
+    augment = Augment(scale_range=None, hflip=0.5, vflip=0.5, rot90=True, blur=[0.15, 1.3], max_class_share=None, **off)
     normalise = Normalise([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     batch = np.empty((3, CROP, CROP), dtype=np.float32)
     pictures = Image.fromarray(image), Image.fromarray(mask)

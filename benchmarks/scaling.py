@@ -61,11 +61,14 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
 
 def all_reduce(folder: Path) -> dict[str, float]:
     """Seconds of a sum over two ranks by bytes."""
+    from pfseg.config.check import checked
+    from pfseg.config.compose import compose
+    from pfseg.config.schema import Train
     from pfseg.launch.driver import run_job
 
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    config = {"job": "train", "gpus": 0, "ranks": 2, "launch": {"name": "mpi"}}
-    return run_job(folder, config, worker_module="scaling")["seconds"]
+    settings = checked(compose("train", ["gpus=0", "ranks=2"]), Train)
+    return run_job(folder, settings, worker_module="scaling")["seconds"]
 
 
 def main() -> None:

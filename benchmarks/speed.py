@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg import create_model
-from pfseg.engine.state import build_optimizer
-from pfseg.inference.fold import fold_batchnorm
+from pfseg.config import schema
+from pfseg.engine.optimizer import build_optimizer
+from pfseg.inference.folding import fold_batchnorm
 from pfseg.losses import CrossEntropy
 from pfseg.runtime import jt
 
@@ -74,7 +75,8 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
     """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
     model.train()
     model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
-    optimizer = build_optimizer("sgd", model, lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=False)
+    sgd = schema.Sgd("sgd", 1e-4, "none", 16, 0.9, 1e-4, False)
+    optimizer = build_optimizer(sgd, model)
     loss = CrossEntropy()
 
     def run() -> float:

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from pfseg import create_model
-from pfseg.inference.deploy import as_function
-from pfseg.inference.fold import fold_batchnorm
+from pfseg.inference.folding import fold_batchnorm
+from pfseg.inference.network import as_function
 
 
 def main(names: list[str], side: int) -> None:
@@ -20,7 +20,7 @@ def main(names: list[str], side: int) -> None:
         for variant in ("pytorch", "jittor"):
             model = create_model(name, num_classes=2, variant=variant)
             fold_batchnorm(model)
-            predict = as_function(model)
+            predict = as_function(model.predict)
             for batch in (1, 2):
                 predict(np.zeros((batch, 3, side, side), np.float32))
 

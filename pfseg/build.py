@@ -1,7 +1,7 @@
-"""Composition root: from a configuration to objects. The only module that sees them all.
+"""Composition root: from settings to objects. The only module that sees them all.
 
-Nothing below this module receives a configuration: constructors take
-plain arguments.
+Classes named by a `_target_` are built with their settings as keywords; nothing below this module receives a
+dictionary of settings.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
-
-from pfseg.config.checks import pair
+from pfseg.config.check import checked
+from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
+from pfseg.config.schema import Dataset, FolderData, Model, PFNet, Train, TrainBase
+from pfseg.config.settings import Settings, Target
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.folder import FolderDataset
@@ -24,10 +26,17 @@ from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError
 
-Config = dict[str, Any]
+_NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
 
 
-def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretrained: str | Path | None = None) -> Any:
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    variant: str = "pytorch",
+    pretrained: str | Path | None = None,
+    config_dir: str | Path | None = None,
+) -> Any:
     """Build a network of conf/model by its name.
 
     Args:
@@ -35,6 +44,7 @@ def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretr
         num_classes: K.
         variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
         pretrained: backbone weights (.pth, .pkl, .safetensors).
+        config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
 
     Returns:
         A Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
@@ -43,130 +53,164 @@ def create_model(name: str, *, num_classes: int, variant: str = "pytorch", pretr
         ConfigError: unknown name.
         CheckpointError: unusable `pretrained`.
     """
-    composed = compose("train", [f"model={name}", f"model.variant={variant}"]).model
-    config = cast(Config, OmegaConf.to_container(composed))
-    model = build_model(config, num_classes)
+    folder = Path(config_dir) if config_dir is not None else None
+    composed = compose("profile", [f"model={name}", f"model.variant={variant}"], folder=folder)
+    settings = checked(composed, Profile).model
+    model = build_model(settings, num_classes)
     if pretrained is not None:
-        load_initial(model, config | {"pretrained": pretrained})
+        settings.pretrained = str(pretrained)
+        load_initial(model, settings)
     return model
 
 
-def instantiate(config: Config, **given: Any) -> Any:
-    """Call the class that `_target_` names with the other keys and `given`; nested `_target_`s first.
+def instantiate(settings: Settings, **given: Any) -> Any:
+    """Call the class or function that `_target_` names, with the other settings and `given` as keywords.
+
+    Nested settings with a `_target_` are built first.
 
     Raises:
-        ConfigError: the class does not exist, or its constructor refuses a value.
+        ConfigError: the class doesn't exist, or its constructor rejects a value.
     """
-    target = config["_target_"]
-    module, _, name = target.rpartition(".")
+    target = cast(Target, settings).target
+    return call(target, settings.values() | given)
+
+
+def call(target: str, keywords: Mapping[str, Any]) -> Any:
+    """Call `package.module.Name` with keywords; settings with a `_target_` among them are built first."""
+    function = locate(target)
+    arguments = {key: _built(value) for key, value in keywords.items()}
     try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_={target} can't be imported ({error}); give package.module.Class") from error
-    arguments = {
-        key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
-        for key, value in (config | given).items()
-        if key != "_target_"
-    }
-    try:
-        return cls(**arguments)
+        return function(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{target} can't be built: {error}") from error
 
 
-def build_dataset(config: Config, split: str) -> SegmentationDataset:
-    """Build a split of the data set that `config` (the group `dataset`) describes."""
-    module, _, name = config["_target_"].rpartition(".")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+def _built(value: Any) -> Any:
+    if isinstance(value, Settings) and hasattr(value, "target"):
+        return instantiate(value)
+    if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
+        return call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
+    return value
+
+
+def locate(target: str) -> Any:
+    """The object that `package.module.Name` names.
+
+    Raises:
+        ConfigError: it can't be imported.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except SyntaxError as error:
+        raise ConfigError(f"_target_={target}: {error.filename}:{error.lineno} isn't Python ({error.msg})") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_={target} can't be imported ({error}); give package.module.Class") from error
+
+
+def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
+    """Build a split of a data set."""
+    parameters = inspect.signature(locate(settings.target)).parameters
     root = parameters.get("root")
-    if root is not None and root.default is root.empty and config["root"] is None:
+    if root is not None and root.default is root.empty and settings.root is None:
+        name = settings.target.rpartition(".")[2]
         raise ConfigError(f"dataset.root is null, but {name} needs it: add dataset.root=<folder of the data set>")
-    if config.get("source") == "scenes":
-        return _build_scenes(config, split)
-    arguments = {key: value for key, value in config.items() if key == "_target_" or key in parameters}
-    dataset: SegmentationDataset = instantiate(arguments, split=split)
-    return dataset
+    if isinstance(settings, FolderData) and settings.source == "scenes":
+        return _build_scenes(settings, split)
+    keywords = {key: value for key, value in settings.values().items() if key in parameters}
+    return cast(SegmentationDataset, call(settings.target, keywords | {"split": split}))
 
 
-def _build_scenes(config: Config, split: str) -> SceneDataset:
+def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     """Build a split whose samples are windows of whole scenes, without patches."""
-    keys = ("classes", "ignore", "bands", "stretch", "on_error")
-    sizes = {key: value and pair(value) for key, value in config["prepare"].items() if key in ("size", "stride")}
-    shared = {key: config[key] for key in keys} | sizes
-    scenes = _find_scenes(config, split)
-    dataset = SceneDataset(split=split, scenes=scenes, **shared)
+    scenes = find_scenes(settings, split)
+    dataset = SceneDataset(
+        split=split,
+        scenes=scenes,
+        classes=settings.classes,
+        ignore=settings.ignore,
+        bands=settings.bands,
+        stretch=settings.stretch,
+        on_error=settings.on_error,
+        size=settings.prepare.size,
+        stride=settings.prepare.stride,
+    )
     dataset.warnings += getattr(scenes, "faults", [])  # a finder of the user's own may return a plain list
     return dataset
 
 
-def _find_scenes(config: Config, split: str) -> list[Scene]:
-    root = Path(config["root"])
-    if config["prepare"]["scenes"]:
-        return cast(list[Scene], instantiate(config["prepare"]["scenes"], src=root))
-    patches = {**config, "source": "patches"}
-    splits = config["splits"] or {split: split}
+def find_scenes(settings: FolderData, split: str) -> list[Scene]:
+    """Find the scenes of a published archive, or of a data set's folders."""
+    root = Path(str(settings.root))
+    if settings.prepare.scenes is not None:
+        return cast(list[Scene], instantiate(settings.prepare.scenes, src=root))
+    patches = settings.model_copy(update={"source": "patches"})
+    splits = settings.splits or {split: split}
     chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
 
     def build(name: str) -> FolderDataset:
         return cast(FolderDataset, build_dataset(patches, name))
 
-    return find_in_folders(root, chosen, build, config["images"], config["mask_suffix"])
+    return find_in_folders(root, chosen, build, settings.images, settings.mask_suffix)
 
 
-def build_model(config: Config, num_classes: int) -> Any:
-    """Build the network that `config` (the group `model`) describes."""
-    arguments = {
-        key: value for key, value in config.items() if key not in ("name", "pretrained", "init", "num_classes")
-    }
-    return instantiate(arguments, num_classes=num_classes)
+def build_model(settings: Model, num_classes: int) -> Any:
+    """Build a network with random weights."""
+    keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
+    return call(settings.target, keywords | {"num_classes": num_classes})
 
 
-def load_initial(model: Any, config: Config) -> str:
-    """Load the weights that `config` (the group `model`) starts from; returns what was loaded and what was not.
+def load_initial(model: Any, settings: Model) -> str:
+    """Load the weights that a network starts from; returns what was loaded and what was not.
 
     Raises:
         CheckpointError: unreadable, or of another network.
     """
-    from pfseg.engine.share import on_every_rank
+    from pfseg.engine.ranks import on_every_rank
     from pfseg.weights.initial import load_backbone, load_network
 
-    if config["init"]:
-        return load_network(model, on_every_rank(Path(config["init"])))
-    if config["pretrained"]:
-        module, _, name = config["backbone"]["_target_"].rpartition(".")
-        rename = getattr(getattr(import_module(module), name), "rename_pretrained", None)
-        return load_backbone(model, on_every_rank(Path(config["pretrained"])), rename)
+    if settings.init:
+        return load_network(model, on_every_rank(Path(settings.init)))
+    if settings.pretrained:
+        backbone = locate(cast(PFNet, settings).backbone.target)
+        return load_backbone(
+            model, on_every_rank(Path(settings.pretrained)), getattr(backbone, "rename_pretrained", None)
+        )
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 
-def build_loader(config: Config, dataset: SegmentationDataset, **process: int) -> TrainLoader:
+def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: int) -> TrainLoader:
     """Build what draws, augments and batches training samples; `process`: rank, world_size and workers."""
-    data = config["dataset"]
-    shared: Config = {key: data[key] for key in ("mean", "std", "ignore_index", "scale", "class_uniform")}
+    data = settings.dataset
     return TrainLoader(
         dataset=dataset,
-        augment=instantiate(config["augment"]),
-        crop_size=tuple(data["crop_size"]),
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        edge_rule=data["edge"]["rule"],
-        edge_thickness=data["edge"]["thickness"],
-        multiple=config["trainer"]["accumulate"],
-        **shared | process,
+        augment=instantiate(settings.augment),
+        crop_size=data.crop_size,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        edge_rule=data.edge.rule,
+        edge_thickness=data.edge.thickness,
+        multiple=settings.trainer.accumulate,
+        mean=data.mean,
+        std=data.std,
+        ignore_index=data.ignore_index,
+        scale=data.scale,
+        class_uniform=data.class_uniform,
+        **process,
     )
 
 
-def loader_workers(config: Config) -> int:
+def loader_workers(settings: TrainBase) -> int:
     """Number of loading processes of a rank."""
-    wanted = config.get("trainer", {}).get("workers", "auto")
-    return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else int(wanted)
+    wanted = settings.trainer.workers
+    return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else wanted
 
 
-def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
-    """Build what scores `model` on a data set as `config`, that of a training, says.
+def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
+    """Build what scores `model` on a data set as the settings of a training say.
 
     Args:
-        config: of the training.
+        settings: of the training.
         dataset: what to score on.
         model: the network, for its `output_stride` and smallest input.
         kind: `Evaluator`, the default, or a class derived from it.
@@ -175,22 +219,22 @@ def build_evaluator(config: Config, dataset: SegmentationDataset, model: Any, ki
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size
 
-    data = config["dataset"]
+    data = settings.dataset
     loader = options.pop("loader", EvalLoader)
-    workers = 1 if loader_workers(config) else 0
+    workers = 1 if loader_workers(settings) else 0
     return (kind or Evaluator)(
         loader(dataset=dataset, rank=rank(), world_size=world_size(), workers=workers),
         num_classes=dataset.num_classes,
-        mean=data["mean"],
-        std=data["std"],
-        contrast=data["eval_contrast"],
-        window=tuple(data["eval_size"]) if data["eval_size"] else None,
+        mean=data.mean,
+        std=data.std,
+        contrast=data.eval_contrast,
+        window=data.eval_size,
         stride=model.output_stride,
-        batch_size=config["batch_size"],
-        batch_pixels=config["batch_size"] * math.prod(data["crop_size"]),
+        batch_size=settings.batch_size,
+        batch_pixels=settings.batch_size * math.prod(data.crop_size),
         min_size=getattr(model, "min_size", 1),
-        scale=data["scale"],
-        ignore_index=data["ignore_index"],
-        num_panels=config["trainer"]["num_samples"],
+        scale=data.scale,
+        ignore_index=data.ignore_index,
+        num_panels=settings.trainer.num_samples,
         **options,
     )

@@ -9,9 +9,27 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol
 
 from pfseg.errors import ConfigError
+
+Gpus = Literal["auto"] | int | list[int]
+
+
+class Settings(Protocol):
+    """What the settings of a job say about devices."""
+
+    @property
+    def gpus(self) -> Gpus:
+        """Devices of each host."""
+
+    @property
+    def ranks(self) -> Literal["auto"] | int:
+        """Number of ranks."""
+
+    @property
+    def launch(self) -> object:
+        """How they are started: one of the group `launch`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
 
 
-def choose_gpus(gpus: Any) -> list[str]:
+def choose_gpus(gpus: Gpus) -> list[str]:
     """Choose among the GPUs of this host.
 
     Args:
@@ -52,7 +70,7 @@ def choose_gpus(gpus: Any) -> list[str]:
         Their names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
 
     Raises:
-        ConfigError: more GPUs are asked for than are visible, or the value makes no sense.
+        ConfigError: more GPUs are asked for than are visible.
     """
     wanted = _positions(gpus)
     visible = visible_gpus()
@@ -67,33 +85,31 @@ def choose_gpus(gpus: Any) -> list[str]:
     return [visible[index] for index in wanted]
 
 
-def plan_ranks(config: dict[str, Any]) -> tuple[int, list[str]]:
+def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
     """Work out how many ranks a job has and which GPUs those of this host share.
 
     Args:
-        config: with `gpus` (see `choose_gpus`; on each host), `ranks` (a number, or `auto`: one per GPU used, on a
+        settings: with `gpus` (see `choose_gpus`; on each host), `ranks` (a number, or `auto`: one per GPU used, on a
             CPU one, or one per SLURM task) and `launch`.
 
     Returns:
         The number of ranks on all hosts, and the GPUs' names for `CUDA_VISIBLE_DEVICES`, none on a CPU.
 
     Raises:
-        ConfigError: more GPUs are asked for than are visible, hosts and ranks don't fit, or a value makes no sense.
+        ConfigError: more GPUs are asked for than are visible, or hosts and ranks don't fit.
     """
-    gpus, ranks, launch = config.get("gpus", "auto"), config.get("ranks", "auto"), config.get("launch") or {}
-    if ranks != "auto" and (not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1):
-        raise ConfigError(f"ranks={ranks!r} is not auto or a number of at least 1 (config: ranks)")
-    if launch.get("name") == "slurm":
-        return _plan_script(gpus, ranks, launch["nodes"]), []
-    chosen = choose_gpus(gpus)
-    if launch.get("hosts"):
-        total = sum(_parse_hosts(launch["hosts"], max(1, len(chosen))).values())
+    ranks, kind = settings.ranks, getattr(settings.launch, "name", None)
+    if kind == "slurm":
+        return _plan_script(settings.gpus, ranks, getattr(settings.launch, "nodes", 1)), []
+    chosen = choose_gpus(settings.gpus)
+    if hosts := _hosts(settings):
+        total = sum(_parse_hosts(hosts, max(1, len(chosen))).values())
         if ranks not in ("auto", total):
             raise ConfigError(f"ranks={ranks} but launch.hosts gives {total}: leave out ranks")
         return total, chosen
     if ranks == "auto":
         return max(_tasks() if not chosen else 1, len(chosen) * _allocated_nodes()), chosen
-    if launch.get("name") == "mpi" and ranks == 1 < _tasks():
+    if kind == "mpi" and ranks == 1 < _tasks():
         raise ConfigError(
             f"one rank within a SLURM allocation of {_tasks()} tasks would leave the others idle: "
             f"add ranks={_tasks()}, or ask SLURM for one task (--ntasks=1)"
@@ -101,19 +117,18 @@ def plan_ranks(config: dict[str, Any]) -> tuple[int, list[str]]:
     return ranks, chosen
 
 
-def plan_nodes(config: dict[str, Any]) -> Nodes:
+def plan_nodes(settings: Settings) -> Nodes:
     """Work out on which hosts the ranks of `plan_ranks` run.
 
     Raises:
         ConfigError: `launch.hosts` can't be read, or doesn't begin with this host.
     """
-    launch = config.get("launch") or {}
-    interface = launch.get("interface")
-    if not launch.get("hosts"):
-        nodes, ranks = _allocated_nodes(), plan_ranks(config)[0]
+    interface = getattr(settings.launch, "interface", None)
+    if not (given := _hosts(settings)):
+        nodes, ranks = _allocated_nodes(), plan_ranks(settings)[0]
         per_node = ranks // nodes if nodes > 1 and ranks % nodes == 0 else None
         return Nodes(several=nodes > 1, per_node=per_node, interface=interface)
-    hosts = _parse_hosts(launch["hosts"], max(1, len(choose_gpus(config.get("gpus", "auto")))))
+    hosts = _parse_hosts(given, max(1, len(choose_gpus(settings.gpus))))
     return Nodes(hosts, several=len(hosts) > 1, interface=interface)
 
 
@@ -122,24 +137,23 @@ def other_slurm_process() -> bool:
     return int(os.environ.get("SLURM_PROCID", "0")) > 0
 
 
-def _positions(gpus: Any) -> list[int] | None:
+def _hosts(settings: Settings) -> list[str]:
+    return getattr(settings.launch, "hosts", None) or []
+
+
+def _positions(gpus: Gpus) -> list[int] | None:
     if gpus == "auto":
         return None
-    number = isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 0
-    wanted = list(range(gpus)) if number else gpus
-    if not isinstance(wanted, list) or not all(isinstance(index, int) and index >= 0 for index in wanted):
-        raise ConfigError(f"gpus={gpus!r} is not auto, a number or a list of numbers (config: gpus)")
-    return wanted
+    return list(range(gpus)) if isinstance(gpus, int) else list(map(int, gpus))
 
 
-def _plan_script(gpus: Any, ranks: int | str, nodes: int) -> int:
+def _plan_script(gpus: Gpus, ranks: Literal["auto"] | int, nodes: int) -> int:
     """Ranks of a job that SLURM will start, on nodes whose GPUs can't be seen from here."""
     per_node = _positions(gpus)
     if per_node is None:
         raise ConfigError("gpus=auto can't be known before SLURM starts the job: add gpus=<GPUs per node>, or gpus=0")
     if ranks == "auto":
         return nodes * max(1, len(per_node))
-    assert isinstance(ranks, int)
     if ranks % nodes:
         raise ConfigError(f"ranks={ranks} is no multiple of launch.nodes={nodes}: SLURM gives each node as many tasks")
     return ranks

@@ -23,5 +23,9 @@ class CheckpointError(PfsegError):
     """A weights file or checkpoint that is missing, damaged, unsafe or of another model."""
 
 
+class WriteError(PfsegError):
+    """A file that cannot be written: the disk is full, or there is no permission."""
+
+
 class JobError(PfsegError):
     """A training or evaluation job ended before its end."""

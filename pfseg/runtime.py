@@ -15,13 +15,11 @@ the launcher sets per rank.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from functools import lru_cache
@@ -32,6 +30,20 @@ import numpy as np
 
 from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
+from pfseg.files import PART, lock
+
+__all__ = [
+    "RuntimeSetupError",
+    "find_mpicc",
+    "hide_unusable_cuda",
+    "jt",
+    "link_onednn",
+    "onednn_flags",
+    "rank",
+    "seed_everything",
+    "settle_home",
+    "world_size",
+]
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -67,9 +79,7 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
     home = home or settle_home()
     folder = home / ".cache" / "jittor" / "mkl" / _ONEDNN_FOLDER.get(os.uname().machine, "dnnl_lnx")
     header, library = prefix / "include" / "dnnl.h", prefix / "lib" / "libdnnl.so.2"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+    with lock(folder):
         if (folder / "lib" / "libmkldnn.so").exists() and (folder / "include" / "dnnl.h").exists():
             return folder
         if not (header.exists() and library.exists()):
@@ -77,9 +87,10 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
                 f"oneDNN not found: expected {header} and {library}; run `pip install onednn-devel-cpu-gomp==2022.2.1` "
                 "in the Python environment that runs pfseg"
             )
-        shutil.rmtree(folder, ignore_errors=True)  # links into an environment that is gone
-        new = Path(tempfile.mkdtemp(prefix=".link-", dir=folder.parent))
-        (new / "include").mkdir()
+        new = folder.with_name(f".{folder.name}{PART}")
+        for old in (folder, new):  # links into an environment that is gone, and of a killed process
+            shutil.rmtree(old, ignore_errors=True)
+        (new / "include").mkdir(parents=True)
         (new / "lib").mkdir()
         for path in (prefix / "include").glob("*dnnl*"):
             (new / "include" / path.name).symlink_to(path)
@@ -129,19 +140,20 @@ def _import_jittor() -> Any:
     os.environ.setdefault("cache_name", "default")
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    children = signal.getsignal(signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
     import jittor
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
-    if threading.current_thread() is threading.main_thread():  # Jittor's ends this process when a child is killed
-        signal.signal(signal.SIGCHLD, children or signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Jittor's end this process on Ctrl-C, and when a child is killed
+            signal.signal(number, handler or signal.SIG_DFL)
     jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
     return jittor
 
 
 if TYPE_CHECKING:
-    jt: Any
+    import jittor as jt
 else:
     jt = _import_jittor()
 

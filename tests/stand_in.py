@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -13,12 +14,41 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.mpirun import die_with_parent
 from pfseg.launch.worker import main
 from pfseg.tracking.records import RecordWriter
+
+
+class Settings(SimpleNamespace):
+    """Settings of a job, and what it is told besides."""
+
+    def dump(self) -> dict[str, Any]:
+        return {key: vars(value) if key in ("launch", "dataset") else value for key, value in vars(self).items()}
+
+
+def settings(launch: dict[str, Any] | None = None, **others: Any) -> Settings:
+    """Settings of a job without GPUs."""
+    mpi = {"name": "mpi", "timeout": None, "hosts": None, "interface": None}
+    others = {"job": "train", "gpus": 0, "ranks": 1, **others}
+    return Settings(launch=SimpleNamespace(**(mpi | (launch or {}))), dataset=SimpleNamespace(root=None), **others)
+
+
+class Mpi:
+    """MPI itself, without Jittor."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.40"), mode=ctypes.RTLD_GLOBAL)
+        self._world = ctypes.c_void_p(ctypes.addressof(ctypes.c_byte.in_dll(self._library, "ompi_mpi_comm_world")))
+        self._library.MPI_Init(None, None)
+        atexit.register(self._library.MPI_Finalize)
+
+    def wait_for_others(self) -> None:
+        # With Python's lock held, as Jittor does.
+        ctypes.PyDLL(None, handle=self._library._handle).MPI_Barrier(self._world)
 
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -49,8 +79,11 @@ def _steps(
     child: subprocess.Popen[bytes],
     last: bool,
 ) -> dict[str, Any]:
+    mpi = Mpi() if config.get("mpi") else None
     if last:
         _misbehave(config.get("behave", ""))
+    if mpi:
+        mpi.wait_for_others()
     for step in range(config.get("steps", 3)):
         if stop():
             assert child.poll() is None, "SIGUSR1 ended a child of the rank"
@@ -59,8 +92,8 @@ def _steps(
             return {"status": "stopped", "step": step}
         writer.write("train", step=step, epoch=0, **{"train/loss": 1.0 / (step + 1)})
         end = time.monotonic() + config.get("seconds", 0.0)
-        while time.monotonic() < end:  # as ranks that wait in MPI for another one do
-            time.sleep(0.0 if config["launch"].get("timeout") else 0.01)
+        while time.monotonic() < end:
+            time.sleep(0.01)
     return {
         "status": "done",
         "ranks": int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")),
@@ -78,6 +111,15 @@ def _misbehave(behave: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif behave == "deadlock":
         wait_for_ever()
+    elif behave == "compute":
+        end = time.monotonic() + 7
+        while time.monotonic() < end:
+            sum(range(100000))
+    elif behave == "read":
+        end = time.monotonic() + 7
+        while time.monotonic() < end:
+            Path(sys.executable).read_bytes()
+            time.sleep(0.5)
     elif behave == "child works":
         # With Python's lock held, as Jittor does: no other thread of the rank runs.
         ctypes.PyDLL(None).system(b"timeout 7 sh -c 'while :; do :; done'")

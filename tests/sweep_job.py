@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pfseg.config.schema import Train
 from pfseg.errors import DataError
 from pfseg.launch.worker import main as rank_main
 from pfseg.tracking.records import RecordWriter
@@ -30,13 +31,13 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     return {"status": status, "step": 2, "began": began, "ended": time.time()} | {n: os.environ[n] for n in names}
 
 
-def run(config: dict[str, Any]) -> float:
+def run(settings: Train) -> float:
     """Run one job as a command does."""
     from hydra.core.hydra_config import HydraConfig
 
     from pfseg.launch.driver import run_job
 
-    return float(run_job(Path(HydraConfig.get().runtime.output_dir), config, worker_module="sweep_job")["step"])
+    return float(run_job(Path(HydraConfig.get().runtime.output_dir), settings, worker_module="sweep_job")["step"])
 
 
 if __name__ == "__main__":

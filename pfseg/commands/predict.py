@@ -1,12 +1,8 @@
-"""Maps of any image: `pfseg predict checkpoint=<run> input=<image, folder or pattern> output=<folder>`.
-
-See conf/predict.yaml for the keys, and `pfseg.prediction.maps` for what is written. `pfseg-predict` is the same.
-"""
+"""`pfseg predict`: maps of any image; see `pfseg.prediction.maps` for what is written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +10,23 @@ from typing import Any
 
 from rich.console import Console
 
-from pfseg.config import compose as config
-from pfseg.config.checks import refuse_foreign
+from pfseg.build import build_model
+from pfseg.config.check import dataset_changes
+from pfseg.config.commands import Predict
+from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
-from pfseg.data.preparation.files import WriteError
-from pfseg.errors import CheckpointError, DataError
-from pfseg.inference.windows import Inference
+from pfseg.errors import DataError
+from pfseg.inference.sliding import SlidingWindows
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
-Config = dict[str, Any]
-# These change the maps.
-_CHANGING = (
+_CHANGING = (  # these change the maps
     "window",
     "overlap",
     "resize",
@@ -41,7 +36,7 @@ _CHANGING = (
     "stretch",
     "contrast",
     "nodata",
-)  # change the maps
+)
 
 
 @dataclass
@@ -49,21 +44,21 @@ class Predictor:
     """A network and how it is applied to images.
 
     Attributes:
-        inference: probabilities of windows.
+        sliding: the network in windows.
         normalise: from pixels to what the network takes.
         classes: the class table.
         resize: (h, w) that images are resized to as a whole; None for windows.
         reading: keywords of `pfseg.prediction.image.Image`.
     """
 
-    inference: Inference
+    sliding: SlidingWindows
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None
     reading: dict[str, Any]
 
 
-def run(job: Config) -> None:
+def run(settings: Predict) -> None:
     """Predict as configured.
 
     Raises:
@@ -73,22 +68,26 @@ def run(job: Config) -> None:
         WriteError: the output can't be written.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
-    output = Path(job["output"])
-    root, images = find_images(job["input"], output)
-    tasks = plan(root, images, output, job["outputs"], job["format"])
-    predictor = load_predictor(job)  # before anything is written
-    with open(job["checkpoint"], "rb") as file:
-        name = f"{Path(job['checkpoint']).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
-    open_record(output, {"checkpoint": name, **{key: job[key] for key in _CHANGING}}, overwrite=job["overwrite"])
-    left = [task for task in tasks if job["overwrite"] or not task.done]
+    console = terminal.console()
+    output = Path(settings.output)
+    root, images = find_images(settings.input, output)
+    tasks = plan(root, images, output, settings.outputs, settings.format)
+    predictor = load_predictor(settings)  # before anything is written
+    with open(settings.checkpoint, "rb") as file:
+        name = f"{Path(settings.checkpoint).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
+    record = settings.dump()
+    record = {"checkpoint": name, **{key: record[key] for key in _CHANGING}}
+    if changes := dataset_changes(settings):
+        record["dataset"] = changes
+    open_record(output, record, overwrite=settings.overwrite)
+    left = [task for task in tasks if settings.overwrite or not task.done]
     skipped = len(tasks) - len(left)
     with ConsoleProgress(console, "predicting") as progress, bounded_cache():
         total = sum(task.size for task in tasks)
         progress.begin(total, total - sum(task.size for task in left))
         failures = _predict_all(left, predictor, progress, console, skipped)
     before = f", {skipped:,} were finished before" if skipped else ""
-    _tell(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
+    terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
 
@@ -108,18 +107,12 @@ def _predict_all(
                     "command goes on from there",
                     128 + stopped[0],
                 ) from stop
-            except WriteError:
-                raise
             except DataError as error:
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
             for note in notes:
-                _tell(console, note)
+                terminal.line(console, note)
     return failures
-
-
-def _tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:
@@ -146,9 +139,9 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         }
         try:
             if predictor.resize is not None:
-                rows = predict_resized(image, predictor.resize, predictor.inference, predictor.normalise, **options)
+                rows = predict_resized(image, predictor.resize, predictor.sliding, predictor.normalise, **options)
             else:
-                rows = predict_rows(image, predictor.inference, predictor.normalise, **options)
+                rows = predict_rows(image, predictor.sliding, predictor.normalise, **options)
             for each in rows:
                 maps.write(each)
             maps.publish()
@@ -157,58 +150,47 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         return [*image.warnings, *maps.warnings]
 
 
-def load_predictor(job: Config) -> Predictor:
-    """Build the network of a checkpoint and what belongs to it, as the settings of `job` say.
+def load_predictor(settings: Predict) -> Predictor:
+    """Build the network of a checkpoint and what belongs to it.
 
     Raises:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that the network doesn't take.
     """
-    from pfseg.build import build_model
-    from pfseg.engine import state
-    from pfseg.inference.deploy import as_function
-    from pfseg.inference.fold import fold_batchnorm
-    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint, load_meta
+    from pfseg.inference.folding import fold_batchnorm
+    from pfseg.inference.network import as_function
+    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.weights.transfer import load_weights
 
-    path = Path(job["checkpoint"])
-    stored = load_meta(path)["config"]
-    try:
-        model_config, data = stored["model"], stored["dataset"]
-        classes = parse_classes(data["classes"])
-        normalise = Normalise(data["mean"], data["std"])
-        factor, size = data["scale"], data["eval_size"] or data["crop_size"]
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path} doesn't say how it was trained ({error} is missing in it); use another"
-        ) from error
-    if not job["trust"]:
-        refuse_foreign(path, model_config)
+    path = Path(settings.checkpoint)
+    stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
+    data, factor = stored.dataset, stored.dataset.scale
+    classes = parse_classes(data.classes)
     arrays, _ = load_checkpoint(path)
-    model = build_model(model_config, len(classes))
-    state.load_model(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    model = build_model(stored.model, len(classes))
+    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     fold_batchnorm(model)
-    window = job["window"] or [round(side / factor) for side in size]
-    inference = Inference(
-        as_function(model),
+    size = data.eval_size or data.crop_size
+    window = settings.window or (round(size[0] / factor), round(size[1] / factor))
+    sliding = SlidingWindows(
+        as_function(model.predict),
         num_classes=len(classes),
-        window=tuple(job["resize"] or window),
-        overlap=job["overlap"],
-        scales=[scale * (1.0 if job["resize"] else factor) for scale in job["scales"]],
-        flips=job["flips"],
+        window=settings.resize or window,
+        overlap=settings.overlap,
+        scales=[scale * (1.0 if settings.resize else factor) for scale in settings.scales],
+        flips=settings.flips,
         stride=model.output_stride,
         min_size=getattr(model, "min_size", 1),
-        batch_size=job["batch_size"],
+        batch_size=settings.batch_size,
     )
-    reading = {key: job[key] if job[key] is not None else data.get(key) for key in ("bands", "stretch")}
-    contrast = data["eval_contrast"] if job["contrast"] is None else job["contrast"]
-    reading["contrast"] = None if contrast == "own" else contrast
-    resize = tuple(job["resize"]) if job["resize"] else None
-    return Predictor(inference, normalise, classes, resize, {**reading, "nodata": job["nodata"]})
-
-
-def main() -> None:
-    """Run the command line."""
-    config.main(run, "predict")
+    contrast = data.eval_contrast if settings.contrast is None else settings.contrast
+    reading = {
+        "bands": getattr(data, "bands", None) if settings.bands is None else settings.bands,
+        "stretch": getattr(data, "stretch", None) if settings.stretch is None else settings.stretch,
+        "contrast": None if contrast == "own" else contrast,
+        "nodata": settings.nodata,
+    }
+    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reading)
 
 
 class _Stopped(Exception):
@@ -225,7 +207,3 @@ class _Advance:
         self._advance(share * self._task.size)
         if self._stopped:
             raise _Stopped
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,4 @@
-"""Cut the scenes of an archive into patches: `pfseg prepare dataset=isaid src=<archive> out=<patches>`.
-
-See conf/prepare.yaml for the keys, and `pfseg.data.preparation.folder` for what is written.
-"""
+"""`pfseg prepare`: cut the scenes of an archive into patches; see `pfseg.data.preparation.folder` for the files."""
 
 from __future__ import annotations
 
@@ -11,30 +8,31 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
 
 from pfseg import __version__
 from pfseg.build import build_dataset, instantiate
-from pfseg.config import compose as config
+from pfseg.config.commands import PrepareJob
+from pfseg.config.schema import FolderData
 from pfseg.data.archives.folders import SceneList, find_in_folders
 from pfseg.data.base import Scene, class_ids, parse_classes
 from pfseg.data.folder import FolderDataset
 from pfseg.data.preparation.cutting import Cutter
 from pfseg.data.preparation.files import write_file
-from pfseg.data.preparation.folder import REPORT, Layout, PatchFolder, make_layout
+from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.index import find_faults, make_index, write_index
-from pfseg.data.preparation.preparation import Outcome, prepare, scene_key
+from pfseg.data.preparation.layout import REPORT, Layout, make_layout
+from pfseg.data.preparation.preparation import Outcome, prepare
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
+from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
-Config = dict[str, Any]
 _SHOWN = 20  # faults on the terminal
 _TEST = "test"  # the split that may come without masks
 
 
-def run(job: Config) -> None:
+def run(settings: PrepareJob) -> None:
     """Prepare as configured, or check what an earlier preparation wrote.
 
     Raises:
@@ -42,38 +40,38 @@ def run(job: Config) -> None:
         DataError: no scenes, or some that could not be cut; the others were.
         JobStopped: SIGINT or SIGTERM came.
     """
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=120)
-    workers = len(os.sched_getaffinity(0)) if job["workers"] == "auto" else job["workers"]
-    out = Path(job["out"])
-    if job["verify"] == "only":
+    console = terminal.console()
+    workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+    out = Path(settings.out)
+    if settings.verify == "only":
         _check(out, workers, console)
         return
-    src, data = Path(job["src"]), job["dataset"]
+    src, data = Path(settings.src), settings.dataset
     _check_apart(src, out)
     scenes = _find_scenes(src, data)
     layout = make_layout(
         dict.fromkeys(scene.split for scene in scenes),
-        data["splits"],
-        data["images"],
-        data["masks"],
-        data["mask_suffix"],
+        data.splits,
+        data.images,
+        data.masks,
+        data.mask_suffix,
     )
     cutter = Cutter(
-        classes=parse_classes(data["classes"]),
-        ignore=data["ignore"],
-        size=data["prepare"]["size"],
-        stride=data["prepare"]["stride"],
-        mask_suffix=data["mask_suffix"],
-        bands=data["bands"],
-        stretch=data["stretch"],
-        compression=job["compression"],
-        verify=job["verify"],
+        classes=parse_classes(data.classes),
+        ignore=data.ignore,
+        size=data.prepare.size,
+        stride=data.prepare.stride,
+        bands=data.bands,
+        stretch=data.stretch,
+        compression=settings.compression,
+        verify=settings.verify,
     )
+    keys = {scene.key for scene in scenes}
     with (
-        PatchFolder(out, layout, _settings(data), overwrite=job["overwrite"]) as folder,
+        PatchFolder(out, layout, _settings(data), keys, overwrite=settings.overwrite) as folder,
         collected_signals() as stopped,
     ):
-        console.print(f"{len(scenes):,} scenes of {data['name']} from {src} to {out}", highlight=False, soft_wrap=True)
+        console.print(f"{len(scenes):,} scenes of {data.name} from {src} to {out}", highlight=False, soft_wrap=True)
         with ConsoleProgress(console, "cutting") as progress:
             outcome = prepare(
                 scenes, src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(stopped)
@@ -86,11 +84,6 @@ def run(job: Config) -> None:
         _conclude(data, cutter, layout, folder, scenes, outcome, console)
 
 
-def main() -> None:
-    """Run the command line."""
-    config.main(run, "prepare")
-
-
 def _check_apart(src: Path, out: Path) -> None:
     source, target = src.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
@@ -99,24 +92,24 @@ def _check_apart(src: Path, out: Path) -> None:
         )
 
 
-def _find_scenes(src: Path, data: Config) -> SceneList:
+def _find_scenes(src: Path, data: FolderData) -> SceneList:
     """Find the scenes that can be cut; the others become faults."""
-    finder, prefix = data["prepare"]["scenes"], {"root": str(src), "on_error": "skip"}
-    if finder is not None:
-        given = instantiate(finder, src=src)
+    if data.prepare.scenes is not None:
+        given = instantiate(data.prepare.scenes, src=src)
     else:
+        folders = data.model_copy(update={"root": str(src), "on_error": "skip"})
 
         def build(split: str) -> FolderDataset:
-            return cast(FolderDataset, build_dataset(data | prefix, split))
+            return cast(FolderDataset, build_dataset(folders, split))
 
-        given = find_in_folders(src, data["splits"], build, data["images"], data["mask_suffix"])
+        given = find_in_folders(src, data.splits, build, data.images, data.mask_suffix)
     found = SceneList()
     found.faults, found.notes = list(getattr(given, "faults", ())), list(getattr(given, "notes", ()))
     known: dict[str, Scene] = {}
     for scene in given:
         if scene.mask is None and scene.split != _TEST:
             found.faults.append(f"{scene.image} has no mask (split {scene.split})")
-        elif (other := known.setdefault(scene_key(scene), scene)) is not scene:
+        elif (other := known.setdefault(scene.key, scene)) is not scene:
             found.faults.append(f"{scene.image} would give patches of the same names as {other.image}: rename either")
         else:
             found.append(scene)
@@ -125,17 +118,18 @@ def _find_scenes(src: Path, data: Config) -> SceneList:
     return found
 
 
-def _settings(data: Config) -> Config:
+def _settings(data: FolderData) -> dict[str, Any]:
     """Whatever changes the patches."""
-    classes = parse_classes(data["classes"])
+    classes = parse_classes(data.classes)
     table = [[info.name, list(info.color), value] for info, value in zip(classes, class_ids(classes), strict=True)]
     keys = ("ignore", "images", "masks", "mask_suffix", "bands", "stretch", "splits")
-    cut = {key: data["prepare"][key] for key in ("size", "stride", "scenes")}
-    return {"dataset": data["name"], **cut, "classes": table, **{key: data[key] for key in keys}}
+    plain = data.dump()
+    cut = {key: plain["prepare"][key] for key in ("size", "stride", "scenes")}
+    return {"dataset": data.name, **cut, "classes": table, **{key: plain[key] for key in keys}}
 
 
 def _conclude(
-    data: Config,
+    data: FolderData,
     cutter: Cutter,
     layout: Layout,
     folder: PatchFolder,
@@ -144,14 +138,15 @@ def _conclude(
     console: Console,
 ) -> None:
     """Write index and report, show a summary, and fail if something failed."""
-    prepared, out = data["prepare"], folder.out
-    head = {"dataset": data["name"], "pfseg": __version__, "size": prepared["size"], "stride": prepared["stride"]}
+    prepared, out = data.prepare, folder.out
+    plain = prepared.dump()
+    head = {"dataset": data.name, "pfseg": __version__, "size": plain["size"], "stride": plain["stride"]}
     index = make_index(head, cutter.classes, cutter.codes, layout, outcome.scenes, folder.done)
-    expected = prepared["expected"]
+    expected = prepared.expected
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)
     write_file(out / REPORT, report.encode())
-    table = Table("split", "scenes", "patches")
+    table = terminal.table("split", "scenes", "patches", numbers=("scenes", "patches"))
     for split, part in index["splits"].items():
         table.add_row(split, f"{part['scenes']:,}", f"{len(part['patches']):,}")
     console.print(table)
@@ -170,15 +165,15 @@ def _conclude(
         )
 
 
-def _training_command(data: Config, layout: Layout, out: Path) -> str:
+def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
     """How to train on the patches; what the preparation has done already is not to be done again."""
-    again = [f"dataset={data['name']}", f"dataset.root={shlex.quote(str(out))}"]
+    again = [f"dataset={data.name}", f"dataset.root={shlex.quote(str(out))}"]
     kept = {split: layout.lists.get(split, folder) for split, folder in layout.folders.items()}
-    if data["splits"] is not None and any(data["splits"].get(split) != source for split, source in kept.items()):
+    if data.splits is not None and any(data.splits.get(split) != source for split, source in kept.items()):
         again.append("dataset.splits=null")
-    if data["bands"] is not None:
+    if data.bands is not None:
         again.append("dataset.bands=null")
-    return f"python train.py {' '.join(again)}"
+    return f"pfseg train {' '.join(again)}"
 
 
 def _check(out: Path, workers: int, console: Console) -> None:
@@ -195,7 +190,3 @@ def _check(out: Path, workers: int, console: Console) -> None:
             "give the command without verify=only to write missing and damaged patches again"
         )
     console.print(f"{checked:,} patches in {out} are as they were written", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,25 +1,22 @@
-"""`pfseg preview`: training samples as the network would get them, as a picture and a table of classes.
-
-Takes the settings of train.py; `out`, `rows` and `samples` are its own, see conf/preview.yaml.
-"""
+"""`pfseg preview`: training samples as the network would get them, as a picture and a table of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pfseg.build import build_dataset, build_loader
-from pfseg.config.compose import main
+from pfseg.config.commands import Preview
+from pfseg.config.schema import Dataset
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
+from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_samples
 
 
@@ -37,21 +34,21 @@ class Shares(NamedTuple):
     ignored: float
 
 
-def preview(config: dict[str, Any]) -> None:
+def run(settings: Preview) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
-    console = Console()
-    dataset = build_dataset(config["dataset"], "train")
-    loader = build_loader(config, dataset, workers=0)
+    console = terminal.console()
+    dataset = build_dataset(settings.dataset, "train")
+    loader = build_loader(settings, dataset, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
     masks = []
-    for image, mask, edge, name in islice(_samples(loader), max(config["samples"], config["rows"])):
+    for image, mask, edge, name in islice(_samples(loader), max(settings.samples, settings.rows)):
         masks.append(mask.astype(np.uint8))
-        if len(rows) < config["rows"]:
-            rows.append((_visible(image, config["dataset"]), mask, edge, name))
+        if len(rows) < settings.rows:
+            rows.append((_visible(image, settings.dataset), mask, edge, name))
     for warning in loader.pop_warnings():
         console.print(Text(f"warning: {warning}", style="yellow"))
-    out = Path(config["out"])
-    save_samples(out, rows, dataset.classes, ignore_index=config["dataset"]["ignore_index"])
+    out = Path(settings.out)
+    save_samples(out, rows, dataset.classes, ignore_index=settings.dataset.ignore_index)
     found = class_shares(masks, dataset.num_classes)
     console.print(_table(found, dataset.classes, f"{len(masks)} training samples, drawn from {len(dataset)}"))
     console.print(f"{out}: {len(rows)} of them, {100 * found.ignored:.2g} % of all pixels are ignored", soft_wrap=True)
@@ -72,22 +69,16 @@ def _samples(loader: TrainLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.n
             yield from zip(batch["image"], batch["mask"], batch["edge"], batch["name"], strict=True)
 
 
-def _visible(image: np.ndarray, data: dict[str, Any]) -> np.ndarray:
+def _visible(image: np.ndarray, data: Dataset) -> np.ndarray:
     """(H, W, 3) uint8 RGB from normalised planes (3, H, W)."""
-    pixels = image.transpose(1, 2, 0) * np.array(data["std"]) + np.array(data["mean"])
+    pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
     return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
 
 
 def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    table.add_column("class")
-    table.add_column("% of pixels", justify="right")
-    table.add_column("in % of samples", justify="right")
+    shares = ("% of pixels", "in % of samples")
+    table = terminal.table("class", *shares, numbers=shares, title=title)
     for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
         name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
         table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
     return table
-
-
-if __name__ == "__main__":
-    main(preview, "preview")

@@ -1,59 +1,43 @@
-"""What a network costs: `pfseg profile model=pfnet_r50 size=896`; see conf/profile.yaml.
+"""`pfseg profile`: what a network costs.
 
 Multiply-adds are those of the convolutions, counted on the forward pass as it runs.
 """
 
 from __future__ import annotations
 
-import os
 import resource
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from pfseg.build import build_model
-from pfseg.config import compose as config
-from pfseg.tracking.console import PLAIN_WIDTH
+from pfseg.config.commands import Profile
+from pfseg.tracking import terminal
 
 
-def profile(job: dict[str, Any]) -> None:
+def run(settings: Profile) -> None:
     """Show parameters, multiply-adds, time and memory of a network with random weights."""
     from pfseg.engine.cost import clock, count
-    from pfseg.inference.fold import fold_batchnorm
+    from pfseg.inference.folding import fold_batchnorm
 
-    model = build_model(job["model"], job["classes"])
-    (height, width), batch = job["size"], job["batch_size"]
+    model = build_model(settings.model, settings.classes)
+    (height, width), batch = settings.size, settings.batch_size
     stages, whole = count(model, (batch, 3, height, width))  # folding adds biases
-    folded = fold_batchnorm(model) if job["fold"] else 0
-    clock(model, (batch, 3, height, width), stages, whole, job["rounds"])
+    folded = fold_batchnorm(model) if settings.fold else 0
+    clock(model, (batch, 3, height, width), stages, whole, settings.rounds)
     images = "" if batch == 1 else f", {batch} at a time"
-    title = f"{job['model']['name']}, {job['classes']} classes, {width}x{height} px{images}"
-    table = Table("stage", box=box.SIMPLE, title=title, title_justify="left", title_style="bold")
-    for head in ("parameters", "GMACs", "ms", "GMACs/s"):
-        table.add_column(head, justify="right")
+    title = f"{settings.model.name}, {settings.classes} classes, {width}x{height} px{images}"
+    figures = ("parameters", "GMACs", "ms", "GMACs/s")
+    table = terminal.table("stage", *figures, numbers=figures, title=title)
     for stage in stages:
         table.add_row(stage.name, *_figures(stage.parameters, stage.macs, stage.seconds, batch))
     rest = max(0.0, whole.seconds - sum(stage.seconds for stage in stages))
     table.add_row("between them", "", "", f"{1000 * rest:.0f}", "", end_section=True)
     table.add_row("all", *_figures(whole.parameters, whole.macs, whole.seconds, batch))
-    console = Console() if os.environ.get("COLUMNS") or Console().is_terminal else Console(width=PLAIN_WIDTH)
+    console = terminal.console()
     console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     note = f", {folded} BatchNorms folded into convolutions" if folded else ""
     console.print(f"{batch / whole.seconds:.2f} images/s, peak memory {peak:.2f} GiB{note}", highlight=False)
 
 
-def main() -> None:
-    """Run the command line."""
-    config.main(profile, "profile")
-
-
 def _figures(parameters: int, macs: int, seconds: float, batch: int) -> list[str]:
     speed = f"{macs * batch / seconds / 1e9:.0f}" if seconds > 0 else ""
     return [f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.1f}", f"{1000 * seconds:.0f}", speed]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,55 +1,30 @@
-"""Compare runs: `pfseg report <folders> [--html page.html]`; `--help` lists everything."""
+"""`pfseg report`: compare runs, in a table here and in files."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.config.commands import Report
+from pfseg.errors import ConfigError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
 from pfseg.reporting.selection import compare_groups, group_seeds, select
 from pfseg.reporting.table import build_table, print_table, to_csv, to_latex, to_markdown
-from pfseg.tracking.console import PLAIN_WIDTH
-from pfseg.tracking.records import shown, write_atomic
+from pfseg.tracking import terminal
 
 _FORMS = {"html": to_html, "csv": to_csv, "markdown": to_markdown, "latex": to_latex}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        _report(args)
-    except PfsegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+def run(settings: Report) -> None:
+    """Show the runs as a table, and write the files asked for.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pfseg-report", description="Compare runs: a table here, and where asked for as a page or in a file."
-    )
-    parser.add_argument("places", nargs="+", metavar="folder", help="run folders, folders above them, or patterns")
-    parser.add_argument("--html", metavar="FILE", help="one page with curves, classes, confusion and pictures")
-    parser.add_argument("--csv", metavar="FILE", help="the table in full precision")
-    parser.add_argument("--markdown", metavar="FILE", help="the table for a README")
-    parser.add_argument("--latex", metavar="FILE", help="the table for a paper (booktabs)")
-    parser.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help="only such runs; repeatable")
-    parser.add_argument("--sort", metavar="KEY[:asc|desc]", help="a column or setting; default mIoU:desc")
-    return parser
-
-
-def _report(args: argparse.Namespace) -> None:
-    table = build_table(select(read_runs(find_runs(args.places)), args.where), args.sort)
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    Raises:
+        ConfigError: no runs, an unknown column, or a file that can't be written.
+    """
+    table = build_table(select(read_runs(find_runs(settings.runs)), settings.where), settings.sort)
+    console = terminal.console()
     print_table(table, console)
     for first, second, difference in compare_groups(group_seeds(table.runs)):
         console.print(
@@ -59,18 +34,14 @@ def _report(args: argparse.Namespace) -> None:
             highlight=False,
         )
     for form, convert in _FORMS.items():
-        if (file := getattr(args, form)) is not None:
+        if (file := getattr(settings, form)) is not None:
             _write(Path(file), form, convert(table))
 
 
 def _write(path: Path, form: str, content: str) -> None:
     try:
         write_atomic(path, content)
-    except JobError as error:
+    except WriteError as error:
         cause = error.__cause__
-        raise ConfigError(f"--{form} {path} can't be written ({cause}): give a file in a folder of yours") from error
+        raise ConfigError(f"{form}={path} can't be written ({cause}): give a file in a folder of yours") from error
     sys.stdout.write(f"{form}: {shown(path.absolute())}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Run a run again: `pfseg reproduce <run> [--run]`; says first what differs from when it ran.
+"""`pfseg reproduce`: repeat a run; says first what differs from when it ran.
 
 The command repeats the overrides that the run was started with. Where they give another configuration today, because
 a file of conf/ has changed or a path was relative, further overrides bring back the stored values.
@@ -6,8 +6,6 @@ a file of conf/ has changed or a path was relative, further overrides bring back
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import shlex
 import subprocess
@@ -18,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from pfseg.config.compose import check, compose
-from pfseg.errors import ConfigError, PfsegError
+from pfseg.config.check import check
+from pfseg.config.commands import Reproduce
+from pfseg.config.compose import compose
+from pfseg.config.stored import current, current_key
+from pfseg.errors import ConfigError, JobError
+from pfseg.files import shown
 from pfseg.launch.provenance import data_state, environment
 from pfseg.reporting.runs import flatten, load_json, load_yaml
-from pfseg.tracking.console import PLAIN_WIDTH
-from pfseg.tracking.records import shown
+from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
@@ -70,51 +68,40 @@ class Stored:
     command: str
 
     @property
-    def script(self) -> str:
-        """train.py or evaluate.py."""
-        return "evaluate.py" if self.config.get("job") == "evaluate" else "train.py"
+    def job(self) -> str:
+        """The command: train or evaluate."""
+        return str(self.config.get("job", "train"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, with --run that of the new run."""
-    args = _parser().parse_args(argv)
-    try:
-        return _reproduce(args)
-    except PfsegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+def run(settings: Reproduce) -> None:
+    """Show the command that repeats a run and what differs, and start it if the settings say so.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pfseg-reproduce", description="Print the command that repeats a run, and what differs from when it ran."
-    )
-    parser.add_argument("folder", help="run folder, outputs/<name>/<date>/<time>")
-    parser.add_argument("--run", action="store_true", help="start it, in a new folder")
-    parser.add_argument("--force", action="store_true", help="start it although code, settings or data differ")
-    return parser
-
-
-def _reproduce(args: argparse.Namespace) -> int:
-    stored = read_stored(Path(args.folder))
+    Raises:
+        ConfigError: no run folder, or code, settings or data differ.
+        JobError: the new run failed.
+    """
+    stored = read_stored(Path(settings.run))
     overrides, lost = pinned_overrides(stored)
     findings = [*lost, *compare(stored.environment, environment()), *compare_data(stored)]
     folder = stored.folder.with_name(f"{stored.folder.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")
-    command = [sys.executable, stored.script, *_config_options(stored), *overrides, f"hydra.run.dir={_quote(folder)}"]
+    command = [sys.executable, "-m", "pfseg", stored.job, *_config_options(stored), *overrides]
+    command.append(f"hydra.run.dir={_quote(folder)}")
     _print_findings(findings)
-    sys.stdout.write(
-        f"it was started with\n  {stored.command}\nagain\n  cd {shlex.quote(str(_clone()))} && {shlex.join(command)}\n"
-    )
-    refused = [finding.what for finding in findings if finding.level == "refuse"]
-    if not args.run:
-        return 0
-    if refused and not args.force:
+    sys.stdout.write(f"it was started with\n  {stored.command}\nagain\n  {shlex.join(command)}\n")
+    if not settings.start:
+        return
+    different = [finding.what for finding in findings if finding.level == "refuse"]
+    if different and not settings.force:
         raise ConfigError(
-            f"not as when {shown(stored.folder)} ran: {', '.join(refused)}, so the result may differ too; "
-            f"{_remedy(stored)}or start it all the same with --force"
+            f"not as when {shown(stored.folder)} ran: {', '.join(different)}, so the result may differ too; "
+            f"{_remedy(stored)}or start it all the same with force=true"
         )
     sys.stdout.flush()
-    return subprocess.run(command, cwd=_clone(), check=False).returncode
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        error = JobError(f"the repeated run ended with exit code {code}")
+        error.exit_code = code
+        raise error
 
 
 def read_stored(folder: Path) -> Stored:
@@ -142,8 +129,8 @@ def read_stored(folder: Path) -> Stored:
         extra = [source["path"] for source in sources if source["provider"] == "command-line"]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}/.hydra/hydra.yaml is damaged ({error} is not there), nothing to repeat") from error
-    kept = [text for text in overrides if not text.startswith(("resume=", "hydra."))]
-    return Stored(folder, config, kept, found, extra[0] if extra else None, name, _first_command(folder))
+    kept = [current_key(text) for text in overrides if not text.startswith(("resume=", "hydra."))]
+    return Stored(folder, current(config), kept, found, extra[0] if extra else None, name, _first_command(folder))
 
 
 def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
@@ -199,7 +186,7 @@ def compare_data(stored: Stored) -> list[Finding]:
 
 def _composed(stored: Stored, overrides: list[str]) -> dict[str, Any]:
     folder = Path(stored.config_dir) if stored.config_dir else None
-    return check(compose(stored.config_name, overrides, folder=folder))
+    return check(compose(stored.config_name, overrides, folder=folder)).dump()
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -211,8 +198,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[st
 
 def _config_options(stored: Stored) -> list[str]:
     options = ["--config-dir", stored.config_dir] if stored.config_dir else []
-    own = stored.script.removesuffix(".py")
-    return options + (["--config-name", stored.config_name] if stored.config_name != own else [])
+    return options + (["--config-name", stored.config_name] if stored.config_name != stored.job else [])
 
 
 def _first_command(folder: Path) -> str:
@@ -220,14 +206,6 @@ def _first_command(folder: Path) -> str:
     path = folder / "command.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return lines[0] if lines else "(command.txt is missing)"
-
-
-def _clone() -> Path:
-    """Folder of train.py and evaluate.py."""
-    folder = Path(__file__).resolve().parent.parent.parent
-    if not (folder / "train.py").is_file():
-        raise ConfigError(f"no train.py in {folder}: reproduce runs from a clone of the repository")
-    return folder
 
 
 def _remedy(stored: Stored) -> str:
@@ -272,20 +250,15 @@ def _quote(value: Any) -> str:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console = terminal.console()
     different = [finding for finding in findings if finding.level != "same"]
     if not different:
         console.print("code, packages, machine and data are as they were", style="green")
         return
-    table = Table("", "then", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = terminal.table("", "then", "now", "")
     for finding in different:
         style, word = _MARKS[finding.level]
         cells = (Text(part, overflow="fold") for part in (finding.what, finding.then, finding.now))
         table.add_row(*cells, Text(f"{word}: {finding.level}", style=style))
     console.print(table)
     console.print(f"the same: {', '.join(f.what for f in findings if f.level == 'same')}", style="dim", markup=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
+from pfseg.config.compose import quote
+from pfseg.config.stored import current_key
 from pfseg.errors import ConfigError
 
 
@@ -33,8 +36,12 @@ def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[s
     folder = resumable(value)
     now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
     keys = {override.partition("=")[0] for override in now}
-    saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(saved, list)
+    try:
+        saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+        assert isinstance(saved, list) and all(isinstance(old, str) for old in saved)
+    except (AssertionError, YAMLError, OSError) as error:
+        raise ConfigError(f"resume={value}: .hydra/overrides.yaml is damaged; start a new run") from error
+    saved = [current_key(old) for old in saved]
     kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]
     return [*kept, *now, f"resume={quote(str(folder))}", f"hydra.run.dir={quote(str(folder))}"]
 
@@ -53,8 +60,3 @@ def resumable(resume: str) -> Path:
     if not (folder / "checkpoints" / "last.safetensors").is_file():
         raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
     return folder
-
-
-def quote(value: str) -> str:
-    """Quote a value for Hydra's command line."""
-    return "'" + value.replace("'", "\\'") + "'"

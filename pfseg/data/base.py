@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -20,6 +20,15 @@ from pfseg.errors import ConfigError
 IGNORE = 255  # the label of pixels without a class, in every mask of every data set
 MAX_CLASSES = 254  # 255 is "ignore", 254 marks unknown colours while a mask is decoded
 _MAX_ID = 65535
+IgnoreEntry = int | str | Sequence[int]  # a value or a colour in masks that means "no class"
+
+
+class ClassRow(TypedDict):
+    """One row of a class table as YAML holds it; see `ClassInfo` and `parse_color`."""
+
+    name: str
+    color: str | Sequence[int]
+    id: NotRequired[int | None]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,11 @@ class Scene:
     image: Path
     mask: Path | None
 
+    @property
+    def key(self) -> str:
+        """`<split>/<name>`, unique in an archive."""
+        return f"{self.split}/{self.name}"
+
 
 class SegmentationDataset(ABC):
     """Samples of one split, read one by one.
@@ -112,7 +126,7 @@ class SegmentationDataset(ABC):
         """Files that the images come from; none where code makes them."""
         return []
 
-    def mask_key(self) -> Any:
+    def mask_key(self) -> object:
         """All that the masks depend on, as JSON can hold it; None: unknown, so nothing about them can be stored."""
         return None
 
@@ -121,7 +135,7 @@ class SegmentationDataset(ABC):
         return [cache_folder()]
 
 
-def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:
+def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
     """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
 
     Raises:
@@ -140,7 +154,7 @@ def parse_color(value: Any, *, where: str) -> tuple[int, int, int]:
     )
 
 
-def parse_classes(rows: Iterable[Mapping[str, Any] | ClassInfo]) -> tuple[ClassInfo, ...]:
+def parse_classes(rows: Iterable[ClassRow | ClassInfo]) -> tuple[ClassInfo, ...]:
     """Read a class table.
 
     Args:
@@ -186,7 +200,7 @@ def _id(info: ClassInfo, position: int) -> int:
     return position if info.id is None else info.id
 
 
-def _parse_row(row: Mapping[str, Any], where: str) -> ClassInfo:
+def _parse_row(row: ClassRow, where: str) -> ClassInfo:
     keys = set(row) if isinstance(row, Mapping) else set()
     if not {"name", "color"} <= keys <= {"name", "color", "id"}:
         raise ConfigError(f"got {row!r}; expected the keys name, color and, if needed, id ({where})")
@@ -194,6 +208,13 @@ def _parse_row(row: Mapping[str, Any], where: str) -> ClassInfo:
     if identity is not None and (not isinstance(identity, int) or not 0 <= identity <= _MAX_ID):
         raise ConfigError(f"id {identity!r} is not a whole number from 0 to {_MAX_ID} ({where}.id)")
     return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)
+
+
+def check_on_error(on_error: str) -> str:
+    """Return `on_error`; raises ConfigError if it is neither `raise` nor `skip`."""
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
+    return on_error
 
 
 def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:

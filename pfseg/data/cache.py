@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pfseg.errors import WriteError
+from pfseg.files import lock, write_atomic
 
 _DIGEST = 32  # bytes of SHA-256
 
@@ -36,30 +38,6 @@ def stat_of(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a file `<path>.lock` beside it, and wait for it if another process has it.
-
-    The lock ends with its process, however that ends. Raises OSError if the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "a") as file:
-        with suppress(OSError):  # some network file systems have no locks: then two processes may do the same work
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write instead of `path`, which it replaces at the end; removed if anything fails."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield new
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
     """Load an array, or build it and store it for the next time.
 
@@ -71,11 +49,11 @@ def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndar
     path = _writable(folders, name)
     if path is None:
         return build()
-    with locked(path):
+    with lock(path):
         array = _load(path)
         if array is None:
             array = build()
-            with suppress(OSError):  # a full disk costs the time to build it again, not the run
+            with suppress(WriteError):  # a full disk costs the time to build it again, not the run
                 _save(path, array)
         return array
 
@@ -102,5 +80,4 @@ def _load(path: Path) -> np.ndarray | None:
 def _save(path: Path, array: np.ndarray) -> None:
     body = io.BytesIO()
     np.save(body, array, allow_pickle=False)
-    with replacing(path) as new:
-        new.write_bytes(hashlib.sha256(body.getvalue()).digest() + body.getvalue())
+    write_atomic(path, hashlib.sha256(body.getvalue()).digest() + body.getvalue(), sync=False)

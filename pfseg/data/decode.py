@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from pfseg.data.base import IGNORE, ClassInfo, class_ids, parse_color
+from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, class_ids, parse_color
 from pfseg.data.header import Header, read_header
 from pfseg.errors import ConfigError, DataError
 
@@ -159,12 +158,12 @@ def _to_8_bits(pixels: np.ndarray, stretch: Sequence[float] | None, path: Path) 
     return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
 
 
-def check_same_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
+def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: Path | str, mask_name: Path | str) -> None:
     """Raise DataError if an image (H, W, 3) and its mask (H, W) differ in size."""
     if image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
         raise DataError(
-            f"{image_path} has {width}x{height} px but its mask {mask_path} {mask_width}x{mask_height}; "
+            f"{image_name} has {width}x{height} px but its mask {mask_name} {mask_width}x{mask_height}; "
             "both must have the same size"
         )
 
@@ -180,7 +179,7 @@ class MaskReader:
         ConfigError: an entry of `ignore` is a class's own colour or id.
     """
 
-    def __init__(self, classes: Sequence[ClassInfo], ignore: Sequence[Any] = ()) -> None:
+    def __init__(self, classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry] = ()) -> None:
         """Check the entries of `ignore` against the class table."""
         self.classes = tuple(classes)
         self.ids = {identity: label for label, identity in enumerate(class_ids(classes))}
@@ -195,7 +194,7 @@ class MaskReader:
                 raise ConfigError(f"{entry!r} of `ignore` is class {name}; drop either (config: dataset.ignore)")
         self.ids.setdefault(IGNORE, IGNORE)
 
-    def key(self) -> Any:
+    def key(self) -> object:
         """What the labels depend on besides the file, as JSON can hold it."""
         return sorted(self.ids.items()), sorted(self.colors.items())
 

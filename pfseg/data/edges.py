@@ -14,16 +14,15 @@ from pfseg.errors import ConfigError
 RULES = ("class", "foreground")
 
 
-def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8, ignore_index: int = IGNORE) -> np.ndarray:
+def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8) -> np.ndarray:
     """Band along the outlines of a label map.
 
     Args:
         mask: (H, W) uint8.
-        rule: `class`: the outline between any two different labels, `thickness` px wide; `ignore_index` has none.
+        rule: `class`: the outline between any two different labels, `thickness` px wide; 255 has none.
             `foreground`: the published rule, the contours of all that is not 0 (255 included, the image's border
             too) drawn by OpenCV with that line thickness.
         thickness: width in px, at least 1.
-        ignore_index: label without an outline, for the rule `class`.
 
     Returns:
         (H, W) uint8, 1 on the band.
@@ -34,7 +33,7 @@ def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8, ignor
     if thickness < 1:
         raise ConfigError(f"an edge of {thickness} px cannot be drawn; use at least 1 (config: dataset.edge.thickness)")
     if rule == "class":
-        return _class_edges(mask, thickness, ignore_index)
+        return _class_edges(mask, thickness)
     if rule == "foreground":
         edge = np.zeros(mask.shape, dtype=np.uint8)
         contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
@@ -43,8 +42,8 @@ def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8, ignor
     raise ConfigError(f"unknown edge rule {rule!r}; known are {', '.join(RULES)} (config: dataset.edge.rule)")
 
 
-def _class_edges(mask: np.ndarray, thickness: int, ignore_index: int) -> np.ndarray:
-    valid = mask != ignore_index
+def _class_edges(mask: np.ndarray, thickness: int) -> np.ndarray:
+    valid = mask != IGNORE
     edge = np.zeros(mask.shape, dtype=np.uint8)
     for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         outline = (mask[first] != mask[second]) & valid[first] & valid[second]

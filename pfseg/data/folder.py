@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pfseg.data.base import ClassInfo, Sample, SegmentationDataset, check_stretch, parse_classes
+from pfseg.data.base import (
+    ClassInfo,
+    ClassRow,
+    IgnoreEntry,
+    Sample,
+    SegmentationDataset,
+    check_on_error,
+    check_stretch,
+    parse_classes,
+)
 from pfseg.data.cache import stat_of
-from pfseg.data.decode import MaskReader, read_image
+from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.errors import ConfigError, DataError
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _DEFAULT_SPLITS = {"train": "train", "val": "val", "test": "test"}
+Splits = Mapping[str, str | Sequence[str] | float]  # for each split its folders or lists; or `val`, a share, and `seed`
 
 
 class FolderDataset(SegmentationDataset):
@@ -45,7 +54,7 @@ class FolderDataset(SegmentationDataset):
         masks: name of the folders with masks, which lie where those with images lie.
         mask_suffix: what the stems of masks have after those of their images; files that end so are no images.
         splits: for each split a folder or a list (`.txt`) below the root, or several; or `val`, a share between 0
-            and 1, with a `seed`. Default: the folders `train`, `val` and `test`.
+            and 1, with a `seed`; null: the folders `train`, `val` and `test`.
         ignore: colours and ids in masks that mean "no class". 255 is always among them unless a class has that id.
         bands: channels that become red, green and blue, see `pfseg.data.decode.read_image`.
         stretch: percentiles that become black and white in images of more than 8 bits, see there too.
@@ -61,23 +70,20 @@ class FolderDataset(SegmentationDataset):
         *,
         split: str,
         root: str | Path,
-        classes: Iterable[Mapping[str, Any] | ClassInfo],
-        images: str = "images",
-        masks: str = "masks",
-        mask_suffix: str = "",
-        splits: Mapping[str, Any] | None = None,
-        ignore: Sequence[Any] = (),
-        bands: Sequence[int] | None = None,
-        stretch: Sequence[float] | None = None,
-        on_error: str = "raise",
+        classes: Iterable[ClassRow | ClassInfo],
+        images: str,
+        masks: str,
+        mask_suffix: str,
+        splits: Splits | None,
+        ignore: Sequence[IgnoreEntry],
+        bands: Sequence[int] | None,
+        stretch: Sequence[float] | None,
+        on_error: str,
     ) -> None:
         """Find the files of the split."""
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
         self.classes = parse_classes(classes)
         self.reader = MaskReader(self.classes, ignore)
-        self.on_error = on_error
-        self.warnings = []
+        self.on_error, self.warnings = check_on_error(on_error), []
         self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, check_stretch(stretch)
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
         if self.images == self.masks and not mask_suffix:
@@ -104,12 +110,7 @@ class FolderDataset(SegmentationDataset):
         """
         path = self.files[index][0]
         image, mask = read_image(path, self.bands, self.stretch), self.read_mask(index)
-        if image.shape[:2] != mask.shape:
-            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-            raise DataError(
-                f"{self._name(path)} has {width}x{height} px but its mask {self._name(self.files[index][1])} "
-                f"{mask_width}x{mask_height}; both must have the same size (below {self.root})"
-            )
+        check_same_size(image, mask, self._name(path), self._name(self.files[index][1]))
         return Sample(image, mask, self._name(path))
 
     def read_mask(self, index: int) -> np.ndarray:
@@ -124,7 +125,7 @@ class FolderDataset(SegmentationDataset):
         """Image files in the order of the samples."""
         return [image for image, _ in self.files]
 
-    def mask_key(self) -> Any:
+    def mask_key(self) -> object:
         """Names, sizes and times of the mask files, and what turns their pixels into labels."""
         return [[self._name(mask), *stat_of(mask)] for _, mask in self.files], self.reader.key()
 
@@ -136,7 +137,7 @@ class FolderDataset(SegmentationDataset):
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
 
-    def _list_images(self, split: str, splits: Mapping[str, Any]) -> list[Path]:
+    def _list_images(self, split: str, splits: Splits) -> list[Path]:
         share = splits.get("val")
         if isinstance(share, float):
             return self._by_ratio(split, share, splits)
@@ -155,14 +156,16 @@ class FolderDataset(SegmentationDataset):
         )
         return list(dict.fromkeys(chain.from_iterable(found)))  # folders and lists may overlap
 
-    def _by_ratio(self, split: str, share: float, splits: Mapping[str, Any]) -> list[Path]:
-        if not 0 < share < 1 or not set(splits) <= {"val", "seed"} or split not in ("train", "val"):
+    def _by_ratio(self, split: str, share: float, splits: Splits) -> list[Path]:
+        seed = splits.get("seed", 0)
+        fits = 0 < share < 1 and set(splits) <= {"val", "seed"} and split in ("train", "val")
+        if not fits or not isinstance(seed, int):
             raise ConfigError(
                 f"splits={dict(splits)} (wanted: {split}) is no share; expected {{val: 0.2, seed: 0}} with val between "
                 "0 and 1 and nothing else (config: dataset.splits)"
             )
         paths = self._below(self.root, split)
-        order = np.random.default_rng(splits.get("seed", 0)).permutation(len(paths))
+        order = np.random.default_rng(seed).permutation(len(paths))
         held_out = max(1, round(share * len(paths)))
         if held_out >= len(paths):
             raise DataError(f"{len(paths)} images below {self.root} cannot be split with val={share}; add images")
@@ -242,12 +245,6 @@ class FolderDataset(SegmentationDataset):
 
 def _masks_by_stem(folder: Path) -> dict[str, Path]:
     """Masks of a folder by stem; of several with one stem the lossless format is taken."""
-    found: dict[str, Path] = {}
-    if folder.is_dir():
-        for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            suffix = path.suffix.lower()
-            if suffix in EXTENSIONS and (
-                path.stem not in found or EXTENSIONS.index(suffix) < EXTENSIONS.index(found[path.stem].suffix.lower())
-            ):
-                found[path.stem] = path
-    return found
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS] if folder.is_dir() else []
+    paths.sort(key=lambda path: (EXTENSIONS.index(path.suffix.lower()), path.name), reverse=True)
+    return {path.stem: path for path in paths}

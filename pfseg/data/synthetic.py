@@ -7,12 +7,10 @@ so that texture, shape and context have to be learnt.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
-from pfseg.data.scene import Scene
+from pfseg.data.renderer import SceneRenderer
 from pfseg.errors import ConfigError
 
 _SPLITS = {"train": 1, "val": 2}
@@ -33,7 +31,7 @@ class SyntheticDataset(SegmentationDataset):
         ConfigError: an unknown split, or a size or number of images that is too small.
     """
 
-    classes = (  # in the order of the labels that Scene paints
+    classes = (  # in the order of the labels that SceneRenderer paints
         ClassInfo("field", (180, 200, 90)),
         ClassInfo("road", (110, 193, 228)),
         ClassInfo("building", (60, 16, 152)),
@@ -42,17 +40,12 @@ class SyntheticDataset(SegmentationDataset):
         ClassInfo("car", (226, 60, 41)),
     )
 
-    def __init__(
-        self, *, split: str, size: int = 256, train_images: int = 96, val_images: int = 16, seed: int = 0
-    ) -> None:
+    def __init__(self, *, split: str, size: int, train_images: int, val_images: int, seed: int) -> None:
         """Check and keep the settings."""
         if split not in _SPLITS:
             raise ConfigError(f"unknown split {split!r}; known are {', '.join(_SPLITS)}")
-        for key, value, least in (
-            ("size", size, _MIN_SIZE),
-            ("train_images", train_images, 1),
-            ("val_images", val_images, 1),
-        ):
+        lengths = {"train_images": (train_images, 1), "val_images": (val_images, 1)}
+        for key, (value, least) in {"size": (size, _MIN_SIZE), **lengths}.items():
             if value < least:
                 raise ConfigError(f"{key}={value} is too small; use at least {least} (config: dataset.{key})")
         self.warnings = []
@@ -63,12 +56,12 @@ class SyntheticDataset(SegmentationDataset):
         """Number of scenes of the split."""
         return self._length
 
-    def mask_key(self) -> Any:
+    def mask_key(self) -> object:
         """The settings, from which each scene follows."""
         return self.split, self.size, self.seed, len(self)
 
     def read(self, index: int) -> Sample:
         """Make scene `index`."""
         rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
-        image, mask = Scene(self.size, rng).render()
+        image, mask = SceneRenderer(self.size, rng).render()
         return Sample(image, mask, f"{self.split}_{index:04d}")

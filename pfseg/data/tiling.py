@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import cv2
+import numpy as np
 
 from pfseg.errors import ConfigError
 
@@ -16,18 +20,24 @@ class Window(NamedTuple):
     x1: int
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    @property
     def slices(self) -> tuple[slice, slice]:
         """Index of the window in an array whose first two axes are rows and columns."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
 
-def windows(shape: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]) -> list[Window]:
+def windows(shape: Sequence[int], size: Sequence[int] | None, stride: Sequence[int] | None) -> list[Window]:
     """Windows at multiples of `stride`, the last row and column shifted back inside the scene.
 
     Args:
         shape: (H, W) of the scene.
         size: (h, w) of a window; a scene that is smaller on a side gets one window of the scene's own length there.
-        stride: (rows, columns) from one window to the next.
+            None for one window, the whole scene.
+        stride: (rows, columns) from one window to the next; None for the size.
 
     Returns:
         Row by row; together they cover every pixel.
@@ -35,8 +45,17 @@ def windows(shape: tuple[int, int], size: tuple[int, int], stride: tuple[int, in
     Raises:
         ConfigError: a size or stride below 1, or a stride beyond the size, which would leave gaps.
     """
-    rows, columns = (_starts(*sides) for sides in zip(shape, size, stride, strict=True))
+    size = size or shape
+    rows, columns = (_starts(*sides) for sides in zip(shape, size, stride or size, strict=True))
     return [Window(y, min(y + size[0], shape[0]), x, min(x + size[1], shape[1])) for y in rows for x in columns]
+
+
+def padded(pixels: np.ndarray, size: Sequence[int], fill: Sequence[int]) -> np.ndarray:
+    """Pad (h, w[, C]) at the bottom and right to `size` (H, W) by the value `fill` of each channel."""
+    below, right = size[0] - pixels.shape[0], size[1] - pixels.shape[1]
+    if not below and not right:
+        return pixels
+    return cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

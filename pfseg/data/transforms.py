@@ -18,14 +18,14 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Augment:
-    """Random changes of one training sample; with its defaults only the size is adapted.
+    """Random changes of one training sample.
 
     The crop comes first, so that every other step works on `crop_size` pixels. All randomness comes from the
     generator that is passed in.
 
     Args:
-        scale_range: random scale [lo, hi] and a random crop, padded with `fill` and `ignore_index` where the scaled
-            image is smaller; null resizes the whole image to the crop size.
+        scale_range: random scale [lo, hi] and a random crop, padded (black, 255) where the scaled image is
+            smaller; null resizes the whole image to the crop size.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         rot90: turn by a random multiple of 90 degrees (of 180 for crops that are not square).
@@ -46,32 +46,24 @@ class Augment:
     def __init__(
         self,
         *,
-        scale_range: Sequence[float] | None = None,
-        hflip: float = 0.0,
-        vflip: float = 0.0,
-        rot90: bool = False,
-        rotate: float = 0.0,
-        blur: Sequence[float] | None = None,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
-        max_class_share: float | None = None,
-        cutmix: float = 0.0,
+        scale_range: Sequence[float] | None,
+        hflip: float,
+        vflip: float,
+        rot90: bool,
+        rotate: float,
+        blur: Sequence[float] | None,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        max_class_share: float | None,
+        cutmix: float,
     ) -> None:
         """Check and keep the settings."""
-        shares = {
-            "hflip": hflip,
-            "vflip": vflip,
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-            "hue": hue,
-            "max_class_share": 1.0 if max_class_share is None else max_class_share,
-            "cutmix": cutmix,
-        }
+        shares = {"hflip": hflip, "vflip": vflip, "max_class_share": max_class_share, "cutmix": cutmix}
+        shares |= {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         for name, value in shares.items():
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name}={value} is not between 0 and 1 (config: augment.{name})")
         self.scale_range = _check_range("scale_range", scale_range)
         self.blur = _check_range("blur", blur)
@@ -85,8 +77,6 @@ class Augment:
         mask: np.ndarray,
         rng: np.random.Generator,
         crop_size: tuple[int, int],
-        ignore_index: int = IGNORE,
-        fill: tuple[int, int, int] = (0, 0, 0),
         centre: tuple[int, int] | None = None,
     ) -> Pair:
         """Augment one sample.
@@ -96,8 +86,6 @@ class Augment:
             mask: (H, W) uint8.
             rng: the sample's own generator.
             crop_size: (h, w) of the result.
-            ignore_index: label of padding and of corners that a rotation leaves.
-            fill: RGB of the same places.
             centre: (y, x) that the crop must contain; None for anywhere.
 
         Returns:
@@ -106,10 +94,10 @@ class Augment:
         if self.scale_range is None:
             image, mask = resize(image, mask, crop_size)
         else:
-            image, mask = self._crop(image, mask, rng, crop_size, ignore_index, fill, centre)
+            image, mask = self._crop(image, mask, rng, crop_size, centre)
         image, mask = self._turn(image, mask, rng)
         if self.rotate:
-            image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate), ignore_index, fill)
+            image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate))
         if self.blur is not None:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur))
         image = self._recolour(image, rng)
@@ -121,8 +109,6 @@ class Augment:
         mask: np.ndarray,
         rng: np.random.Generator,
         crop_size: tuple[int, int],
-        ignore_index: int,
-        fill: tuple[int, int, int],
         centre: tuple[int, int] | None,
     ) -> Pair:
         assert self.scale_range is not None
@@ -134,14 +120,14 @@ class Augment:
             rows = _place(mask.shape[0], window[0], rng, centre and centre[0])
             columns = _place(mask.shape[1], window[1], rng, centre and centre[1])
             part = mask[rows, columns]
-            if self.max_class_share is None or _largest_share(part, ignore_index) <= self.max_class_share:
+            if self.max_class_share is None or _largest_share(part) <= self.max_class_share:
                 break
         height, width = (
             size if side == wanted else max(1, min(size, round(side * scale)))
             for side, wanted, size in zip(part.shape, window, crop_size, strict=True)
         )
         image, mask = resize(image[rows, columns], part, (height, width))
-        return pad(image, mask, crop_size, ignore_index=ignore_index, fill=fill)
+        return pad(image, mask, crop_size)
 
     def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
         turns = 0
@@ -196,21 +182,14 @@ def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
     return resize(image, mask, (height, width))
 
 
-def pad(
-    image: np.ndarray,
-    mask: np.ndarray,
-    size: tuple[int, int],
-    *,
-    ignore_index: int = IGNORE,
-    fill: tuple[int, int, int] = (0, 0, 0),
-) -> Pair:
-    """Pad evenly on all sides to at least `size` (h, w), the image with `fill`, the mask with `ignore_index`."""
+def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+    """Pad evenly on all sides to at least `size` (h, w): the image with black, the mask with 255."""
     down, right = (max(0, wanted - side) for wanted, side in zip(size, mask.shape, strict=True))
     if not down and not right:
         return image, mask
     sides = (down // 2, down - down // 2, right // 2, right - right // 2)
-    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=fill)
-    return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[ignore_index])
+    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT)
+    return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[IGNORE])
 
 
 def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
@@ -226,11 +205,11 @@ def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
     return image, mask
 
 
-def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float, ignore_index: int, fill: tuple[int, int, int]) -> Pair:
+def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float) -> Pair:
     height, width = mask.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
-    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[ignore_index])
+    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
     return image, mask
 
 
@@ -245,9 +224,9 @@ def _place(side: int, size: int, rng: np.random.Generator, point: int | None) ->
     return slice(start, start + size)
 
 
-def _largest_share(mask: np.ndarray, ignore_index: int) -> float:
+def _largest_share(mask: np.ndarray) -> float:
     counts = np.bincount(mask.ravel(), minlength=256)
-    counts[ignore_index] = 0
+    counts[IGNORE] = 0
     return float(counts.max() / max(1, counts.sum()))
 
 

@@ -7,19 +7,30 @@ is mapped into memory, so that a window costs its own pixels only.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from pfseg.data.base import IGNORE, ClassInfo, Sample, Scene, SegmentationDataset, check_stretch, parse_classes
-from pfseg.data.cache import cache_folder, key_of, locked, replacing, stat_of
+from pfseg.data.base import (
+    IGNORE,
+    ClassInfo,
+    ClassRow,
+    IgnoreEntry,
+    Sample,
+    Scene,
+    SegmentationDataset,
+    check_on_error,
+    check_stretch,
+    parse_classes,
+)
+from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import read_header
-from pfseg.data.tiling import Window, windows
-from pfseg.errors import ConfigError, DataError, JobError
+from pfseg.data.tiling import Window, padded, windows
+from pfseg.errors import DataError, JobError
+from pfseg.files import lock, replacing
 
 _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
@@ -53,21 +64,19 @@ class SceneDataset(SegmentationDataset):
         *,
         split: str,
         scenes: Iterable[Scene],
-        classes: Iterable[Mapping[str, Any] | ClassInfo],
+        classes: Iterable[ClassRow | ClassInfo],
         size: Sequence[int] | None,
-        stride: Sequence[int] | None = None,
-        ignore: Sequence[Any] = (),
-        bands: Sequence[int] | None = None,
-        stretch: Sequence[float] | None = None,
-        on_error: str = "raise",
+        stride: Sequence[int] | None,
+        ignore: Sequence[IgnoreEntry],
+        bands: Sequence[int] | None,
+        stretch: Sequence[float] | None,
+        on_error: str,
     ) -> None:
         """Find out the sizes of the scenes; none is decoded yet."""
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
-        self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
+        self.classes, self.on_error, self.warnings = parse_classes(classes), check_on_error(on_error), []
         self.reader = MaskReader(self.classes, ignore)
         self.bands, self.stretch = bands, check_stretch(stretch)
-        self.size, self.stride = size, stride or size
+        self.size, self.stride = size, stride
         self.folder = cache_folder() / "scenes"
         self.scenes: dict[Scene, tuple[int, int]] = {}
         self.samples: list[tuple[Scene, Window]] = []
@@ -89,20 +98,19 @@ class SceneDataset(SegmentationDataset):
             JobError: the cache cannot be written, for instance because the disk is full.
         """
         scene, window = self.samples[index]
-        pixels = self._padded(self._decoded(scene)[window.slices])
-        name = f"{scene.split}/{scene.name}_{window.y0}_{window.y1}_{window.x0}_{window.x1}"
+        pixels = self._pixels(index)
+        name = f"{scene.key}_{'_'.join(map(str, window))}"
         return Sample(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), cv2.extractChannel(pixels, 3), name)
 
     def read_mask(self, index: int) -> np.ndarray:
         """Read the mask of a window."""
-        scene, window = self.samples[index]
-        return cv2.extractChannel(self._padded(self._decoded(scene)[window.slices]), 3)
+        return cv2.extractChannel(self._pixels(index), 3)
 
     def image_files(self) -> list[Path]:
         """Image files of the scenes."""
         return [scene.image for scene in self.scenes]
 
-    def mask_key(self) -> Any:
+    def mask_key(self) -> object:
         """Sizes and times of the scenes, and what turns them into masks of windows."""
         return [self._key(scene) for scene in self.scenes], self.size, self.stride
 
@@ -124,17 +132,12 @@ class SceneDataset(SegmentationDataset):
             self.warnings.append(f"left out: {error}")
             return
         self.scenes[scene] = shape
-        size, stride = self.size or shape, self.stride or shape
-        found = windows(shape, (size[0], size[1]), (stride[0], stride[1]))
-        self.samples += [(scene, window) for window in found]
+        self.samples += [(scene, window) for window in windows(shape, self.size, self.stride)]
 
-    def _padded(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = self.size or pixels.shape[:2]
-        below, right = height - pixels.shape[0], width - pixels.shape[1]
-        if not below and not right:
-            return pixels
-        fill = (0, 0, 0, IGNORE)
-        return cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
+    def _pixels(self, index: int) -> np.ndarray:
+        """The window of a sample, padded: red, green, blue and label."""
+        scene, window = self.samples[index]
+        return padded(self._decoded(scene)[window.slices], self.size or window.shape, (0, 0, 0, IGNORE))
 
     def _key(self, scene: Scene) -> str:
         assert scene.mask is not None
@@ -150,7 +153,7 @@ class SceneDataset(SegmentationDataset):
         if (found := _open(path, shape)) is not None:
             return found
         try:
-            with locked(path):
+            with lock(path):
                 if (found := _open(path, shape)) is not None:
                     return found  # another process was quicker
                 image, mask = self._decode(scene)

@@ -1,94 +1,71 @@
-"""Scores of single images, and the worst and best of them to look at."""
+"""Pictures of validation samples, and the edges that the network sees in them.
+
+Shapes: image (H, W, 3) uint8 RGB; edge map (h, w) uint8, the probability of an edge in 0..255.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 
-from pfseg.metrics.confusion import scores
+from pfseg.data.base import ClassInfo
+from pfseg.engine.evaluator import Evaluator
+from pfseg.engine.scoring import Panel
+from pfseg.runtime import jt
+from pfseg.tracking.panels import save_panels
+from pfseg.tracking.samples import save_maps
+from pfseg.weights.transfer import Module
 
-_MOST_PIXELS = 2048  # larger sides are thinned: pictures show less
-
-
-class Panel(NamedTuple):
-    """An image to look at: image (H, W, 3) uint8 RGB, mask and prediction (H, W), name."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    pred: np.ndarray
-    name: str
+_LARGEST_WINDOW = 1024  # pixels a side, where the evaluator takes whole images
 
 
-class ImageScore(NamedTuple):
-    """Scores of one image in percent; NaN without a labelled pixel."""
-
-    name: str
-    miou: float
-    accuracy: float
-
-
-@dataclass
-class ImageScores:
-    """Collects the scores of images, and the pictures of the worst and the best.
-
-    An image's mIoU is the mean over the classes that its mask or prediction holds.
+def save_samples(
+    folder: Path, step: int, panels: Sequence[Panel], classes: Sequence[ClassInfo], model: Module, evaluator: Evaluator
+) -> dict[str, Any]:
+    """Write pictures and maps of validation samples.
 
     Args:
-        class_names: K names.
-        exclude: classes that the means leave out.
-        num_pictures: how many of the worst and of the best to keep.
+        folder: the run folder.
+        step: of the run.
+        panels: the samples.
+        classes: the class table.
+        model: the network, in evaluation mode.
+        evaluator: that made the panels.
+
+    Returns:
+        The fields of the row `val` that name the files.
     """
+    path = f"samples/step_{step:06d}.png"
+    save_panels(folder / path, panels, classes)
+    edges = [predict_edges(model, evaluator, panel.image) for panel in panels]
+    return {"panels": path, "samples": save_maps(folder, step, panels, edges)}
 
-    class_names: Sequence[str]
-    exclude: Collection[str] = ()
-    num_pictures: int = 4
-    rows: list[ImageScore] = field(default_factory=list)
-    worst: list[tuple[float, Panel]] = field(default_factory=list)
-    best: list[tuple[float, Panel]] = field(default_factory=list)
 
-    def add(self, panel: Panel, confusion: np.ndarray) -> None:
-        """Take an image with its confusion matrix (K, K)."""
-        found = scores(confusion, self.class_names, self.exclude)
-        self.rows.append(ImageScore(panel.name, found["mIoU"], found["OA"]))
-        if not np.isnan(found["mIoU"]):
-            step = -(-max(panel.mask.shape) // _MOST_PIXELS)
-            image, mask, pred = (part[::step, ::step].copy() for part in (panel.image, panel.mask, panel.pred))
-            thin = Panel(image, mask, pred, panel.name)
-            self.worst.append((found["mIoU"], thin))
-            self.best.append((found["mIoU"], thin))
-            self._sort()
+def predict_edges(model: Module, evaluator: Evaluator, image: np.ndarray) -> np.ndarray | None:
+    """Finest edge map of a network in the first window of an image.
 
-    def save(self, path: Path) -> None:
-        """Write everything to an .npz file, for rank 0 to read."""
-        arrays: dict[str, np.ndarray] = {
-            "names": np.array([row.name for row in self.rows], dtype=str),
-            "scores": np.array([row[1:] for row in self.rows], np.float64).reshape(-1, 2),
-        }
-        for kind, chosen in (("worst", self.worst), ("best", self.best)):
-            arrays[f"{kind}_names"] = np.array([panel.name for _, panel in chosen], dtype=str)
-            arrays[f"{kind}_scores"] = np.array([score for score, _ in chosen], np.float64)
-            for place, (_, panel) in enumerate(chosen):
-                parts = {"image": panel.image, "mask": panel.mask, "pred": panel.pred}
-                arrays |= {f"{kind}_{place}_{part}": array for part, array in parts.items()}
-        np.savez(path, **arrays)
+    Args:
+        model: maps (1, 3, h, w) to `SegOutput`, in evaluation mode.
+        evaluator: its windows, scale and normalisation are used.
+        image: the whole image.
 
-    def merge(self, path: Path) -> None:
-        """Add what another rank has saved."""
-        with np.load(path, allow_pickle=False) as file:
-            pairs = zip(file["names"], file["scores"], strict=True)
-            self.rows += [ImageScore(str(name), float(miou), float(share)) for name, (miou, share) in pairs]
-            for kind, chosen in (("worst", self.worst), ("best", self.best)):
-                values = zip(file[f"{kind}_scores"], file[f"{kind}_names"], strict=True)
-                for place, (score, name) in enumerate(values):
-                    image, mask, pred = (file[f"{kind}_{place}_{part}"] for part in ("image", "mask", "pred"))
-                    chosen.append((float(score), Panel(image, mask, pred, str(name))))
-        self._sort()
-
-    def _sort(self) -> None:
-        """Keep the outermost; of equal ones the first by name, so that the number of ranks makes no difference."""
-        self.worst = sorted(self.worst, key=lambda one: (one[0], one[1].name))[: self.num_pictures]
-        self.best = sorted(self.best, key=lambda one: (-one[0], one[1].name))[: self.num_pictures]
+    Returns:
+        The edge map of the image's upper left part, in its own pixels; None for a network without edge maps.
+    """
+    height, width = evaluator.grid.size or (_LARGEST_WINDOW, _LARGEST_WINDOW)
+    planes = evaluator.normalised(image)[:, :height, :width]
+    with jt.no_grad():
+        edges = model(jt.array(evaluator.grid.pad(planes)[None])).edge_logits
+        if not edges:
+            return None
+        found = (255 * jt.sigmoid(edges[-1])).uint8().numpy()[0, 0, : planes.shape[1], : planes.shape[2]]
+    if evaluator.scale == 1.0:
+        return found
+    size = [
+        min(whole, round(side / evaluator.scale)) for whole, side in zip(image.shape, planes.shape[1:], strict=False)
+    ]
+    return cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -1,71 +1,49 @@
 """The training loop.
 
-    restore if resumed, then for each epoch:
-        for each step: forward, loss terms, backward, update, (average weights), (log), (save)
-        validate when due: average weights in, BatchNorm statistics anew, predict, score, panels, best
-        save `last`
-    (a run told to stop saves `last` at once; resumed, it begins with the validation that it left out, if any)
+    for step in range(state.step, total_steps):
+        before_step()  # at the start of an epoch its batches; learning rate, dropout
+        run_step()     # forward, loss terms, backward, update
+        after_step()   # count the step
+
+Everything else is a hook (`pfseg.engine.hooks`), called at each of these points.
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
-the step, so that a run resumed from `last` computes what the undisturbed one would have.
+the step, so that a run resumed from `last`, even in the middle of an epoch, computes what an undisturbed one does.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pfseg.data.base import ClassInfo
+from pfseg.config import schema
 from pfseg.data.loader import TrainLoader
-from pfseg.engine import state
-from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.telemetry import gradient_norms, memory_mib, save_samples
+from pfseg.engine.averaging import WeightAverage
+from pfseg.engine.optimizer import (
+    Optimizer,
+    average_gradients,
+    export_optimizer,
+    load_optimizer,
+    local_gradients,
+)
 from pfseg.errors import JobError
-from pfseg.metrics.confusion import scores
-from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.resampling import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
+from pfseg.weights.transfer import Arrays, Module, Var, export_weights, load_weights
 
-Var = Any  # jittor.Var, which ships no types
-_DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and what happens around the steps; each field is the key of conf/train.yaml's `trainer`."""
-
-    max_epochs: int | None
-    max_steps: int | None
-    log_every: int = 10
-    val_every: int = 1
-    accumulate: int = 1
-    clip_grad: float | None = None
-    freeze_bn: bool = False
-    sync_bn: bool = True
-    ema: float | None = None
-    bn_batches: int = 0
-    early_stop: int | None = None
-    save_every: int | None = None
-    max_time: float | None = None  # minutes
-    log_grad_norm: bool = False
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
-        limits = [self.max_steps, self.max_epochs and self.max_epochs * steps_per_epoch]
-        return min(limit for limit in limits if limit is not None)
+DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands; stored in every checkpoint."""
 
     step: int = 0
@@ -75,313 +53,240 @@ class Progress:
     validations_since_best: int = 0
 
 
+def total_steps(settings: schema.Trainer, steps_per_epoch: int) -> int:
+    """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
+    limits = [settings.max_steps, settings.max_epochs and settings.max_epochs * steps_per_epoch]
+    return min(limit for limit in limits if limit is not None)
+
+
+class Hook:
+    """A duty beside the update; every method may be left as it is."""
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Called once, after a resumed run has restored its state."""
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Called before each step."""
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Called when the optimizer holds the gradients of the step, averaged over the ranks."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Called after each step, which `trainer.state.step` counts already."""
+
+    def around_validation(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Context in which the network is scored, and the best one saved; contexts of later hooks lie within it."""
+        return nullcontext()
+
+    def after_validation(self, trainer: Trainer) -> None:
+        """Called when scores are recorded."""
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Called once at the end, when `trainer.status` says why it ended."""
+
+
 class Trainer:
     """Trains a network.
 
     Args:
+        settings: lengths and intervals.
         model: Jittor module that maps images to `SegOutput` and has `predict`.
         loss: maps (output, batch) to named terms, as `pfseg.losses.PFNetLoss`.
         optimizer: Jittor optimizer over the model.
         lr: learning rate of a step.
         loader: training batches of this rank.
-        evaluator: scores the network.
-        plan: lengths and intervals.
-        classes: for scores and panels.
+        hooks: called in this order.
         folder: run folder.
-        records: where rows go; None on ranks other than 0.
+        records: receives the rows; None on ranks other than 0.
         seed: of the run.
         meta: stored with every checkpoint (config, versions).
-        stop: True once the run is to save and leave.
+
+    Attributes:
+        state: where the run stands.
+        status: why it ended: done, stopped, out_of_time or early_stop; None as long as it goes on.
+        terms: names and values (T,) of the loss terms of the last step, averaged over its batches and the ranks.
+        losses: the same as numbers, of the last step that they were read at.
+        scores: of the last validation.
+        average: averaged weights; None without.
     """
 
     def __init__(
         self,
         *,
-        model: Any,
-        loss: Any,
-        optimizer: Any,
+        settings: schema.Trainer,
+        model: Module,
+        loss: Callable[..., dict[str, Var]],
+        optimizer: Optimizer,
         lr: Callable[[int], float],
         loader: TrainLoader,
-        evaluator: Evaluator,
-        plan: Plan,
-        classes: tuple[ClassInfo, ...],
+        hooks: Sequence[Hook],
         folder: Path,
         records: RecordWriter | None,
         seed: int,
         meta: dict[str, Any],
-        stop: Callable[[], bool],
     ) -> None:
-        self.model, self.loss, self.optimizer, self.lr = model, loss, optimizer, lr
-        self.loader, self.evaluator, self.plan, self.classes = loader, evaluator, plan, classes
-        self.folder, self.records, self.seed, self.meta, self.stop = folder, records, seed, meta, stop
-        self.steps_per_epoch = loader.batches_per_epoch // plan.accumulate
-        self.total_steps = plan.total_steps(self.steps_per_epoch)
-        self.progress = Progress()
-        self.average = state.WeightAverage(model, plan.ema) if plan.ema else None
-        self.norms = [m for m in model.modules() if isinstance(m, BatchNorm2d)]
-        self.dropouts = [m for m in model.modules() if isinstance(m, ChannelDropout)]
-        for norm in self.norms:
-            norm.sync = plan.sync_bn
-            if plan.freeze_bn:
-                norm.freeze()
-        self._images = 0
-        self._seconds = 0.0
-        self._started = time.monotonic()
-        self._scores: dict[str, float] = {}
-        self._norms: tuple[list[str], Var] = ([], np.zeros(0))
-        self._faults = 0
-
-    @property
-    def epoch(self) -> int:
-        """Epoch (from 0) of the last update."""
-        return max(self.progress.step - 1, 0) // self.steps_per_epoch
+        self.settings, self.model, self.loss, self.optimizer, self.lr = settings, model, loss, optimizer, lr
+        self.loader, self.hooks, self.folder, self.records = loader, hooks, folder, records
+        self.seed, self.meta = seed, meta
+        self.steps_per_epoch = loader.batches_per_epoch // settings.accumulate
+        self.total_steps = total_steps(settings, self.steps_per_epoch)
+        self.average = WeightAverage(model, settings.ema) if settings.ema else None
+        self.state = TrainingState()
+        self.status: str | None = None
+        self.terms: tuple[list[str], Var] = ([], np.zeros(0))
+        self.losses: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        self.faults = 0
+        self._batches: Iterator[dict[str, Any]] | None = None
+        self._dropouts = [module for module in model.modules() if isinstance(module, ChannelDropout)]
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or until told to stop.
+        """Train to the end, or until a hook sets a status.
 
         Returns:
-            `status` (done, early_stop, out_of_time or stopped), `step`, and the best and last mIoU in percent.
+            `status`, `step`, and the best and last mIoU in percent.
 
         Raises:
             JobError: a loss or a weight is not finite.
         """
-        status = "done"
-        while status == "done" and (self.progress.step < self.total_steps or self._validation_due(status)):
-            if not self._validation_due(status):
-                status = self._train_epoch()
-            if status != "stopped" and self._validation_due(status):
-                self._validate()
-                if self.plan.early_stop and self.progress.validations_since_best >= self.plan.early_stop:
-                    status = "early_stop"
-            self._save("last")
-        if self._faults:
-            text = f"{self._faults} faults in the data were got round, see the warnings in metrics.jsonl"
-            self._record("message", level="warning", text=text)
-        self._record("end", status=status)
-        best = {"best/mIoU": self.progress.best_miou, "best/step": self.progress.best_step}
-        return {"status": status, "step": self.progress.step, **best, **self._scores}
+        for hook in self.hooks:
+            hook.before_train(self)
+        for _ in range(self.state.step, self.total_steps):
+            if self.status:
+                break
+            self.before_step()
+            self.run_step()
+            self.after_step()
+        self.status = self.status or "done"
+        for hook in self.hooks:
+            hook.after_train(self)
+        self.record("end", status=self.status)
+        best = {"best/mIoU": self.state.best_miou, "best/step": self.state.best_step}
+        return {"status": self.status, "step": self.state.step, **best, **self.scores}
+
+    def before_step(self) -> None:
+        """Set everything to the step that follows."""
+        if self._batches is None:
+            self._batches = self._start_epoch()
+        self.seed_dropout()
+        self.optimizer.lr = self.lr(self.state.step)
+        for hook in self.hooks:
+            hook.before_step(self)
+
+    def run_step(self) -> None:
+        """Update the weights once, from the gradients of `accumulate` batches."""
+        assert self._batches is not None
+        share = 1.0 / self.settings.accumulate
+        summed: dict[str, Var] = {}
+        for _ in range(self.settings.accumulate):
+            batch = next(self._batches)
+            inputs = {key: jt.array(batch[key]) for key in ("image", "mask", "edge")}
+            terms = self.loss(self.model(inputs["image"]), inputs)
+            with local_gradients():
+                self.optimizer.backward(sum(terms.values()) * share)
+            summed = {key: summed[key] + value * share if summed else value * share for key, value in terms.items()}
+        if world_size() > 1:
+            average_gradients(self.optimizer)
+        for hook in self.hooks:
+            hook.before_update(self)
+        if self.settings.clip_grad:
+            self.optimizer.clip_grad_norm(self.settings.clip_grad)
+        self.optimizer.n_step = self.state.step + 1  # Adam's bias correction counts updates, not backward passes
+        self.optimizer.step()
+        values = jt.concat([value.detach().reshape(1) for value in summed.values()])
+        self.terms = list(summed), values.mpi_all_reduce("mean") if world_size() > 1 else values
+
+    def after_step(self) -> None:
+        """Count the step."""
+        self.state.step += 1
+        if self.epoch_ended:
+            self._batches = None
+        for hook in self.hooks:
+            hook.after_step(self)
+
+    def _start_epoch(self) -> Iterator[dict[str, Any]]:
+        """Batches of the epoch, or what is left of it."""
+        self.model.train()
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        if hasattr(self.loss, "start_epoch"):
+            self.loss.start_epoch(epoch)
+        indexing = partial(self.show, "finding where each class occurs")
+        return self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
+
+    def seed_dropout(self, *use: int) -> None:
+        """Draw the dropout of this step, and of another `use` of the network than training, from the seed."""
+        for i, dropout in enumerate(self._dropouts):
+            dropout.generator = np.random.default_rng([self.seed, self.state.step, 0, i, *use])
+
+    # Where the run stands
+
+    @property
+    def epoch(self) -> int:
+        """Epoch (from 0) of the last update."""
+        return max(self.state.step - 1, 0) // self.steps_per_epoch
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further step follows."""
+        return self.status is not None or self.state.step >= self.total_steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last update was that of an epoch, or of the run."""
+        return self.state.step % self.steps_per_epoch == 0 or self.state.step == self.total_steps
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the update number `step` (from 1) is logged: every `log_every`-th, and the last of an epoch."""
+        return any(step % interval == 0 for interval in (self.settings.log_every, self.steps_per_epoch)) or (
+            step == self.total_steps
+        )
+
+    @property
+    def save_due(self) -> bool:
+        """Whether `save_every` asks for a checkpoint after this step."""
+        return bool(self.settings.save_every) and self.state.step % (self.settings.save_every or 1) == 0
+
+    # Checkpoints and rows
+
+    def save(self, name: str, weights: Arrays | None = None) -> None:
+        """Write a checkpoint; without `weights` everything that training needs to go on."""
+        if rank() != 0:
+            return
+        arrays = self._everything() if weights is None else weights
+        for key, value in arrays.items():
+            if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
+                raise JobError(f"{key} is not finite after step {self.state.step}; {DIVERGED}")
+        standing = {"progress": asdict(self.state), "scores": self.scores, "epoch": self.epoch, "seed": self.seed}
+        save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, standing | self.meta)
+
+    def _everything(self) -> Arrays:
+        weights, optimizer = export_weights(self.model), export_optimizer(self.model, self.optimizer)
+        if not self.average:
+            return weights | optimizer
+        return self.average.export() | {f"train/{key}": value for key, value in weights.items()} | optimizer
 
     def restore(self, path: Path) -> None:
         """Continue from a `last` checkpoint; raises CheckpointError if it is of another run."""
         arrays, meta = load_checkpoint(path)
         raw = {key.removeprefix("train/"): value for key, value in arrays.items() if key.startswith("train/")}
-        state.load_model(self.model, raw or arrays, str(path))
-        state.load_optimizer(self.model, self.optimizer, arrays, str(path))
+        load_weights(self.model, raw or arrays, str(path))
+        load_optimizer(self.model, self.optimizer, arrays, str(path))
         if self.average:
             self.average.load(arrays)
-        self.progress, self._scores = Progress(**meta["progress"]), meta["scores"]
+        self.state, self.scores = TrainingState(**meta["progress"]), meta["scores"]
 
-    def _validation_due(self, status: str) -> bool:
-        """Whether this step is one to validate after, and has not been: the last one, and every `val_every` epochs."""
-        step = self.progress.step
-        ended = status != "done" or step >= self.total_steps
-        return step > self.progress.validated and (ended or step % (self.plan.val_every * self.steps_per_epoch) == 0)
-
-    # One epoch
-
-    def _train_epoch(self) -> str:
-        """Train to the end of the epoch or of the run; returns done, stopped or out_of_time."""
-        self.model.train()
-        epoch, first = divmod(self.progress.step, self.steps_per_epoch)
-        if hasattr(self.loss, "start_epoch"):
-            self.loss.start_epoch(epoch)
-        indexing = partial(self._show, "finding where each class occurs")
-        batches = self.loader.epoch(epoch, start=first * self.plan.accumulate, progress=indexing)
-        last_step = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
-        pending: list[tuple[int, list[str], Var]] = []
-        clock = time.monotonic()
-        while self.progress.step < last_step:
-            step = self.progress.step
-            names, values = self._train_step(step, batches)
-            pending.append((step, names, values))
-            self.progress.step += 1
-            due = self._log_due(step)
-            saving = self.plan.save_every and self.progress.step % self.plan.save_every == 0
-            # On a GPU the terms are read only where they are needed, so that the device never waits for Python.
-            if due or saving or not jt.flags.use_cuda:
-                terms = self._read_terms(pending)
-                pending = []
-                self._seconds, clock = self._seconds + time.monotonic() - clock, time.monotonic()
-                if due:
-                    self._log_step(step, terms)
-            self._pass_on(self.loader.pop_warnings())
-            if saving and self.progress.step != last_step:
-                self._save("last")
-            if self._agreed(self.stop()):
-                return "stopped"
-            if self.plan.max_time and self._agreed(time.monotonic() - self._started > 60 * self.plan.max_time):
-                return "out_of_time"
-        return "done"
-
-    def _train_step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[list[str], Var]:
-        """One update; returns the names of the loss terms and their values (T,), averaged over the batches."""
-        self._seed_dropout(step)
-        self.optimizer.lr = self.lr(step)
-        share = 1.0 / self.plan.accumulate
-        summed: dict[str, Var] = {}
-        for _ in range(self.plan.accumulate):
-            batch = next(batches)
-            self._images += len(batch["name"]) * world_size()
-            inputs = {key: jt.array(batch[key]) for key in ("image", "mask", "edge")}
-            terms = self.loss(self.model(inputs["image"]), inputs)
-            with state.without_sums():
-                self.optimizer.backward(sum(terms.values()) * share)
-            summed = {key: summed[key] + value * share if summed else value * share for key, value in terms.items()}
-        if world_size() > 1:
-            state.average_gradients(self.optimizer)
-        if self.plan.log_grad_norm and self._log_due(step):
-            self._norms = gradient_norms(self.model, self.optimizer)
-        if self.plan.clip_grad:
-            self.optimizer.clip_grad_norm(self.plan.clip_grad)
-        self.optimizer.n_step = step + 1  # Adam's bias correction counts updates, not backward passes
-        self.optimizer.step()
-        if self.average:
-            self.average.update(self.model, step)
-        values = jt.concat([value.detach().reshape(1) for value in summed.values()])
-        if world_size() > 1:
-            values = values.mpi_all_reduce("mean")
-        return list(summed), values
-
-    def _seed_dropout(self, step: int, *use: int) -> None:
-        for i, dropout in enumerate(self.dropouts):
-            dropout.generator = np.random.default_rng([self.seed, step, 0, i, *use])
-
-    def _read_terms(self, pending: list[tuple[int, list[str], Var]]) -> dict[str, float]:
-        """Bring the steps' terms to the CPU and return the last step's; raises JobError where one is not finite."""
-        jt.sync_all()
-        terms: dict[str, float] = {}
-        for step, names, values in pending:
-            terms = dict(zip(names, values.numpy().tolist(), strict=True))
-            if not all(map(math.isfinite, terms.values())):
-                listed = ", ".join(f"{name}={value:.6g}" for name, value in terms.items())
-                raise JobError(
-                    f"the loss is not finite at step {step + 1} ({listed}, learning rate {self.lr(step):.3g}); "
-                    f"{_DIVERGED}"
-                )
-        return terms
-
-    def _log_due(self, step: int) -> bool:
-        """Whether the update of this step (from 0) is logged: every `log_every`-th, and the last of an epoch."""
-        done = step + 1
-        return done % self.plan.log_every == 0 or done % self.steps_per_epoch == 0 or done == self.total_steps
-
-    def _log_step(self, step: int, terms: dict[str, float]) -> None:
-        speed = self._images / max(self._seconds, 1e-9)
-        per_step = self.loader.batch_size * self.plan.accumulate * world_size()
-        row = {f"train/{name}": value for name, value in terms.items()}
-        loading = {"data/worker_mib": self.loader.worker_mib} if self.loader.worker_mib else {}
-        norms = dict(zip(self._norms[0], self._norms[1].tolist(), strict=True))
-        self._record(
-            "train",
-            **{"train/loss": sum(terms.values()), **row},
-            **{
-                "train/lr": self.lr(step),
-                "train/images_per_s": speed,
-                "train/eta_s": (self.total_steps - step - 1) * per_step / max(speed, 1e-9),
-            },
-            **{f"train/{name}": value for name, value in (norms | memory_mib()).items()},
-            **loading,
-        )
-        self._images, self._seconds = 0, 0.0
-
-    def _agreed(self, wanted: bool) -> bool:
-        """True on every rank if it is on one."""
-        if world_size() == 1:
-            return wanted
-        return bool(jt.array([float(wanted)]).mpi_all_reduce("add").numpy()[0] > 0)
-
-    # Validation
-
-    def _validate(self) -> None:
-        raw = self._averaged_weights_in()
-        if self.plan.bn_batches and not self.plan.freeze_bn:
-            self._estimate_batchnorm()
-        self.model.eval()
-        step = self.progress.step
-        found = self.evaluator.run(self.model.predict, partial(self._show, "validating"))
-        self._pass_on(self.evaluator.loader.pop_warnings())
-        self.progress.validated = step
-        self._scores = scores(found.confusion, [c.name for c in self.classes])
-        miou = self._scores["mIoU"]
-        best = miou > self.progress.best_miou
-        self.progress.validations_since_best = 0 if best else self.progress.validations_since_best + 1
-        if best:
-            self.progress.best_miou, self.progress.best_step = miou, step
-        pictures: dict[str, Any] = {}
-        if found.panels and rank() == 0:
-            pictures = save_samples(self.folder, step, found.panels, self.classes, self.model, self.evaluator)
-        if best:
-            self._save("best", state.export(self.model))
-        if raw:
-            if self.average:
-                self.average.load(state.export(self.model))  # with the statistics as re-estimated
-            state.load_model(self.model, raw, "the weights before averaging")
-        self._record("val", **{f"val/{key}": value for key, value in self._scores.items()}, best=best, **pictures)
-        self._record("confusion", confusion=found.confusion.tolist())
-
-    def _show(self, text: str, done: int, total: int) -> None:
+    def record(self, event: str, **fields: Any) -> None:
+        """Write a row."""
         if self.records:
-            self.records.progress(text, done, total, step=self.progress.step, epoch=self.epoch)
+            self.records.write(event, step=self.state.step, epoch=self.epoch, **fields)
 
-    def _averaged_weights_in(self) -> state.Arrays | None:
-        """Swap the averaged weights in for validation; returns the ones that training goes on with."""
-        if not self.average:
-            return None
-        raw = state.export(self.model)
-        state.load_model(self.model, self.average.export(), "the averaged weights")
-        return raw
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Write a row for each fault of the data, and count it."""
+        self.faults += len(warnings)
+        for text in warnings:
+            self.record("message", level="warning", text=text)
 
-    def _estimate_batchnorm(self) -> None:
-        """Replace BatchNorm's running statistics by the plain average over `bn_batches` training batches.
-
-        Moving averages lag behind the weights, most of all in short trainings and small batches.
-        """
-        self.model.train()
-        momenta = [norm.momentum for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum = None
-            norm.reset_running_stats()
-        count = min(self.plan.bn_batches, self.loader.batches_per_epoch)
-        self._seed_dropout(self.progress.step, 1)
-        with jt.no_grad():
-            for done, batch in enumerate(self.loader.epoch(self.epoch)):
-                if done == count:
-                    break
-                self.model(jt.array(batch["image"])).logits.sync()
-                jt.sync_all()
-                self._show("estimating BatchNorm statistics", done + 1, count)
-        for norm, momentum in zip(self.norms, momenta, strict=True):
-            norm.momentum = momentum
-
-    # Saving and recording
-
-    def _save(self, name: str, weights: state.Arrays | None = None) -> None:
-        """Write a checkpoint; without `weights` everything that training needs to go on."""
-        if rank() != 0:
-            return
-        arrays = weights
-        if arrays is None:
-            arrays = state.export(self.model, self.optimizer)
-            if self.average:
-                raw = {f"train/{key}": value for key, value in arrays.items() if not key.startswith("optimizer/")}
-                arrays = arrays | raw | self.average.export()
-        for key, value in arrays.items():
-            if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
-                raise JobError(f"{key} is not finite after step {self.progress.step}; {_DIVERGED}")
-        meta = {
-            "progress": vars(self.progress),
-            "scores": self._scores,
-            "epoch": self.epoch,
-            "seed": self.seed,
-            **self.meta,
-        }
-        save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, meta)
-
-    def _pass_on(self, warnings: list[str]) -> None:
-        self._faults += len(warnings)
-        for warning in warnings:
-            self._record("message", level="warning", text=warning)
-
-    def _record(self, event: str, **fields: Any) -> None:
+    def show(self, text: str, done: int, total: int) -> None:
+        """Write a row for work of `total` parts."""
         if self.records:
-            self.records.write(event, step=self.progress.step, epoch=self.epoch, **fields)
+            self.records.progress(text, done, total, step=self.state.step, epoch=self.epoch)

@@ -21,42 +21,47 @@ from typing import Any
 import numpy as np
 
 from pfseg.build import build_dataset, build_evaluator, build_model
+from pfseg.config.check import dataset_changes
+from pfseg.config.schema import Evaluate, Train
+from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
-from pfseg.engine import state
-from pfseg.engine.blending import BlendingEvaluator
-from pfseg.engine.evaluator import Evaluation, Evaluator, sum_ranks
-from pfseg.engine.pictures import ImageScores, Panel
-from pfseg.engine.share import on_every_rank
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
+from pfseg.engine.ranks import on_every_rank, sum_ranks
+from pfseg.engine.scenes import SceneEvaluator
+from pfseg.engine.scoring import Evaluation, ImageScores, Panel
+from pfseg.files import shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
-from pfseg.tracking.records import RecordWriter, plain, shown, write_atomic
-from pfseg.tracking.samples import save_maps
+from pfseg.tracking.records import RecordWriter, plain
+from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+from pfseg.weights.transfer import load_weights
 
-Config = dict[str, Any]
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 
 
-def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
-    """Score the checkpoint of `config` in this rank; returns what becomes `result.json`.
+def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Score a checkpoint in this rank; returns what becomes `result.json`.
 
     Raises:
         CheckpointError: unreadable, or not of the network that it says.
         DataError: no data, or data that can't be scored as asked for.
     """
-    seed_everything(config["seed"])
-    arrays, meta = load_checkpoint(on_every_rank(Path(config["checkpoint"])))
-    stored = _with_changes(meta["config"], config)
-    dataset = build_dataset(stored["dataset"], config["split"])
-    model = build_model(stored["model"], dataset.num_classes)
+    seed_everything(settings.seed)
+    assert isinstance(settings.checkpoint, str)  # the command scores several one by one
+    checkpoint = on_every_rank(Path(settings.checkpoint))
+    stored = _with_changes(training_settings(checkpoint, dataset_changes(settings), trust=True), settings)
+    arrays, meta = load_checkpoint(checkpoint)
+    dataset = build_dataset(stored.dataset, settings.split)
+    model = build_model(stored.model, dataset.num_classes)
     weights = {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}
-    state.load_model(model, weights, config["checkpoint"])
+    load_weights(model, weights, settings.checkpoint)
     model.eval()
-    evaluator = _build(config, stored, dataset, model)
+    evaluator = _build(settings, stored, dataset, model)
     names = [info.name for info in dataset.classes]
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
 
@@ -77,15 +82,14 @@ def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     finally:
         evaluator.loader.close()
     _gather(found, folder)
-    result = _scores(found, names, config["exclude"])
-    scenes = _scores(found.scenes, names, config["exclude"]) if found.scenes else {}
-    samples: list[dict[str, str]] = []
+    result = _scores(found, names, settings.exclude)
+    scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
+    samples: list[MapFiles] = []
     if rank() == 0:
         samples = _save_extremes(folder, meta["progress"]["step"], found.details)
-        settings = {key: config[key] for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
-        settings["eval_size"] = stored["dataset"]["eval_size"] or "whole"
-        settings["contrast"] = stored["dataset"]["eval_contrast"] or "own"
-        results = {"checkpoint": config["checkpoint"], "step": meta["progress"]["step"], **settings}
+        used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
+        used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
+        results = {"checkpoint": settings.checkpoint, "step": meta["progress"]["step"], **used}
         results |= _results(found, result, names)
         if found.scenes:
             results["scenes"] = _results(found.scenes, scenes, names)
@@ -97,7 +101,7 @@ def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
         "val",
         **{f"val/{key}": value for key, value in result.items()},
         **{f"val/scenes_{key}": value for key, value in scenes.items() if "/" not in key},
-        exclude=config["exclude"],
+        exclude=settings.exclude,
         panels="samples.png" if found.panels else None,
         samples=samples,
         best=False,
@@ -108,36 +112,34 @@ def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
     return {"status": "done", "images": found.images, **result}
 
 
-def _with_changes(stored: Config, config: Config) -> Config:
+def _with_changes(stored: Train, settings: Evaluate) -> Train:
     """The settings of the training with what the evaluation changes in them."""
-    if config["dataset"]["root"] is not None:
-        stored["dataset"]["root"] = config["dataset"]["root"]
-    if config["batch_size"] is not None:
-        stored["batch_size"] = config["batch_size"]
-    if config["eval_size"] is not None:
-        stored["dataset"]["eval_size"] = None if config["eval_size"] == "whole" else config["eval_size"]
-    if config["contrast"] is not None:
-        stored["dataset"]["eval_contrast"] = None if config["contrast"] == "own" else config["contrast"]
-    stored["trainer"]["num_samples"] = config["num_samples"]
+    if settings.batch_size is not None:
+        stored.batch_size = settings.batch_size
+    if settings.eval_size is not None:
+        stored.dataset.eval_size = None if settings.eval_size == "whole" else settings.eval_size
+    if settings.contrast is not None:
+        stored.dataset.eval_contrast = None if settings.contrast == "own" else settings.contrast
+    stored.trainer.num_samples = settings.num_samples
     return stored
 
 
-def _build(config: Config, stored: Config, dataset: SegmentationDataset, model: Any) -> Evaluator:
+def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, model: Any) -> Evaluator:
     names = [info.name for info in dataset.classes]
-    options: Config = {
-        "boundary": config["boundary"],
-        "details": partial(ImageScores, names, config["exclude"], config["num_samples"]),
+    options: dict[str, Any] = {
+        "boundary": settings.boundary,
+        "details": partial(ImageScores, names, settings.exclude, settings.num_samples),
     }
     build = partial(build_evaluator, stored, dataset, model)
-    views = {key: config[key] for key in ("overlap", "scales", "flips")}
-    if config["score"] == "patches":
+    views = {"overlap": settings.overlap, "scales": settings.scales, "flips": settings.flips}
+    if settings.score == "patches":
         plain_views = views == {"overlap": 0, "scales": [1], "flips": "none"}
         return build(**options) if plain_views else build(BlendingEvaluator, **options, **views)
-    root = stored["dataset"].get("root")
-    places = scene_places(dataset, config["split"], Path(root) if root else None)
+    root = stored.dataset.root
+    places = scene_places(dataset, settings.split, Path(root) if root else None)
     loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
-    patches = config["score"] == "both"
-    return build(BlendingEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+    patches = settings.score == "both"
+    return build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
 
 
 def _gather(found: Evaluation, folder: Path) -> None:
@@ -163,7 +165,7 @@ def _scores(found: Evaluation, names: Sequence[str], exclude: Sequence[str]) -> 
     return scores(found.confusion, names, exclude) | boundary
 
 
-def _results(found: Evaluation, result: dict[str, float], names: Sequence[str]) -> Config:
+def _results(found: Evaluation, result: dict[str, float], names: Sequence[str]) -> dict[str, Any]:
     return {"images": found.images, **result, "classes": names, "confusion": found.confusion.tolist()}
 
 
@@ -188,7 +190,7 @@ def _write_files(folder: Path, found: Evaluation, result: dict[str, float], clas
             save_panels(folder / file, _scored(chosen), classes)
 
 
-def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[dict[str, str]]:
+def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[MapFiles]:
     """Write the maps of the worst and the best images, for loggers that overlay them."""
     if details is None:
         return []

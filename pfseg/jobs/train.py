@@ -16,82 +16,73 @@ from pfseg.build import (
     load_initial,
     loader_workers,
 )
-from pfseg.config.validate import check_fits
+from pfseg.config.schema import Train
+from pfseg.config.stored import check_fits, training_settings
 from pfseg.data.overlap import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
+from pfseg.engine.hooks import standard_hooks
+from pfseg.engine.optimizer import build_optimizer, scale_lr
+from pfseg.engine.ranks import on_every_rank
+from pfseg.engine.schedule import make_schedule
+from pfseg.engine.trainer import Trainer, total_steps
+from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.records import RecordWriter
 
-Config = dict[str, Any]
 
-
-def run(config: Config, folder: Path, stop: Callable[[], bool]) -> Config:
+def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Train in this rank; returns what becomes `result.json`."""
-    from pfseg.engine import state
-    from pfseg.engine.schedule import make_schedule, scale_lr
-    from pfseg.engine.share import on_every_rank
-    from pfseg.engine.trainer import Plan, Trainer
-    from pfseg.runtime import jt, rank, seed_everything, world_size
-    from pfseg.weights.checkpoint import load_checkpoint
-
-    seed_everything(config["seed"])
-    data, options = config["dataset"], dict(config["trainer"])
+    seed_everything(settings.seed)
+    data, trainer_settings = settings.dataset, settings.trainer
     train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
-    model = build_model(config["model"], train_set.num_classes)
+    model = build_model(settings.model, train_set.num_classes)
     if world_size() > 1:
         model.mpi_param_broadcast()
-    optimizer_options = dict(config["optimizer"])
-    scaling, reference = (optimizer_options.pop(key) for key in ("scale_lr", "reference_batch"))
-    optimizer = state.build_optimizer(optimizer_options.pop("name"), model, **optimizer_options)
-    loader = build_loader(config, train_set, rank=rank(), world_size=world_size(), workers=loader_workers(config))
-    evaluator = build_evaluator(config, val_set, model)
-    plan = Plan(**{key: value for key, value in options.items() if key not in ("workers", "num_samples")})
-    steps_per_epoch = loader.batches_per_epoch // plan.accumulate
-    global_batch = config["batch_size"] * plan.accumulate * world_size()
-    base_lr = scale_lr(optimizer_options["lr"], scaling, global_batch, reference)
-    schedule = dict(config["schedule"])
+    optimizer = build_optimizer(settings.optimizer, model)
+    loader = build_loader(settings, train_set, rank=rank(), world_size=world_size(), workers=loader_workers(settings))
+    evaluator = build_evaluator(settings, val_set, model)
+    steps_per_epoch = loader.batches_per_epoch // trainer_settings.accumulate
+    global_batch = settings.batch_size * trainer_settings.accumulate * world_size()
+    base_lr = scale_lr(settings.optimizer, global_batch)
     lr = make_schedule(
-        schedule.pop("name"),
+        settings.schedule,
         base_lr=base_lr,
-        total_steps=plan.total_steps(steps_per_epoch),
+        total_steps=total_steps(trainer_settings, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
-        **schedule,
     )
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
     trainer = Trainer(
+        settings=trainer_settings,
         model=model,
-        loss=instantiate(config["loss"]),
+        loss=instantiate(settings.loss),
         optimizer=optimizer,
         lr=lr,
         loader=loader,
-        evaluator=evaluator,
-        plan=plan,
-        classes=train_set.classes,
+        hooks=standard_hooks(trainer_settings, model=model, evaluator=evaluator, classes=train_set.classes, stop=stop),
         folder=folder,
         records=records,
-        seed=config["seed"],
-        meta={"config": config, "pfseg": __version__, "jittor": jt.__version__},
-        stop=stop,
+        seed=settings.seed,
+        meta={"config": settings.dump(), "pfseg": __version__, "jittor": jt.__version__},
     )
-    if config["resume"]:
+    if settings.resume:
         last = on_every_rank(folder / "checkpoints" / "last.safetensors")
-        check_fits(last, load_checkpoint(last)[1]["config"], config)
+        check_fits(last, training_settings(last, trust=True), settings)
         trainer.restore(last)
         if records:
-            records.drop_after(trainer.progress.step)
+            records.drop_after(trainer.state.step)
     else:
-        report = load_initial(model, config["model"])
+        report = load_initial(model, settings.model)
         if records:
             records.write("message", step=0, epoch=0, level="info", text=report)
     if records:
         records.write(
             "start",
-            step=trainer.progress.step,
+            step=trainer.state.step,
             epoch=trainer.epoch,
             steps=trainer.total_steps,
             steps_per_epoch=steps_per_epoch,
-            batch_size=config["batch_size"],
+            batch_size=settings.batch_size,
             global_batch=global_batch,
             base_lr=base_lr,
             ranks=world_size(),

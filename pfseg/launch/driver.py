@@ -22,20 +22,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
+from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, JobError, WriteError
+from pfseg.files import shown, write_atomic
 from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
 from pfseg.launch.provenance import command_line, data_state, environment
 from pfseg.launch.watchdog import Watch, told
 from pfseg.launch.worker import pack_config, write_result
-from pfseg.tracking.records import Follower, Sink, shown, write_atomic
+from pfseg.tracking.records import Follower, Sink
 
 SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
 _COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
@@ -54,7 +57,7 @@ class JobStopped(JobError):
 
 def run_job(
     folder: Path,
-    config: dict[str, Any],
+    settings: Train | Evaluate,
     *,
     sinks: Sequence[Sink] = (),
     worker_module: str = "pfseg.launch.worker",
@@ -63,7 +66,7 @@ def run_job(
 
     Args:
         folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
-        config: the resolved configuration, plain values only; `job`, `gpus`, `ranks` and `launch` are read here.
+        settings: of the job.
         sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
         worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
 
@@ -78,13 +81,13 @@ def run_job(
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         raise ConfigError(
             "started by mpirun (OMPI_COMM_WORLD_RANK is set), expected one plain process: pfseg starts mpirun itself; "
-            "type for instance `python train.py ranks=2`"
+            "type for instance `pfseg train ranks=2`"
         )
     folder = Path(folder).resolve()
-    ranks, gpus = plan_ranks(config)
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    ranks, gpus = plan_ranks(settings)
+    text = yaml.safe_dump(settings.dump(), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "resolved.yaml", text)
-    origin = environment() | {"data": data_state(config.get("dataset", {}).get("root"))}
+    origin = environment() | {"data": data_state(settings.dataset.root)}
     write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
     commands = folder / "command.txt"
     earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
@@ -93,25 +96,24 @@ def run_job(
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "errors", ignore_errors=True)
 
-    launch = config["launch"]
-    watch = Watch(ranks, launch.get("timeout"))
+    watch = Watch(ranks, getattr(settings.launch, "timeout", None))
     telemetry = _Telemetry(folder, sinks, watch)
     try:
-        if launch["name"] == "inline":
+        if settings.launch.name == "inline":
             work = importlib.import_module(worker_module).job
             with telemetry.in_background():
-                write_result(folder, work(config, folder, lambda: False))
-            return _ending(folder, config, 0, None, telemetry)
+                write_result(folder, work(settings.dump(), folder, lambda: False))
+            return _ending(folder, settings, 0, None, telemetry)
         process = Mpirun(
             ["-m", worker_module, str(folder)],
             ranks,
             telemetry,
-            nodes=plan_nodes(config),
+            nodes=plan_nodes(settings),
             environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
         )
         with process.signals():
             code = process.wait()
-        return _ending(folder, config, code, process.signum, telemetry)
+        return _ending(folder, settings, code, process.signum, telemetry)
     finally:
         telemetry.close()
 
@@ -122,7 +124,6 @@ class _Telemetry:
     def __init__(self, folder: Path, sinks: Sequence[Sink], watch: Watch) -> None:
         self.sinks, self.watch = list(sinks), watch
         self.errors: list[dict[str, Any]] = []  # of ranks on hosts without the folder
-        self.hung: str | None = None
         self.tail: collections.deque[str] = collections.deque(maxlen=30)
         self.lost_rank: str | None = None
         self.crashed = False
@@ -135,12 +136,14 @@ class _Telemetry:
         """Take one line of the ranks' output; called by the reading thread."""
         if counts := _COMPILING.search(text):
             self._compiled = (int(counts[1]), int(counts[2]))
+            self.watch.progress()
         elif row := told(text):
-            if "beat" in row:
-                self.watch.hear(row)
-            else:
+            if "traceback" in row:
                 self.errors.append(row)
+            else:
+                self.watch.hear(row)
         elif text.strip() and _NOISE not in text:
+            self.watch.progress()
             self.tail.append(text)
             self.crashed = self.crashed or "Caught segfault" in text  # Jittor's handler, which then exits with 1
             if lost := _LOST_RANK.search(text):
@@ -161,15 +164,15 @@ class _Telemetry:
             self.tell("compiling", *counts)
         for row in self._follower.rows():
             self._alive = True
+            self.watch.progress()
             self.tell("record", row)
         seconds = time.monotonic() - self._started
         if not self._alive and seconds >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
 
-    def given_up(self) -> bool:
-        """Tell whether a rank has been silent for too long."""
-        self.hung = self.hung or self.watch.hung()
-        return self.hung is not None
+    def look(self, processes: Sequence[psutil.Process], ranks: Sequence[int], ask: Callable[[], None]) -> bool:
+        """Look for progress; see `Watch.look`."""
+        return self.watch.look(processes, ranks, ask)
 
     def tell(self, method: str, *args: Any) -> None:
         """Call each sink; leave out for good one that fails: it must not end a training."""
@@ -207,35 +210,36 @@ class _Telemetry:
 
 
 def _ending(
-    folder: Path, config: dict[str, Any], code: int, signum: int | None, telemetry: _Telemetry
+    folder: Path, settings: Train | Evaluate, code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
+    resume = _how_to_resume(folder, settings)
+    if hung := telemetry.watch.hung():
+        raise JobError(f"{hung}{resume}")
     files = sorted((folder / "errors").glob("rank*.json"))
     errors = telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if errors:
-        raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry)
-    if telemetry.hung:
-        raise JobError(f"{telemetry.hung}{_how_to_resume(folder, config)}")
+        raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry, resume)
     exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
         row = json.loads(result.read_text(encoding="utf-8"))
         if row.get("status") != "stopped":
             return row
-        raise JobStopped(f"stopped at step {row.get('step', '?')}{_how_to_resume(folder, config)}", exit_code)
+        raise JobStopped(f"stopped at step {row.get('step', '?')}{resume}", exit_code)
     if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1):  # too early for the ranks' own handler
-        raise JobStopped(f"stopped before the first step{_how_to_resume(folder, config)}", exit_code)
+        raise JobStopped(f"stopped before the first step{resume}", exit_code)
     if signum is not None and code == -signal.SIGKILL:
-        raise JobStopped(f"killed{_how_to_resume(folder, config)}", exit_code)
+        raise JobStopped(f"killed{resume}", exit_code)
     if tail := "\n".join(telemetry.tail).strip():
         telemetry.tell("message", tail, "error")
     cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)
     raise JobError(f"{cause}; full output: {shown(folder / 'worker.log')}")
 
 
-def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry) -> JobError:
+def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry, resume: str) -> JobError:
     if error["user"]:
-        failure = JobError(error["message"])
+        failure = JobError(error["message"] + (resume if error["type"] == WriteError.__name__ else ""))
     else:
         text = f"rank {error['rank']}: {error['type']}: {error['message'].partition(chr(10))[0]}"
         telemetry.log(error["traceback"])
@@ -257,7 +261,7 @@ def _cause(code: int, lost_rank: str | None) -> str:
     return f"the job ended without a result (exit code {code})"
 
 
-def _how_to_resume(folder: Path, config: dict[str, Any]) -> str:
-    if config.get("job") != "train" or not any((folder / "checkpoints").glob("last.*")):
+def _how_to_resume(folder: Path, settings: Train | Evaluate) -> str:
+    if settings.job != "train" or not any((folder / "checkpoints").glob("last.*")):
         return "; nothing was saved"
-    return f"; go on with: python train.py resume={shlex.quote(shown(folder))}"
+    return f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"

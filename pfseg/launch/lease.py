@@ -7,40 +7,41 @@ a job that needs several is neither overtaken for ever nor kept waiting by one t
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pfseg.devices import plan_ranks, visible_gpus
+from pfseg.devices import Settings, plan_ranks, visible_gpus
+from pfseg.files import lock
 
 _LOOK_SECONDS = 0.2  # between looks at what has become free
 
 
 @contextmanager
-def lease(config: Mapping[str, Any], launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
+def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
     """Hold what a job uses, and leave it in the environment for the job's ranks.
 
     With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs
     that run one by one, this job's part of them otherwise.
 
     Args:
-        config: the checked configuration; `gpus` and `ranks` are read.
+        settings: of the job.
         launcher: Hydra's group `launcher`. Jobs that SLURM starts have their devices from it and take none here.
         tell: hears in one line what the job waits for.
     """
     if "slurm" in str(launcher.get("_target_", "")).lower():
         yield
         return
-    ranks, gpus = plan_ranks(dict(config))
+    ranks, gpus = plan_ranks(settings)
     cores = sorted(os.sched_getaffinity(0))
     visible = visible_gpus() if gpus else []
     share = len(cores) * len(gpus) // len(visible) if gpus else _share(launcher, ranks, len(cores))
-    anyone = bool(gpus) and isinstance(config.get("gpus"), int)
+    anyone = bool(gpus) and isinstance(settings.gpus, int)
     names = [f"gpu-{name}" for name in (visible if anyone else gpus)] if gpus else [f"core-{core}" for core in cores]
     count = len(gpus) if gpus else share
     with hold(names, count, tell) as held:
@@ -65,47 +66,37 @@ def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Itera
     """
     folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waiting = _Waiting(lambda: tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs"))
+
+    @cache
+    def tell_once() -> None:
+        tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs")
+
     with ExitStack() as locks:
         held: set[str] = set()
         with ExitStack() as turn:
-            while not _lock(folder / "turn", turn):
-                waiting()
+            while not _take(folder / "turn", turn):
+                tell_once()
+                time.sleep(_LOOK_SECONDS)
             while not _collect(folder, names, count, held, locks):
-                waiting()
+                tell_once()
+                time.sleep(_LOOK_SECONDS)
         yield [name for name in names if name in held]
-
-
-class _Waiting:
-    """Waits a moment at each call, and tells so at the first."""
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell: Callable[[], None] | None = tell
-
-    def __call__(self) -> None:
-        if self._tell is not None:
-            self._tell()
-            self._tell = None
-        time.sleep(_LOOK_SECONDS)
 
 
 def _collect(folder: Path, names: Sequence[str], count: int, held: set[str], locks: ExitStack) -> bool:
     """Lock what is free of the names, up to `count` of them; True once there are so many."""
     for name in names:
-        if len(held) < count and name not in held and _lock(folder / name.replace("/", "_"), locks):
+        if len(held) < count and name not in held and _take(folder / name.replace("/", "_"), locks):
             held.add(name)
     return len(held) == count
 
 
-def _lock(path: Path, locks: ExitStack) -> bool:
-    """Lock a file until `locks` is closed; False if another process holds it."""
-    file = open(path, "w")
+def _take(path: Path, locks: ExitStack) -> bool:
+    """Lock a path until `locks` is closed; False if another process has it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        locks.enter_context(lock(path, wait=False))
+    except TimeoutError:
         return False
-    locks.enter_context(file)
     return True
 
 

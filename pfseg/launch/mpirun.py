@@ -15,19 +15,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from pfseg.devices import Nodes
 from pfseg.errors import JobError
+from pfseg.files import lock
 
 POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
-_LEFTOVER_SECONDS = 1.0  # what ranks leave behind may run on for so long
+_LOOK_SECONDS = 1.0  # between two looks at the job's processes; what ranks leave behind may run on for so long
 _WORD_SECONDS = 1.0  # between two words to ranks on other hosts
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "use_nccl")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
@@ -47,8 +50,11 @@ class Listener(Protocol):
     def poll(self) -> None:
         """Hear that a moment has passed."""
 
-    def given_up(self) -> bool:
-        """Tell whether the ranks are to be killed, because one hangs."""
+    def look(self, processes: Sequence[psutil.Process], ranks: Sequence[int], ask: Callable[[], None]) -> bool:
+        """Look at the job's processes on this host, of which some are ranks; True if the job is to be killed.
+
+        `ask` makes the ranks tell where they are.
+        """
 
     def tell(self, method: str, *args: str) -> None:
         """Call a method of the sinks."""
@@ -82,20 +88,22 @@ class Mpirun:
     ) -> None:
         """Start it."""
         self.signum: int | None = None
+        self._impatient = False
         self._told = self._first = self._looked = self._said = 0.0
         self._seen = time.monotonic()
+        self._held = ExitStack()
         self._listener = listener
         env = _environment(environment)
         command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
         # host only: others may not have it.
-        self._scratch = tempfile.TemporaryDirectory(prefix="pfseg-", ignore_cleanup_errors=True)
+        scratch = self._held.enter_context(_scratch_folder())
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE if nodes.several else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=env | {"PRTE_MCA_prte_local_tmpdir_base": self._scratch.name},
+            env=env | {"PRTE_MCA_prte_local_tmpdir_base": str(scratch)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -112,9 +120,9 @@ class Mpirun:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_SECONDS)  # back at once when it ends
                 self._listener.poll()
-                self._end_leftovers()
+                self._look()
                 self._say_something()
-                if self._listener.given_up():
+                if self._impatient:
                     self._kill()
                 if self.signum is None:
                     continue
@@ -127,7 +135,7 @@ class Mpirun:
         finally:
             self._kill()
             self._process.wait()
-            self._scratch.cleanup()
+            self._held.close()
         self._reader.join(timeout=5)
         self._listener.poll()
         return self._process.returncode
@@ -151,14 +159,14 @@ class Mpirun:
             self.signum, self._first = signum, now
             self._tell_ranks()
         elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
-            self._kill()
+            self._impatient = True
 
     def _tell_ranks(self) -> None:
         self._told = time.monotonic()
         self._process.send_signal(signal.SIGUSR1)
 
     def _say_something(self) -> None:
-        """Let ranks on other hosts hear that they are not alone; see `pfseg.launch.watchdog.Pulse`."""
+        """Let ranks on other hosts hear that they are not alone; see `pfseg.launch.watchdog.accompany`."""
         now = time.monotonic()
         if self._process.stdin is None or now - self._said < _WORD_SECONDS:
             return
@@ -168,34 +176,29 @@ class Mpirun:
 
     def _kill(self) -> None:
         """Kill all of mpirun's session: ranks, their loading processes, compilers."""
-        for pid, _ in self._session():
-            _kill(pid)
+        for process in self._session():
+            _kill(process)
 
-    def _end_leftovers(self) -> None:
-        """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
+    def _look(self) -> None:
+        """Look after the ranks, and kill what they left behind: mpirun waits until nobody holds their output open."""
         now = time.monotonic()
-        if now - self._looked < _LEFTOVER_SECONDS:
+        if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        # Not mpirun's own children, ssh or srun, which serve ranks on other hosts.
-        session = [(pid, parent) for pid, parent in self._session() if _has_variable(pid, "OMPI_COMM_WORLD_RANK")]
-        if any(parent == self._process.pid for _, parent in session):
+        # Not mpirun's other children, ssh or srun, which serve ranks on other hosts.
+        below = [process for process in self._session() if _started_as_rank(process)]
+        ranks = [process.pid for process in below if _parent(process) == self._process.pid]
+        if ranks:
             self._seen = now
-        elif now - self._seen > _LEFTOVER_SECONDS:
-            for pid, _ in session:
-                _kill(pid)
+        elif now - self._seen > _LOOK_SECONDS:
+            for process in below:
+                _kill(process)
+        if self._listener.look(below, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
+            self._kill()
 
-    def _session(self) -> list[tuple[int, int]]:
-        """List (process id, parent) of what runs in mpirun's session, itself included."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-            except OSError:  # it has just ended
-                continue
-            if int(session) == self._process.pid and state != "Z":
-                found.append((int(stat.parent.name), int(parent)))
-        return found
+    def _session(self) -> list[psutil.Process]:
+        """What runs in mpirun's session, itself included."""
+        return [process for process in psutil.process_iter() if _session_of(process.pid) == self._process.pid]
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -251,14 +254,50 @@ def _environment(further: Mapping[str, str]) -> dict[str, str]:
     return {**env, **further}
 
 
-def _has_variable(pid: int, name: str) -> bool:
-    """Whether a process was started with a variable of the environment; False for one that has just ended."""
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for this job, removed at the end; a job whose driver is killed leaves it to the next one."""
+    parent = Path(tempfile.gettempdir()) / f"pfseg-mpi-{os.getuid()}"
+    for old in parent.glob("*/"):
+        with suppress(OSError), lock(old, wait=False):  # TimeoutError where its job still runs
+            _remove(old)
+    parent.mkdir(exist_ok=True, mode=0o700)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    with lock(folder):
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with its lock, which this process holds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.lock").unlink(missing_ok=True)
+
+
+def _session_of(pid: int) -> int | None:
     try:
-        return f"\0{name}=".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
+def _started_as_rank(process: psutil.Process) -> bool:
+    """Whether a process is a rank or was started by one; False for one that has just ended."""
+    try:
+        return "OMPI_COMM_WORLD_RANK" in process.environ()
+    except (psutil.Error, OSError):
         return False
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        process.kill()

@@ -8,41 +8,43 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from pfseg.config.schema import Evaluate, Slurm, Train
 from pfseg.errors import JobError
-from pfseg.tracking.records import shown, write_atomic
+from pfseg.files import shown, write_atomic
 
 SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoint and the way out
 
 
-def write_script(folder: Path, config: dict[str, Any], overrides: Sequence[str]) -> Path:
+def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overrides: Sequence[str]) -> Path:
     """Write `job.sh` into the run folder.
 
     Args:
         folder: the run folder, which the job will use too.
-        config: the checked configuration, with `launch`, `gpus` and `ranks`.
+        settings: of the job.
+        launch: those of SLURM among them.
         overrides: of the command line; those of `launch` are left out, for the job runs under mpirun.
 
     Returns:
         The script's path.
 
     Raises:
-        JobError: it can't be written.
+        WriteError: it can't be written.
     """
-    launch, folder = config["launch"], folder.absolute()
-    command = [sys.executable, str(Path(sys.argv[0]).absolute())]
+    folder = folder.absolute()
+    started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
+    command = [sys.executable, *([str(started)] if started.stem == settings.job else ["-m", "pfseg", settings.job])]
     kept = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] != "launch"]
-    inside = [f"launch.{key}={_plain(launch[key])}" for key in ("timeout", "interface")]
+    inside = [f"launch.timeout={_plain(launch.timeout)}", f"launch.interface={_plain(launch.interface)}"]
     start = shlex.join([*command, *kept, "launch=mpi", *inside, f"hydra.run.dir={folder}"])
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _options(folder, config)),
+        *(f"#SBATCH {option}" for option in _options(folder, settings, launch)),
         "",
-        *launch["setup"],
+        *launch.setup,
         f"cd {shlex.quote(str(Path.cwd()))} || exit",
     ]
-    if config["job"] == "train":
+    if settings.job == "train":
         lines += [
             f"if [ -e {shlex.quote(str(folder / 'checkpoints' / 'last.safetensors'))} ]; then # submitted again: go on",
             f"  exec {shlex.join([*command, f'resume={folder}'])}",
@@ -67,23 +69,24 @@ def submit(script: Path) -> str:
     return done.stdout.strip()
 
 
-def _options(folder: Path, config: dict[str, Any]) -> list[str]:
-    launch, gpus = config["launch"], config["gpus"]
+def _options(folder: Path, settings: Train | Evaluate, launch: Slurm) -> list[str]:
+    gpus, ranks = settings.gpus, settings.ranks
+    assert isinstance(ranks, int) and gpus != "auto", "worked out by the check of the settings"
     wanted = {
-        "job-name": config.get("name", config["job"]),
+        "job-name": settings.name if settings.job == "train" else settings.job,
         "output": folder / "slurm-%j.log",
-        "nodes": launch["nodes"],
-        "ntasks-per-node": config["ranks"] // launch["nodes"],
+        "nodes": launch.nodes,
+        "ntasks-per-node": ranks // launch.nodes,
         "gpus-per-node": gpus if isinstance(gpus, int) else max(gpus) + 1,
-        "cpus-per-task": launch["cpus_per_task"],
-        "mem": launch["memory"],
-        "time": launch["time"],
-        "partition": launch["partition"],
-        "account": launch["account"],
+        "cpus-per-task": launch.cpus_per_task,
+        "mem": launch.memory,
+        "time": launch.time,
+        "partition": launch.partition,
+        "account": launch.account,
         "signal": f"B:USR1@{SAVING_SECONDS}",  # to the script, which has become the driver
     }
-    return [*(f"--{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value), *launch["options"]]
+    return [*(f"--{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value), *launch.options]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: float | str | None) -> str:
     return "null" if value is None else str(value)

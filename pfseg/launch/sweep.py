@@ -10,23 +10,21 @@ import csv
 import io
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import yaml
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
+from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
-from pfseg.reporting.table import STYLES, duration
-from pfseg.tracking.console import PLAIN_WIDTH
-from pfseg.tracking.records import shown, write_atomic
+from pfseg.reporting.table import STYLES
+from pfseg.tracking import terminal
 
 _MARK = ".stopped"
 _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "seconds", "error", "folder")
@@ -81,29 +79,24 @@ def summarise(folder: Path) -> list[Run]:
     overrides = [_overrides(run) for run in runs]
     write_atomic(folder / "multirun.csv", _to_csv(runs, overrides))
     shared = set.intersection(*map(set, overrides)) if len(runs) > 1 else set()
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PLAIN_WIDTH) if plain else Console()
+    console = terminal.console()
     console.print(_table(runs, [[text for text in own if text not in shared] for own in overrides]))
     for run in runs:
         if run.status != "finished" and run.detail:
-            console.print(Text(f"{_job(run)}: {run.detail}", STYLES[run.status]), soft_wrap=True)
-    console.print(Text(f"written: {_csv(folder)}", "dim"), soft_wrap=True)
+            terminal.line(console, f"{_job(run)}: {run.detail}", STYLES[run.status])
+    terminal.line(console, f"written: {_csv(folder)}", "dim")
     return runs
 
 
 def _table(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", justify="right")
-    table.add_column("overrides", overflow="fold")
-    table.add_column("best mIoU", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    numbers = ("job", "best mIoU", "time")
+    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=numbers)
     best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
     for run, own in zip(runs, overrides, strict=True):
         miou = run.best.miou if run.best else None
-        score = Text("-" if miou is None else f"{miou:.2f}", "bold" if miou is not None and miou == best else "")
-        seconds = "-" if run.seconds is None else duration(run.seconds)
-        table.add_row(_job(run), " ".join(own) or "-", score, seconds, Text(run.status, STYLES[run.status]))
+        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
+        status = Text(run.status, STYLES[run.status])
+        table.add_row(_job(run), " ".join(own) or "-", score, terminal.duration(run.seconds), status)
     return table
 
 
@@ -172,25 +165,11 @@ def _signals_passed_on(folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drivers() -> list[int]:
+def _drivers() -> set[int]:
     """Processes below this one that wait for an mpirun: the drivers of running jobs."""
-    parents: dict[int, int] = {}
-    starters: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        except OSError:  # it has just ended
-            continue
-        pid, parent = int(stat.parent.name), int(rest.split()[1])
-        parents[pid] = parent
-        if name in ("mpirun", "prterun"):
-            starters.add(parent)
-
-    def below(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
-
-    return [pid for pid in starters if below(pid)]
+    drivers = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name() in ("mpirun", "prterun"):
+                drivers.add(process.ppid())
+    return drivers - {os.getpid()}

@@ -25,9 +25,10 @@ from typing import Any
 
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
+from pfseg.files import write_atomic
 from pfseg.launch.mpirun import die_with_parent
-from pfseg.launch.watchdog import Pulse, tell
-from pfseg.tracking.records import plain, write_atomic
+from pfseg.launch.watchdog import accompany, tell
+from pfseg.tracking.records import plain
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
@@ -35,7 +36,10 @@ Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
 
 def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Do the job that `config` describes; see `pfseg.jobs`."""
-    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(config, folder, stop)
+    from pfseg.config.commands import load  # loading processes need not
+
+    settings = load(config)
+    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(settings, folder, stop)
     return done
 
 
@@ -73,13 +77,12 @@ def main(folder: Path, work: Job = job) -> int:
     try:
         config = take_config()
         limit = config["launch"].get("timeout")
-        pulse = Pulse(rank, limit) if limit is not None else None
+        if limit is not None:
+            accompany(rank, limit)
         _choose_devices(config)
         result = work(config, folder, stop)
         if rank == 0:
             write_result(folder, result)
-        if pulse:
-            pulse.end()
     except BaseException as error:
         _report(folder, rank, error)
         sys.stdout.flush()

@@ -191,7 +191,7 @@ class BatchNorm2d(jt.nn.Module):
         self.frozen = True
 
     def fold(self) -> None:
-        """Leave normalising to the convolution before, whose weights hold it from now on; see `engine.fold`."""
+        """Leave normalising to the convolution before, whose weights hold it from now on; see `inference.folding`."""
         self.folded = True
 
     def reset_running_stats(self) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.data.preparation.files import PART, cannot_write
+from pfseg.data.preparation.files import cannot_write
 from pfseg.data.preparation.png import PngWriter
+from pfseg.files import PART
 from pfseg.prediction.image import Georeference, import_rasterio
 
 _BLOCK = 256  # side of a GeoTIFF's tiles

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.data.preparation.files import PART, cannot_write
+from pfseg.data.preparation.files import cannot_write
 from pfseg.errors import DataError
+from pfseg.files import PART
 from pfseg.prediction.image import Georeference, import_rasterio
 
 _WGS84 = "EPSG:4326"  # GeoJSON (RFC 7946) knows no other

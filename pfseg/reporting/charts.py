@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
+
+from pfseg.reporting.rendering import render
 
 Points = list[tuple[float, float]]
 
@@ -43,7 +45,7 @@ class _Scale:
         return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
 
 
-def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be_log: bool = False) -> str:
+def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be_log: bool = False) -> Markup:
     """Draw curves over steps.
 
     Args:
@@ -57,27 +59,34 @@ def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:
-        return ""
+        return Markup()
     lines = [smooth(curve.points) if smoothed else curve.points for curve in curves]
     x, y = _scales(curves, lines, may_be_log)
-    parts = [_axes(x, y)]
-    for curve, line in zip(curves, lines, strict=True):
-        raw = f'<path class="raw" d="{_path(_thin(curve.points), x, y)}"/>' if line is not curve.points else ""
-        dots = "".join(f'<circle cx="{x(s)}" cy="{y(v)}" r="2.2"/>' for s, v in line) if len(line) <= _DOTTED else ""
-        parts.append(f'<g class="run r{curve.color}">{raw}<path d="{_path(_every(line), x, y)}"/>{dots}</g>')
-    data = {
-        "x": [x.low, x.high, x.start, x.end],
-        "curves": [
-            {"run": curve.color, "name": curve.name, "points": [[s, _short(v)] for s, v in _every(line)]}
+    shown = [[(step, _short(value)) for step, value in _every(line)] for line in lines]
+    marks = log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high)
+    return render(
+        "chart.html.j2",
+        title=title,
+        log=y.log,
+        frame={"width": WIDTH, "height": HEIGHT, "left": _LEFT, "right": WIDTH - _RIGHT, "top": _TOP, "floor": y.start},
+        x_marks=[(x(mark), tick_label(mark)) for mark in ticks(x.low, x.high) if mark == int(mark)],
+        y_marks=[(y(mark), tick_label(mark)) for mark in marks],
+        lines=[
+            {
+                "color": curve.color,
+                "raw": _path(_thin(curve.points), x, y) if line is not curve.points else "",
+                "path": _path(_every(line), x, y),
+                "dots": [(x(step), y(value)) for step, value in line] if len(line) <= _DOTTED else [],
+            }
             for curve, line in zip(curves, lines, strict=True)
         ],
-    }
-    note = " <small>log scale</small>" if y.log else ""
-    return (
-        f'<figure class="chart" data-chart="{escape(json.dumps(data, ensure_ascii=False))}">'
-        f"<figcaption>{escape(title)}{note}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over steps">{"".join(parts)}'
-        f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg><div class="readout"></div></figure>'
+        data={
+            "x": [x.low, x.high, x.start, x.end],
+            "curves": [
+                {"run": curve.color, "name": curve.name, "points": points}
+                for curve, points in zip(curves, shown, strict=True)
+            ],
+        },
     )
 
 
@@ -141,23 +150,6 @@ def _scales(curves: Sequence[Curve], lines: Sequence[Points], may_be_log: bool) 
         first, last = first - 1, last + 1
     x = _Scale(first, last, _LEFT, WIDTH - _RIGHT)
     return x, _Scale(low, high, HEIGHT - _BOTTOM, _TOP, log)
-
-
-def _axes(x: _Scale, y: _Scale) -> str:
-    parts = []
-    for mark in log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high):
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(mark) + 4}" text-anchor="end">{tick_label(mark)}</text>'
-        )
-    floor = HEIGHT - _BOTTOM
-    for mark in ticks(x.low, x.high):
-        if mark == int(mark):
-            parts.append(
-                f'<line class="grid" x1="{x(mark)}" x2="{x(mark)}" y1="{floor}" y2="{floor + 4}"/>'
-                f'<text x="{x(mark)}" y="{floor + 17}" text-anchor="middle">{tick_label(mark)}</text>'
-            )
-    return "".join(parts)
 
 
 def _path(points: Points, x: _Scale, y: _Scale) -> str:

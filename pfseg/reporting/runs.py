@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -51,6 +51,13 @@ class Validation:
         return self.scores.get("mIoU")
 
 
+class TrainPoint(NamedTuple):
+    """Values of a training step, the prefix `train/` removed; None where a value is missing."""
+
+    step: int
+    values: dict[str, float | None]
+
+
 @dataclass
 class Run:
     """What a run folder tells.
@@ -62,7 +69,7 @@ class Run:
         overridden: keys that were given on the command line.
         status: finished, running, stopped, failed or lost.
         detail: why it failed or ended, in one line.
-        train: rows of training steps, the prefix `train/` removed, with `step`; None where a value is missing.
+        train: what was recorded of training steps, oldest first.
         validations: oldest first.
         steps: updates done, of `total`.
         seconds: time spent in training and validation, over all resumptions.
@@ -75,7 +82,7 @@ class Run:
     overridden: frozenset[str] = frozenset()
     status: str = "lost"
     detail: str = ""
-    train: list[dict[str, float | None]] = field(default_factory=list)
+    train: list[TrainPoint] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     steps: int = 0
     total: int | None = None
@@ -251,7 +258,7 @@ def _take(run: Run, row: dict[str, Any]) -> None:
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
     elif event == "train":
         values = {k.removeprefix("train/"): number(v) for k, v in row.items() if k.startswith("train/")}
-        run.train.append({**values, "step": step})
+        run.train.append(TrainPoint(step, values))
     elif event == "val":
         scores = {k.removeprefix("val/"): number(v) for k, v in row.items() if k.startswith("val/")}
         panels = row.get("panels")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pfseg.config.validate import unknown_key
+from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread
@@ -35,6 +35,21 @@ class SeedGroup:
     settings: dict[str, Any]
     runs: list[Run]
     left_out: int = 0
+
+    @property
+    def seeds(self) -> list[str]:
+        """The seeds as texts, in the order of their numbers."""
+        return sorted((show(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
+
+    @property
+    def best(self) -> Spread | None:
+        """Spread of the runs' best mIoU."""
+        return self.spread([run.best.miou if run.best else None for run in self.runs])
+
+    @property
+    def last(self) -> Spread | None:
+        """Spread of the runs' last mIoU."""
+        return self.spread([run.last.miou if run.last else None for run in self.runs])
 
     def spread(self, scores: Sequence[float | None]) -> Spread | None:
         """Mean and spread of scores of the group's runs; None where one has no value."""

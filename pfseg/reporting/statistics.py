@@ -15,6 +15,10 @@ class Spread:
     mean: float
     std: float | None
 
+    def __format__(self, form: str) -> str:
+        """Mean ± standard deviation, each number in a format such as `.2f`."""
+        return format(self.mean, form) + (f" ± {self.std:{form}}" if self.std is not None else "")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -23,6 +27,16 @@ class Difference:
     n: int
     mean: float
     half_width: float
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self.half_width
 
     @property
     def significant(self) -> bool:

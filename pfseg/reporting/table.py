@@ -8,17 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from pfseg.config.validate import unknown_key
+from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run, number
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
 from pfseg.reporting.statistics import Spread
+from pfseg.tracking import terminal
 
 Cell = str | float | Spread | None
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "magenta"}
@@ -90,23 +89,13 @@ def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
 
 def text(column: Column, cell: Cell) -> str:
     """A cell as a person reads it; `-` where a score has no value."""
-    if isinstance(cell, Spread):
-        digits = column.digits if column.digits is not None else 2
-        return f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.std is not None else "")
     if cell is None:
         return "-" if column.digits is not None else ""
     if isinstance(cell, str):
         return cell
-    if column.key == "time":
-        return duration(cell)
+    if column.key == "time" and not isinstance(cell, Spread):
+        return terminal.duration(cell)
     return f"{cell:.{column.digits}f}" if column.digits is not None else str(cell)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -117,11 +106,12 @@ def print_table(table: Table, console: Console) -> None:
     settings = [column for column in table.columns if column.setting]
     shown = [column for column in table.columns if not column.setting and column.key != "detail"]
     shown = _fitting(table, shown, settings, console.width)
-    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in shown:
-        grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-        if column.key == "run" and settings:
-            grid.add_column("settings", overflow="fold", ratio=1)
+    heads = [column.title for column in shown]
+    if settings:
+        heads.insert(1, "settings")  # behind the run
+    grid = terminal.table(*heads, numbers={column.title for column in shown if column.right})
+    if settings:
+        grid.columns[1].ratio = 1
     for row in table.rows:
         cells: list[Text] = []
         for column in shown:

@@ -5,25 +5,25 @@ Fed by the driver (`pfseg.launch.driver`) with the rows of the records file.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.bar import Bar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from pfseg.tracking.records import Sink, shown
+from pfseg.files import shown
+from pfseg.tracking import terminal
+from pfseg.tracking.records import Row, Sink
 
-PLAIN_WIDTH = 120
 PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")
+_MEANS = {"IoU": "mIoU", "F1": "mF1"}  # of columns whose mean has a name of its own
 _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
 
 
@@ -38,10 +38,8 @@ class RunConsole(Sink):
     def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
         """Choose bars or plain lines."""
         self.folder = folder
-        self.console = console or Console()
+        self.console = console or terminal.console()
         self.live = self.console.is_terminal
-        if not self.live and "COLUMNS" not in os.environ and console is None:
-            self.console = Console(width=PLAIN_WIDTH)
         self._colors: dict[str, str] = {}
         self._start: dict[str, Any] = {}
         self._lr: float | None = None  # as configured
@@ -52,7 +50,7 @@ class RunConsole(Sink):
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def show_config(self, config: dict[str, Any]) -> None:
+    def show_config(self, config: Mapping[str, Any]) -> None:
         """Show the composed configuration as a tree."""
         classes = (config.get("dataset") or {}).get("classes") or []
         self._colors = {row["name"]: _hex(row["color"]) for row in classes}
@@ -63,12 +61,6 @@ class RunConsole(Sink):
         self.console.print(tree)
         if self.folder is not None:
             self._line(f"run folder: {shown(self.folder)}", "dim")
-
-    def record(self, row: dict[str, Any]) -> None:
-        """Show one row of the records file."""
-        handler = getattr(self, f"_on_{row['event']}", None)
-        if handler is not None:
-            handler(row)
 
     def compiling(self, done: int, total: int) -> None:
         """Show how many operators Jittor has compiled."""
@@ -92,7 +84,8 @@ class RunConsole(Sink):
             self._progress = None
             self._tasks = {}
 
-    def _on_start(self, row: dict[str, Any]) -> None:
+    def on_start(self, row: Row) -> None:
+        """Say what the job works on, or where it goes on."""
         self._hide("wait")
         self._start = row
         ranks = int(row.get("ranks") or 1)
@@ -110,12 +103,13 @@ class RunConsole(Sink):
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
 
-    def _on_train(self, row: dict[str, Any]) -> None:
+    def on_train(self, row: Row) -> None:
+        """Show losses, speed and the time left."""
         self._hide("wait")
         self._hide("progress")
         step, steps, per_epoch = row["step"], self._start.get("steps"), self._start.get("steps_per_epoch")
-        loss, rate = _number(row.get("train/loss"), ".4f"), _number(row.get("train/lr"), ".2e")
-        speed, left = _number(row.get("train/images_per_s"), ".1f"), _duration(row.get("train/eta_s"))
+        loss, rate = terminal.number(row.get("train/loss"), ".4f"), terminal.number(row.get("train/lr"), ".2e")
+        speed, left = terminal.number(row.get("train/images_per_s"), ".1f"), terminal.duration(row.get("train/eta_s"))
         epoch = f"epoch {row['epoch'] + 1}" + (f"/{-(-steps // per_epoch)}" if steps and per_epoch else "")
         at = f"step {step:{len(str(steps))}}/{steps}" if steps else f"step {step}"
         if not self.live:
@@ -125,65 +119,60 @@ class RunConsole(Sink):
         self._bar("epoch", epoch, step - row["epoch"] * per_epoch if per_epoch else None, per_epoch, facts)
         self._bar("run", at, step, steps, f"left [b]{left}[/]  since {self._elapsed()}{self._best}")
 
-    def _on_progress(self, row: dict[str, Any]) -> None:
+    def on_progress(self, row: Row) -> None:
+        """Show how far a validation or an evaluation is."""
         self._bar("progress", str(row.get("text", "working")), row.get("done"), row.get("total"))
 
-    def _on_message(self, row: dict[str, Any]) -> None:
+    def on_message(self, row: Row) -> None:
+        """Show a message of a rank."""
         self.message(str(row.get("text", "")), str(row.get("level", "info")))
 
-    def _on_val(self, row: dict[str, Any]) -> None:
+    def on_val(self, row: Row) -> None:
+        """Show the scores of a validation as tables."""
         self._hide("wait")
         self._hide("progress")
         best = bool(row.get("best"))
         if best:
-            self._best = f"  best mIoU [b]{_number(row.get('val/mIoU'), '.2f')}[/]"
+            self._best = f"  best mIoU [b]{terminal.number(row.get('val/mIoU'), '.2f')}[/]"
         mark = "  ★ best so far" if best else ""
         title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{mark}"
         self._line(title, "bold green" if best else "bold")
-        self.console.print(self._class_table(row))
-        if "val/boundary_IoU" in row:
-            self.console.print(_boundary_table(row))
+        self.console.print(self._score_table(row, "class", _COLUMNS, bars=self.live))
+        if boundary := [key[4:] for key in row if key.startswith("val/boundary_") and key.count("/") == 1]:
+            self.console.print(self._score_table(row, "boundary", boundary))
         present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
-        others = [f"{name} {_number(row[f'val/{name}'], form)}" for name, form in present.items()]
+        others = [f"{name} {terminal.number(row[f'val/{name}'], form)}" for name, form in present.items()]
         self._line("   ".join(others))
         if row.get("panels"):
             path = str(row["panels"])
             self._line(f"samples: {shown(self.folder / path) if self.folder else path}", "dim")
 
-    def _on_end(self, row: dict[str, Any]) -> None:
+    def on_end(self, row: Row) -> None:
+        """Say how the job ended."""
         self.finish()
         status = {"done": "finished", "early_stop": "stopped early: no better mIoU"}.get(row["status"], row["status"])
         self._line(f"{status} at step {row['step']} after {self._elapsed()}", "bold")
 
-    def _class_table(self, row: dict[str, Any]) -> Table:
-        names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("class", no_wrap=True, overflow="ellipsis")
-        for name in _COLUMNS:
-            table.add_column(name, justify="right")
-        if self.live:
+    def _score_table(self, row: Row, head: str, columns: Sequence[str], bars: bool = False) -> Table:
+        """A line for each class and one of the means, with bars of the first column where asked for."""
+        heads = [column.removeprefix("boundary_") for column in columns]
+        table = terminal.table(head, *heads, numbers=heads)
+        if bars:
             table.add_column("", width=20)
+        names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
         for name in names:
             color = self._colors.get(name)
             label = Text.assemble(("■ ", color), name) if color and self.live else Text(name)
-            values = [row.get(f"val/{column}/{name}") for column in _COLUMNS]
-            bar = [Bar(100, 0, values[0] or 0, color=color or "green")] if self.live else []
-            table.add_row(label, *(_number(value, ".2f") for value in values), *bar)
+            values = [row.get(f"val/{column}/{name}") for column in columns]
+            bar = [Bar(100, 0, values[0] or 0, color=color or "green")] if bars else []
+            table.add_row(label, *map(terminal.number, values), *bar)
         table.add_section()
-        table.add_row(Text("mean", style="bold"), *(Text(text, style="bold") for text in self._means(row, names)))
+        kept = [name for name in names if name not in row.get("exclude", ())]
+        table.add_row("mean", *(terminal.number(_mean(row, column, kept)) for column in columns), style="bold")
         return table
 
-    @staticmethod
-    def _means(row: dict[str, Any], names: Sequence[str]) -> Iterable[str]:
-        yield _number(row.get("val/mIoU"), ".2f")
-        for column in ("precision", "recall"):
-            kept = [name for name in names if name not in row.get("exclude", ())]
-            values = [v for name in kept if (v := row.get(f"val/{column}/{name}")) is not None]
-            yield _number(sum(values) / len(values) if values else None, ".2f")
-        yield _number(row.get("val/mF1"), ".2f")
-
     def _elapsed(self) -> str:
-        return _duration(time.monotonic() - self._began)
+        return terminal.duration(time.monotonic() - self._began)
 
     def _bar(self, key: str, text: str, done: float | None, total: float | None, facts: str = "") -> None:
         """Show or move one line of the live display; as plain lines only the waits, now and then."""
@@ -222,30 +211,25 @@ class RunConsole(Sink):
             self._progress.remove_task(self._tasks.pop(key))
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        terminal.line(self.console, text, style)
 
 
-def _boundary_table(row: dict[str, Any]) -> Table:
-    keys = [key for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("boundary", no_wrap=True, overflow="ellipsis")
-    for key in keys:
-        table.add_column(key.removeprefix("val/boundary_"), justify="right")
-    for name in (key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")):
-        table.add_row(Text(name), *(_number(row[f"{key}/{name}"], ".2f") for key in keys))
-    table.add_section()
-    table.add_row(Text("mean", style="bold"), *(Text(_number(row[key], ".2f"), style="bold") for key in keys))
-    return table
+def _mean(row: Row, column: str, names: Sequence[str]) -> float | None:
+    """The mean of a score over the classes `names`, as recorded or else worked out."""
+    if (key := f"val/{_MEANS.get(column, column)}") in row:
+        return float(row[key]) if row[key] is not None else None
+    values = [value for name in names if (value := row.get(f"val/{column}/{name}")) is not None]
+    return sum(values) / len(values) if values else None
 
 
 class _Share(ProgressColumn):
     """The share done, nothing for a wait without a known end."""
 
-    def render(self, task: Any) -> Text:
+    def render(self, task: Task) -> Text:
         return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
 
 
-def _grow(tree: Tree, values: dict[str, Any]) -> None:
+def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
     """Add the plain values packed into lines, then each group as a branch."""
     groups = {key: value for key, value in values.items() if isinstance(value, dict) and value}
     plain = Text()
@@ -266,7 +250,7 @@ def _grow(tree: Tree, values: dict[str, Any]) -> None:
         _grow(tree.add(label), {k: v for k, v in value.items() if k != "_target_"})
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -274,7 +258,7 @@ def _value(value: Any) -> str:
     return f"[{','.join(map(_value, value))}]" if isinstance(value, list) else str(value)
 
 
-def _batch(row: dict[str, Any]) -> str:
+def _batch(row: Row) -> str:
     """The global batch and what it is made of."""
     whole, size, ranks = row.get("global_batch"), row.get("batch_size"), row.get("ranks")
     if not (whole and size and ranks) or whole == size:
@@ -285,15 +269,3 @@ def _batch(row: dict[str, Any]) -> str:
 
 def _hex(color: str | Sequence[int]) -> str:
     return f"#{color.lstrip('#')}" if isinstance(color, str) else "#" + "".join(f"{part:02x}" for part in color)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -10,10 +10,9 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pfseg.data.preparation.preparation import Progress
+from pfseg.data.preparation.preparation import ProgressListener
 
 _PLAIN_SECONDS = 15.0  # between lines where nobody sees a bar
 
@@ -38,7 +37,7 @@ def collected_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-class ConsoleProgress(Progress):
+class ConsoleProgress(ProgressListener):
     """A bar with the time left on a terminal, a line now and then elsewhere.
 
     Args:
@@ -49,7 +48,7 @@ class ConsoleProgress(Progress):
     def __init__(self, console: Console, text: str) -> None:
         self._console, self._text = console, text
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Bars(*columns, console=console) if console.is_terminal else None
+        self._bars = Progress(*columns, console=console) if console.is_terminal else None
         self._total, self._done, self._began = 0, 0.0, 0.0
         self._new, self._shown = 0.0, 0.0
 

@@ -10,22 +10,30 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfseg.errors import JobError
+from pfseg.files import cannot_write, write_atomic
+
+Row = dict[str, Any]  # of the records file
 
 _PROGRESS_SECONDS = 0.5
 
 
 class Sink:
-    """Receiver of a run's telemetry in the driver; each method may be left as it is."""
+    """Receiver of a run's telemetry in the command's own process; each method may be left as it is.
 
-    def record(self, row: dict[str, Any]) -> None:
+    Rows go to the method `on_<event>` where there is one: `on_start`, `on_train` (`train/loss`, ...), `on_val`
+    (`val/mIoU`, `val/IoU/<class>`, `panels`, `samples`, `best`), `on_confusion`, `on_progress`, `on_message`, `on_end`.
+    """
+
+    def record(self, row: Row) -> None:
         """Take one row of the records file."""
+        handler = getattr(self, f"on_{row['event']}", None)
+        if handler is not None:
+            handler(row)
 
     def compiling(self, done: int, total: int) -> None:
         """Take Jittor's count of compiled operators."""
@@ -40,38 +48,6 @@ class Sink:
         """Hear that the job has ended, with what exit code; nothing comes after it."""
 
 
-def shown(path: str | Path) -> str:
-    """Spell a path for the user: below the working folder as seen from there."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or leave the previous one, whatever happens in between.
-
-    Args:
-        path: the file; its folder is made where missing.
-        content: bytes, or text that is stored as UTF-8.
-
-    Raises:
-        JobError: the file can't be written, for instance on a full disk.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the file from others
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise _unwritable(path, error) from error
-
-
 class RecordWriter:
     """Appends rows to a records file, each with one write, so that a reader meets whole lines.
 
@@ -79,7 +55,7 @@ class RecordWriter:
         path: the file, made where missing; a torn last line of an earlier run is removed.
 
     Raises:
-        JobError: the file can't be opened.
+        WriteError: the file can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,13 +69,13 @@ class RecordWriter:
             if not content.endswith(b"\n"):
                 os.ftruncate(self._file, content.rfind(b"\n") + 1)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
         """Append one row; NumPy and Jittor scalars are taken as numbers.
 
         Raises:
-            JobError: the disk is full or the file can't be written; rows already there stay whole.
+            WriteError: the disk is full or the file can't be written; rows already there stay whole.
         """
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
         line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
@@ -109,13 +85,13 @@ class RecordWriter:
                 raise OSError(28, "No space left on device")
         except OSError as error:
             os.ftruncate(self._file, end)
-            raise _unwritable(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def progress(self, text: str, done: int, total: int, *, step: int, epoch: int) -> None:
         """Append a row for work of `total` parts: the first, the last, and between them at most two a second.
 
         Raises:
-            JobError: as `write`.
+            WriteError: as `write`.
         """
         now = time.monotonic()
         if 0 < done < total and text == self._shown[0] and now - self._shown[1] < _PROGRESS_SECONDS:
@@ -127,7 +103,7 @@ class RecordWriter:
         """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.
 
         Raises:
-            JobError: the shortened file can't be written; the old one stays.
+            WriteError: the shortened file can't be written; the old one stays.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
@@ -166,7 +142,7 @@ class Follower:
         self._offset = self._path.read_bytes().rfind(b"\n") + 1 if skip and self._path.exists() else 0
         self._reopen()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         """Yield each whole row that has been added since the last call."""
         yield from self._read()
         if self._replaced():
@@ -190,7 +166,7 @@ class Follower:
             return False
         return os.stat(self._path).st_ino != os.fstat(self._file).st_ino
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def _read(self) -> Iterator[Row]:
         self._reopen()
         if self._file is None:
             return
@@ -205,7 +181,7 @@ class Follower:
                 yield row
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Row]:
     """Return all whole rows of a records file, oldest first; none where there is no file."""
     if not path.exists():
         return []
@@ -213,7 +189,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [row for line in lines if line.endswith(b"\n") and (row := _parse(line)) is not None]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def numbers(row: Row, *prefixes: str) -> dict[str, float]:
+    """The values of a row below some prefixes, such as `train/`, without those that are missing."""
+    return {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
+
+
+def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except ValueError:
@@ -221,7 +202,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
@@ -232,8 +213,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return plain(value.item()) if hasattr(value, "item") else str(value)
-
-
-def _unwritable(path: Path, error: OSError) -> JobError:
-    remedy = "free some space on this disk" if error.errno in (28, 122) else "check the folder and its permissions"
-    return JobError(f"{path} can't be written ({error.strerror}); {remedy}, then continue with resume=<run folder>")

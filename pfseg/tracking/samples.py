@@ -9,24 +9,32 @@ Shapes: image (H, W, 3) uint8 RGB; label maps (H, W) uint8; edge map (h, w) uint
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, NotRequired, TypedDict
 
 import cv2
 import numpy as np
 
 from pfseg.data.edges import edge_map
-from pfseg.tracking.records import write_atomic
+from pfseg.files import write_atomic
 
 LARGEST = 1024  # pixels of the longer side; larger images are scaled down
 _BOTH, _MISSED, _FALSE = (46, 160, 67), (255, 140, 0), (40, 110, 255)  # RGB: found, only in the truth, only predicted
 _GAP = 8
 
 
-@dataclass
-class Sample:
-    """One validation sample, read back.
+class MapFiles(TypedDict):
+    """A validation sample in the records: its name, and its files below the run folder."""
+
+    name: str
+    image: str
+    mask: str
+    pred: str
+    edge: NotRequired[str]
+
+
+class SampleMaps(NamedTuple):
+    """A validation sample, read back.
 
     Attributes:
         name: of the image.
@@ -48,7 +56,7 @@ def save_maps(
     step: int,
     panels: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
     edges: Sequence[np.ndarray | None],
-) -> list[dict[str, str]]:
+) -> list[MapFiles]:
     """Write the maps of one validation.
 
     Args:
@@ -58,15 +66,15 @@ def save_maps(
         edges: edge map of each.
 
     Returns:
-        For each sample its `name` and its files below `folder`: `image`, `mask`, `pred`, and `edge` where there is one.
+        The files of each sample.
 
     Raises:
-        JobError: a file can't be written.
+        WriteError: a file can't be written.
     """
-    rows = []
+    rows: list[MapFiles] = []
     for index, ((image, mask, pred, name), edge) in enumerate(zip(panels, edges, strict=True)):
         fixed, now = f"samples/{index}", f"samples/step_{step:06d}_{index}"
-        row = {"name": name, "image": f"{fixed}_image.jpg", "mask": f"{fixed}_mask.png", "pred": f"{now}_pred.png"}
+        row = MapFiles(name=name, image=f"{fixed}_image.jpg", mask=f"{fixed}_mask.png", pred=f"{now}_pred.png")
         scale = min(1.0, LARGEST / max(mask.shape))
         if not (folder / row["mask"]).exists():
             _write(folder / row["image"], image[..., ::-1], scale, cv2.INTER_AREA)
@@ -79,26 +87,30 @@ def save_maps(
     return rows
 
 
-def read_maps(folder: Path, rows: Sequence[dict[str, str]]) -> list[Sample]:
+def read_maps(folder: Path, rows: Sequence[MapFiles]) -> list[SampleMaps]:
     """Read what `save_maps` wrote; samples whose files have gone are left out."""
+
+    def read(name: str) -> np.ndarray | None:
+        return cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
+
     samples = []
     for row in rows:
-        maps = {key: cv2.imread(str(folder / row[key]), cv2.IMREAD_UNCHANGED) for key in row if key != "name"}
-        if all(maps.get(key) is not None for key in ("image", "mask", "pred")):
-            image = np.ascontiguousarray(maps["image"][..., ::-1])
-            samples.append(Sample(row["name"], image, maps["mask"], maps["pred"], maps.get("edge")))
+        image, mask, pred = read(row["image"]), read(row["mask"]), read(row["pred"])
+        if image is not None and mask is not None and pred is not None:
+            edge = read(row["edge"]) if "edge" in row else None
+            samples.append(SampleMaps(row["name"], np.ascontiguousarray(image[..., ::-1]), mask, pred, edge))
     return samples
 
 
-def boundary_picture(sample: Sample) -> np.ndarray:
+def boundary_picture(sample: SampleMaps) -> np.ndarray:
     """(H, W, 3) RGB: the image pale, on it class boundaries: green found, orange missed, blue only predicted."""
-    truth, found = (edge_map(labels, thickness=2).astype(bool) for labels in (sample.mask, sample.pred))
+    truth, pred = (edge_map(labels, thickness=2).astype(bool) for labels in (sample.mask, sample.pred))
     picture = 255 - (255 - sample.image) // 3
-    picture[truth & ~found], picture[found & ~truth], picture[truth & found] = _MISSED, _FALSE, _BOTH
+    picture[truth & ~pred], picture[pred & ~truth], picture[truth & pred] = _MISSED, _FALSE, _BOTH
     return picture
 
 
-def edge_picture(sample: Sample, rule: str, thickness: int) -> np.ndarray:
+def edge_picture(sample: SampleMaps, rule: str, thickness: int) -> np.ndarray:
     """(h, 2w + 8, 3) RGB: the predicted edge probability beside the edge label, of a sample with an edge map."""
     assert sample.edge is not None
     height, width = sample.edge.shape
@@ -111,7 +123,7 @@ def edge_picture(sample: Sample, rule: str, thickness: int) -> np.ndarray:
 def _write(path: Path, pixels: np.ndarray, scale: float, interpolation: int) -> None:
     if scale < 1.0:
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=interpolation)
-    options: list[Any] = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
     written, content = cv2.imencode(path.suffix, pixels, options)
     assert written
     write_atomic(path, content.tobytes())

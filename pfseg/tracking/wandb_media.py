@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfseg.tracking.samples import Sample, boundary_picture, edge_picture, read_maps
+import wandb
+
+from pfseg.tracking.records import Row
+from pfseg.tracking.samples import MapFiles, SampleMaps, boundary_picture, edge_picture, read_maps
 
 _IGNORED = 255
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 
 
-def class_scores(row: dict[str, Any]) -> dict[str, Any]:
+def class_scores(row: Row) -> dict[str, Any]:
     """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
-    import wandb
-
     names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
     boundary = [key[4:] for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
     columns = [*_COLUMNS, *boundary]
@@ -29,8 +30,6 @@ def class_scores(row: dict[str, Any]) -> dict[str, Any]:
 
 def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
     """W&B's chart of a confusion matrix, [truth][prediction] in pixels."""
-    import wandb
-
     data = [[truth, guess, confusion[i][j]] for i, truth in enumerate(names) for j, guess in enumerate(names)]
     fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
     table = wandb.Table(columns=list(fields), data=data)
@@ -38,7 +37,9 @@ def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
     return {"val/confusion": wandb.plot_table("wandb/confusion_matrix/v1", table, fields, title)}
 
 
-def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequence[str], edge: Any) -> dict[str, Any]:
+def sample_pictures(
+    folder: Path, rows: Sequence[MapFiles], names: Sequence[str], edge: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Pictures of the validation samples.
 
     Args:
@@ -50,8 +51,6 @@ def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequenc
     Returns:
         `val/masks`: images under truth and prediction; `val/boundaries`; `val/edges` where the network finds edges.
     """
-    import wandb
-
     samples = read_maps(folder, rows)
     labels = {**dict(enumerate(names)), _IGNORED: "ignored"}
     pictures = {
@@ -73,9 +72,7 @@ def sample_pictures(folder: Path, rows: Sequence[dict[str, str]], names: Sequenc
     return {key: images for key, images in pictures.items() if images}
 
 
-def _overlay(sample: Sample, labels: dict[int, str]) -> Any:
-    import wandb
-
+def _overlay(sample: SampleMaps, labels: dict[int, str]) -> Any:
     maps = {"ground_truth": sample.mask, "prediction": sample.pred}
     masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
     return wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg")

@@ -15,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pfseg.errors import CheckpointError, JobError
-from pfseg.tracking.records import plain, write_atomic
+from pfseg.errors import CheckpointError, WriteError
+from pfseg.files import PART, write_atomic
+from pfseg.tracking.records import plain
 
 _HEADER = "pfseg"
 # Settings that earlier versions didn't write, with the value that means what those did.
@@ -33,17 +34,17 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
         meta: what JSON can hold: config, step, metrics, versions, ...
 
     Raises:
-        CheckpointError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
-        for killed in path.parent.glob(f".{path.name}-*"):  # a kill while saving left it
+        for killed in path.parent.glob(f".{path.name}.*{PART}"):  # a kill while saving left it
             killed.unlink()
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
-    except JobError as error:
-        raise CheckpointError(f"checkpoint not saved, the previous one is whole: {error}") from error
+    except WriteError as error:
+        raise WriteError(f"checkpoint not saved, the previous one is whole: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

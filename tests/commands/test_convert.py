@@ -256,8 +256,8 @@ def test_as_a_command_without_jittor(tmp_path: Path):
     [("zip", "pytorch", "pfnet_r50_256", 256), ("jittor", "jittor", "pfnet_r50_jittorpool_512", 512)],
 )
 def test_published_weights_give_the_published_logits(form, variant, file, size, tmp_path: Path):
-    from pfseg.engine import state
     from pfseg.runtime import jt
+    from pfseg.weights.transfer import load_weights
 
     weights = {name: golden.weight(name, tuple(shape)) for name, shape in golden.shapes("pfnet_r50").items()}
     options = [*OPTIONS, "--variant", variant, "--out", str(tmp_path / "out.safetensors")]
@@ -267,7 +267,7 @@ def test_published_weights_give_the_published_logits(form, variant, file, size, 
     model = meta["config"]["model"]
     assert (model["variant"], model["num_classes"], model["backbone"]["depth"]) == (variant, 16, 50)
     network = build_model(model, 16)
-    state.load_model(network, arrays, "out")
+    load_weights(network, arrays, "out")
     network.eval()
     expected = golden.load(file)
     image = np.random.default_rng(int(expected["input_seed"])).standard_normal((1, 3, size, size)).astype(np.float32)
@@ -298,11 +298,11 @@ def check_evaluation(folder: Path, network: Any, size: int) -> None:
 
 
 def test_converted_and_evaluated(tmp_path: Path):
-    from pfseg.engine import state
+    from pfseg.weights.transfer import export_weights
 
     settings = ["model=pfnet_r18", "model.fpn_dim=32", "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]
     network = build_model(check(compose("train", settings))["model"], 6)
-    weights = state.export(network)
+    weights = export_weights(network)
     scenes = ["dataset.size=64", "dataset.val_images=2", "--dataset", "synthetic"]
     options = ["--to", "safetensors", "--variant", "pytorch", *scenes]
     assert convert(tmp_path / "r18.pth", official("legacy", weights), *options) == 0

@@ -12,6 +12,7 @@ from run_folders import NAMES, make_run
 from pfseg.commands.dashboard import main
 from pfseg.reporting.runs import Run, read_runs
 from pfseg.reporting.workspace import build_workspace, logged_names
+from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import RecordWriter, Sink, read_records
 from pfseg.tracking.samples import save_maps
 from pfseg.tracking.wandb import WandbLogger
@@ -57,8 +58,7 @@ def test_no_panel_asks_for_what_a_wandb_run_lacks(tmp_path: Path):
     writer.write("val", step=5, epoch=2, samples=samples, **{"val/mIoU": 1.0, "val/boundary_IoU": 2.0})
     settings = {"project": "pfseg", "entity": None, "mode": "offline", "tags": [], "checkpoints": []}
     edge = {"rule": "class", "thickness": 4}
-    config = {"job": "train", "dataset": {"edge": edge}, "logger": {"wandb": settings}}
-    logger = WandbLogger(run, config, Sink())
+    logger = WandbLogger(RunContext(run, {"job": "train", "dataset": {"edge": edge}}, Sink()), **settings)
     for row in read_records(run / "metrics.jsonl"):
         logger.record(row)
     logger.finish()

@@ -28,8 +28,7 @@ from tiny_network import CLASSES, make_checkpoint
 
 from pfseg.commands.predict import run
 from pfseg.config.compose import check, compose
-from pfseg.data.preparation.files import WriteError
-from pfseg.errors import CheckpointError, ConfigError, DataError
+from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
 from pfseg.prediction.image import Image
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -443,12 +442,12 @@ def test_stopped_by_a_signal(checkpoint, tmp_path):
 def test_the_challenge(tmp_path):
     """PNGs of 0 and 255 of the image's size, by the command of the challenge and a network of our own."""
     from pfseg.build import build_model
-    from pfseg.engine import state
+    from pfseg.weights.transfer import export_weights
 
     root = DATA / "gaofen_like" / "sar"
     settings = ["dataset=gaofen_sar", f"dataset.root={root}", "model=pfnet_r18", "model.fpn_dim=32"]
     config = check(compose("train", [*settings, "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]))
-    weights = state.export(build_model(config["model"], 2))
+    weights = export_weights(build_model(config["model"], 2))
     save_checkpoint(tmp_path / "net.safetensors", weights, {"config": config, "progress": {"step": 0}, "epoch": 0})
     (folder,) = root.glob("val/image")
     process = start(

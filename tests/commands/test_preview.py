@@ -12,7 +12,7 @@ from runs import ENVIRONMENT, ROOT
 
 from pfseg.commands.preview import class_shares, preview
 from pfseg.config.compose import check, compose
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, WriteError
 
 SMALL = ["dataset.size=64", "dataset.train_images=6", "dataset.crop_size=64", "samples=8"]
 
@@ -80,7 +80,7 @@ def test_faulty_settings(overrides, message):
 
 def test_a_picture_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(JobError, match=r"p.png"):
+    with pytest.raises(WriteError, match=r"p.png"):
         preview(configured(tmp_path / "file" / "p.png", "rows=1", "samples=1"))
 
 

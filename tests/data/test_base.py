@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data.building import synthetic
 
 from pfseg.data.base import ClassInfo, class_ids, parse_classes, parse_color
-from pfseg.data.synthetic import SyntheticDataset
 from pfseg.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def test_class_table_is_read():
 
 
 def test_palette_follows_the_table():
-    dataset = SyntheticDataset(split="val")
+    dataset = synthetic("val")
     assert dataset.palette.shape == (dataset.num_classes, 3) == (6, 3)
     assert dataset.palette.dtype == np.uint8
     assert tuple(dataset.palette[1]) == dataset.classes[1].color

@@ -6,20 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.fakes import CLASSES, write
+from data.building import folder_dataset
+from data.fakes import write
 
-from pfseg.data.folder import FolderDataset
 from pfseg.errors import ConfigError, DataError
 
 DUBAI = Path(__file__).parents[3] / "shared" / "data" / "dubai"
 
 
-def build(root: Path, **keywords: object) -> FolderDataset:
-    return FolderDataset(**{"split": "train", "root": root, "classes": CLASSES, **keywords})
-
-
 def test_split_by_folders(town):
-    train, val = build(town), build(town, split="val")
+    train, val = folder_dataset(town), folder_dataset(town, split="val")
     assert (len(train), len(val)) == (6, 2)
     sample = train.read(2)
     assert sample.name == "train/images/tile 2.jpg"
@@ -36,14 +32,14 @@ def test_split_by_lists_through_nested_folders(town):
     shutil.move(town / "val" / "masks", town / "Tile 1" / "masks")
     text = "# two\n\nTile 1/images/tile 1.jpg\nTile 1/images/tile 0.jpg\n"
     (town / "train.txt").write_text(text, encoding="utf-8")
-    dataset = build(town, splits={"train": "train.txt", "val": "val.txt"})
+    dataset = folder_dataset(town, splits={"train": "train.txt", "val": "val.txt"})
     assert [dataset.read(index).name for index in range(2)] == ["Tile 1/images/tile 1.jpg", "Tile 1/images/tile 0.jpg"]
     assert (dataset.read(0).mask == 0).sum() == 2 * 48
 
 
 def test_split_by_ratio_parts_all_images_and_depends_on_the_seed(town):
     def names(split: str, seed: int) -> set[str]:
-        dataset = build(town, split=split, splits={"val": 0.25, "seed": seed})
+        dataset = folder_dataset(town, split=split, splits={"val": 0.25, "seed": seed})
         return {dataset.read(index).name for index in range(len(dataset))}
 
     train, val = names("train", 0), names("val", 0)
@@ -58,7 +54,7 @@ def test_other_folder_names_and_endings(town):
     shutil.move(town / "train" / "masks", town / "train" / "gt")
     mask = town / "train" / "gt" / "tile 0.png"
     mask.rename(mask.with_suffix(".PNG"))
-    dataset = build(town, images="rgb/8bit", masks="gt")
+    dataset = folder_dataset(town, images="rgb/8bit", masks="gt")
     assert len(dataset) == 6
     assert dataset.read(0).name == "train/rgb/8bit/tile 0.jpg"
 
@@ -66,97 +62,97 @@ def test_other_folder_names_and_endings(town):
 def test_masks_with_a_suffix_in_the_same_folder(town):
     for mask in (town / "train" / "masks").iterdir():
         mask.rename(town / "train" / "images" / f"{mask.stem}_label.png")
-    dataset = build(town, masks="images", mask_suffix="_label")
+    dataset = folder_dataset(town, masks="images", mask_suffix="_label")
     assert [image.name for image, _ in dataset.files] == [f"tile {number}.jpg" for number in range(6)]
     assert (dataset.read(2).mask == 0).sum() == 3 * 48
     (town / "train" / "images" / "tile 1_label.png").unlink()
     with pytest.raises(DataError, match=r"tile 1.jpg has no mask: expected .*images/tile 1_label\{.png,"):
-        build(town, masks="images", mask_suffix="_label")
+        folder_dataset(town, masks="images", mask_suffix="_label")
 
 
 def test_several_sources_make_one_split(town):
     (town / "few.txt").write_text("train/images/tile 1.jpg\nval/images/tile 0.jpg\n")
-    dataset = build(town, splits={"train": ["val", "few.txt"], "val": "val"})
+    dataset = folder_dataset(town, splits={"train": ["val", "few.txt"], "val": "val"})
     names = [dataset.read(index).name for index in range(len(dataset))]
     assert names == ["val/images/tile 0.jpg", "val/images/tile 1.jpg", "train/images/tile 1.jpg"]
 
 
 def test_the_split_test(town):
     shutil.copytree(town / "val", town / "test")
-    assert len(build(town, split="test")) == 2
+    assert len(folder_dataset(town, split="test")) == 2
 
 
 def test_bands_and_stretch_reach_the_image(town):
     pixels = np.linspace(100, 400, 40 * 48).reshape(40, 48).astype(np.uint16)
     (town / "train" / "images" / "tile 0.jpg").unlink()
     write(town / "train" / "images" / "tile 0.tif", np.dstack([pixels, pixels[::-1], pixels * 0]))
-    image = build(town, bands=[2, 1, 1], stretch=[0, 100]).read(0).image
+    image = folder_dataset(town, bands=[2, 1, 1], stretch=[0, 100]).read(0).image
     assert not image[..., 0].any()
     assert image[0, -1, 1] == 255
     assert image[-1, 0, 2] == 0
 
 
 def test_what_is_known_about_masks_changes_with_them(town):
-    first = build(town).mask_key()
-    assert build(town).mask_key() == first
-    assert build(town, ignore=["010203"]).mask_key() != first
+    first = folder_dataset(town).mask_key()
+    assert folder_dataset(town).mask_key() == first
+    assert folder_dataset(town, ignore=["010203"]).mask_key() != first
     os.utime(town / "train" / "masks" / "tile 0.png", ns=(1, 1))
-    assert build(town).mask_key() != first
+    assert folder_dataset(town).mask_key() != first
 
 
 def test_of_several_masks_the_lossless_one_is_taken(town):
     write(town / "train" / "masks" / "tile 0.jpg", np.zeros((40, 48), np.uint8))
-    assert build(town).files[0][1].suffix == ".png"
+    assert folder_dataset(town).files[0][1].suffix == ".png"
 
 
 def test_missing_root_and_folders(town):
     with pytest.raises(DataError, match=r"data folder nowhere not found \(looked in /.*nowhere\).*dataset.root="):
-        build(Path("nowhere"))
+        folder_dataset(Path("nowhere"))
     with pytest.raises(DataError, match=r"folder .*/oops of the split 'train' not found; .*dataset.splits.train"):
-        build(town, splits={"train": "oops", "val": "val"})
+        folder_dataset(town, splits={"train": "oops", "val": "val"})
     with pytest.raises(DataError, match=r"list .*oops.txt not found; expected one image path per line"):
-        build(town, splits={"train": "oops.txt", "val": "val"})
+        folder_dataset(town, splits={"train": "oops.txt", "val": "val"})
     with pytest.raises(DataError, match=r"no images below .*train: looked for pictures/\*"):
-        build(town, images="pictures")
+        folder_dataset(town, images="pictures")
 
 
 def test_a_list_without_images(town):
     (town / "train.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match=r"list .*train.txt names no image"):
-        build(town, splits={"train": "train.txt"})
+        folder_dataset(town, splits={"train": "train.txt"})
     (town / "train.txt").write_text("train/images/gone.jpg\n")
     with pytest.raises(DataError, match=r"gone.jpg of the list .* not found; paths .* relative to .*on_error=skip"):
-        build(town, splits={"train": "train.txt"})
+        folder_dataset(town, splits={"train": "train.txt"})
 
 
 def test_a_listed_image_outside_the_image_folders(town):
     (town / "train.txt").write_text("train/masks/tile 0.png\n")
     with pytest.raises(DataError, match=r"tile 0.png lies in no folder called 'images'"):
-        build(town, splits={"train": "train.txt"})
+        folder_dataset(town, splits={"train": "train.txt"})
 
 
 def test_image_without_mask(town):
     (town / "train" / "masks" / "tile 3.png").unlink()
     with pytest.raises(DataError, match=r"tile 3.jpg has no mask: expected .*masks/tile 3\{.png,.*on_error=skip"):
-        build(town)
-    dataset = build(town, on_error="skip")
+        folder_dataset(town)
+    dataset = folder_dataset(town, on_error="skip")
     assert len(dataset) == 5
     assert len(dataset.warnings) == 1
     assert dataset.warnings[0].startswith("left out: ")
     shutil.rmtree(town / "val" / "masks")
     with pytest.raises(DataError, match=r"none of the 2 images of the split 'val' .* has a mask"):
-        build(town, split="val", on_error="skip")
+        folder_dataset(town, split="val", on_error="skip")
 
 
 def test_sizes_differ(town):
     write(town / "train" / "masks" / "tile 0.png", np.zeros((40, 47), np.uint8))
     with pytest.raises(DataError, match=r"tile 0.jpg has 48x40 px but its mask train/masks/tile 0.png 47x40"):
-        build(town).read(0)
+        folder_dataset(town).read(0)
 
 
 def test_unknown_colours_are_gathered(town):
     write(town / "train" / "masks" / "tile 0.png", np.full((40, 48, 3), 9, np.uint8))
-    dataset = build(town)
+    dataset = folder_dataset(town)
     assert (dataset.read(0).mask == 255).all()
     assert "train/masks/tile 0.png: 100 % of its pixels" in dataset.warnings[0]
 
@@ -177,14 +173,14 @@ def test_unknown_colours_are_gathered(town):
 )
 def test_faulty_settings(town, keywords, message):
     with pytest.raises(ConfigError, match=message):
-        build(town, **keywords)
+        folder_dataset(town, **keywords)
 
 
 def test_a_ratio_needs_two_images(town):
     for number in range(1, 6):
         (town / "train" / "images" / f"tile {number}.jpg").unlink()
     with pytest.raises(DataError, match=r"1 images below .* cannot be split with val=0.5"):
-        build(town / "train", splits={"val": 0.5})
+        folder_dataset(town / "train", splits={"val": 0.5})
 
 
 @pytest.mark.shared_data("dubai")
@@ -195,8 +191,7 @@ def test_dubai():
     ]
     splits = {"train": "split_train.txt", "val": "split_val.txt"}
     sets = [
-        FolderDataset(split=split, root=DUBAI, classes=rows, splits=splits, ignore=["9B9B9B", "000000"])
-        for split in splits
+        folder_dataset(DUBAI, split=split, classes=rows, splits=splits, ignore=["9B9B9B", "000000"]) for split in splits
     ]
     assert [len(dataset) for dataset in sets] == [54, 9]
     masks = [dataset.read_mask(index) for dataset in sets for index in (0, 5)]

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.fakes import CLASSES, write
+from data.building import augmentation, eval_loader, folder_dataset, synthetic, train_loader
+from data.fakes import write
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
 from pfseg.data.folder import FolderDataset
-from pfseg.data.loader import EvalLoader, TrainLoader
-from pfseg.data.synthetic import SyntheticDataset
-from pfseg.data.transforms import Augment
 from pfseg.errors import ConfigError, DataError
 
-AUGMENT = Augment(scale_range=[0.5, 2], hflip=0.5, vflip=0.5, rot90=True, blur=[0.15, 1.3])
+AUGMENT = augmentation(scale_range=[0.5, 2], hflip=0.5, vflip=0.5, rot90=True, blur=[0.15, 1.3])
 
 
 class Numbered(SegmentationDataset):
@@ -35,21 +33,6 @@ class Numbered(SegmentationDataset):
         return Sample(np.full((40, 40, 3), index, dtype=np.uint8), mask, str(index))
 
 
-def build(dataset: SegmentationDataset, **keywords: object) -> TrainLoader:
-    settings = {
-        "augment": Augment(),
-        "crop_size": (40, 40),
-        "batch_size": 2,
-        "seed": 0,
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "edge_rule": "class",
-        "edge_thickness": 8,
-        "workers": 0,
-    }
-    return TrainLoader(dataset=dataset, **{**settings, **keywords})
-
-
 def same(first: list[dict], second: list[dict]) -> bool:
     return [b["name"] for b in first] == [b["name"] for b in second] and all(
         (a[key] == b[key]).all() for a, b in zip(first, second, strict=True) for key in ("image", "mask", "edge")
@@ -57,8 +40,8 @@ def same(first: list[dict], second: list[dict]) -> bool:
 
 
 def test_batches_have_the_promised_form():
-    loader = build(
-        SyntheticDataset(split="train", size=64, train_images=3),
+    loader = train_loader(
+        synthetic("train", size=64, train_images=3),
         augment=AUGMENT,
         crop_size=(64, 96),
         mean=(0.5, 0.4, 0.3),
@@ -78,16 +61,16 @@ def test_batches_have_the_promised_form():
 
 def test_images_are_normalised_per_channel():
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    loader = build(Numbered(), mean=mean, std=std, batch_size=1)
+    loader = train_loader(Numbered(), mean=mean, std=std, batch_size=1)
     for batch in loader.epoch(0):
         expected = (int(batch["name"][0]) / 255 - mean) / std
         np.testing.assert_allclose(batch["image"][0, :, 7, 7], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_workers_change_nothing():
-    dataset = SyntheticDataset(split="train", size=64, train_images=5)
+    dataset = synthetic("train", size=64, train_images=5)
     keywords = {"augment": AUGMENT, "class_uniform": 0.5}
-    alone, helped = build(dataset, **keywords), build(dataset, workers=2, **keywords)
+    alone, helped = train_loader(dataset, **keywords), train_loader(dataset, workers=2, **keywords)
     for epoch in (0, 1):
         assert same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
     assert not same(list(alone.epoch(0)), list(alone.epoch(1)))
@@ -95,46 +78,48 @@ def test_workers_change_nothing():
 
 
 def test_an_epoch_goes_on_in_the_middle():
-    loader = build(SyntheticDataset(split="train", size=64, train_images=6), augment=AUGMENT)
+    loader = train_loader(synthetic("train", size=64, train_images=6), augment=AUGMENT)
     assert same(list(loader.epoch(3))[1:], list(loader.epoch(3, start=1)))
 
 
 def test_ranks_share_the_global_batches():
-    whole = list(build(Numbered(8), batch_size=4).epoch(0))
-    parts = [list(build(Numbered(8), batch_size=2, rank=rank, world_size=2).epoch(0)) for rank in range(2)]
+    whole = list(train_loader(Numbered(8), batch_size=4).epoch(0))
+    parts = [list(train_loader(Numbered(8), batch_size=2, rank=rank, world_size=2).epoch(0)) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert batch["name"] == parts[0][step]["name"] + parts[1][step]["name"]
 
 
 def test_number_of_batches_is_a_multiple():
-    loader = build(Numbered(7), multiple=3)
+    loader = train_loader(Numbered(7), multiple=3)
     assert loader.batches_per_epoch == len(list(loader.epoch(0))) == 6
 
 
 def test_classes_are_sampled_uniformly_with_their_places():
-    settings = {"augment": Augment(scale_range=[1, 1]), "crop_size": (8, 8), "class_uniform": 1.0, "multiple": 7}
-    masks = np.concatenate([batch["mask"] for batch in build(Numbered(6), **settings).epoch(0)])
+    settings = {"augment": augmentation(scale_range=[1, 1]), "crop_size": (8, 8), "class_uniform": 1.0, "multiple": 7}
+    masks = np.concatenate([batch["mask"] for batch in train_loader(Numbered(6), **settings).epoch(0)])
     assert len(masks) == 14
     assert sum((mask == 9).sum() == 1 for mask in masks) == 2  # seven classes occur: twice each
-    assert len(list(build(Numbered(6), scale=0.5, **settings).epoch(0))) == 7
+    assert len(list(train_loader(Numbered(6), scale=0.5, **settings).epoch(0))) == 7
 
 
 def test_resolution_comes_before_the_crop():
-    dataset = SyntheticDataset(split="train", size=128, train_images=1)
-    keywords = {"augment": Augment(scale_range=[1, 1]), "crop_size": (64, 64), "batch_size": 1}
-    (batch,) = build(dataset, scale=0.5, **keywords).epoch(0)
+    dataset = synthetic("train", size=128, train_images=1)
+    keywords = {"augment": augmentation(scale_range=[1, 1]), "crop_size": (64, 64), "batch_size": 1}
+    (batch,) = train_loader(dataset, scale=0.5, **keywords).epoch(0)
     assert (batch["mask"][0] == dataset.read(0).mask[1::2, 1::2]).all()
 
 
 def test_another_ignore_index():
-    (batch,) = build(Numbered(1), augment=Augment(scale_range=[0.5, 0.5]), ignore_index=-1, batch_size=1).epoch(0)
+    (batch,) = train_loader(
+        Numbered(1), augment=augmentation(scale_range=[0.5, 0.5]), ignore_index=-1, batch_size=1
+    ).epoch(0)
     assert set(np.unique(batch["mask"])) == {-1, 0}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_files_end_the_epoch(town, workers):
     (town / "train" / "images" / "tile 4.jpg").write_bytes(b"")
-    loader = build(FolderDataset(split="train", root=town, classes=CLASSES), workers=workers)
+    loader = train_loader(folder_dataset(town), workers=workers)
     with pytest.raises(DataError, match=r"tile 4.jpg is empty"):
         list(loader.epoch(0))
     loader.close()
@@ -145,8 +130,8 @@ def test_damaged_files_are_replaced_by_the_next(town, workers):
     (town / "train" / "images" / "tile 4.jpg").write_bytes(b"")
     (town / "train" / "masks" / "tile 0.png").unlink()
     write(town / "train" / "masks" / "tile 1.png", np.full((40, 48, 3), 9, np.uint8))
-    dataset = FolderDataset(split="train", root=town, classes=CLASSES, on_error="skip")
-    loader = build(dataset, workers=workers, class_uniform=0.3)
+    dataset = folder_dataset(town, on_error="skip")
+    loader = train_loader(dataset, workers=workers, class_uniform=0.3)
     batches = list(loader.epoch(0)) + list(loader.epoch(1))
     assert not any("tile 4" in name for batch in batches for name in batch["name"])
     warnings = loader.pop_warnings()
@@ -161,24 +146,24 @@ def test_damaged_files_are_replaced_by_the_next(town, workers):
 def test_nothing_readable(town):
     for path in (town / "val" / "images").iterdir():
         path.write_bytes(b"")
-    dataset = FolderDataset(split="val", root=town, classes=CLASSES, on_error="skip")
+    dataset = folder_dataset(town, split="val", on_error="skip")
     for share in (0.0, 0.5):
         with pytest.raises(DataError, match=r"none of the 2 samples can be read; the last: left out: .* is empty"):
-            list(build(dataset, class_uniform=share).epoch(0))
+            list(train_loader(dataset, class_uniform=share).epoch(0))
 
 
 def test_faulty_settings():
     with pytest.raises(DataError, match="the training split is empty"):
-        build(Numbered(0))
+        train_loader(Numbered(0))
     with pytest.raises(ConfigError, match=r"class_uniform=2 is not between 0 and 1"):
-        build(Numbered(), class_uniform=2)
+        train_loader(Numbered(), class_uniform=2)
     with pytest.raises(ConfigError, match="unknown edge rule"):
-        build(Numbered(), edge_rule="x")
+        train_loader(Numbered(), edge_rule="x")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_sample_once_in_order(workers):
-    loaders = [EvalLoader(dataset=Numbered(7), rank=rank, world_size=2, workers=workers) for rank in range(2)]
+    loaders = [eval_loader(Numbered(7), rank=rank, world_size=2, workers=workers) for rank in range(2)]
     assert [len(loader) for loader in loaders] == [4, 3]
     assert [[index for index, _ in loader] for loader in loaders] == [[0, 2, 4, 6], [1, 3, 5]]
     assert [sample.name for _, sample in loaders[1]] == ["1", "3", "5"]
@@ -188,12 +173,12 @@ def test_evaluation_sees_each_sample_once_in_order(workers):
 
 def test_evaluation_leaves_out_and_counts(town):
     (town / "val" / "images" / "tile 0.jpg").write_bytes(b"")
-    loader = EvalLoader(dataset=FolderDataset(split="val", root=town, classes=CLASSES, on_error="skip"), workers=0)
+    loader = eval_loader(folder_dataset(town, split="val", on_error="skip"))
     for _ in range(2):
         assert [index for index, _ in loader] == [1]
         assert loader.skipped == 1
     assert len(loader.pop_warnings()) == 1
-    strict = EvalLoader(dataset=FolderDataset(split="val", root=town, classes=CLASSES), workers=0)
+    strict = eval_loader(folder_dataset(town, split="val"))
     with pytest.raises(DataError, match=r"tile 0.jpg is empty"):
         list(strict)
 
@@ -202,7 +187,7 @@ def test_a_part_of_another_sample_is_mixed_in():
     """Of images of one grey level each, a sample with two levels is a mixed one."""
 
     def batches(share: float, **keywords: object) -> list[dict]:
-        loader = build(Numbered(40), augment=Augment(cutmix=share), batch_size=4, **keywords)
+        loader = train_loader(Numbered(40), augment=augmentation(cutmix=share), batch_size=4, **keywords)
         return list(loader.epoch(0)) + list(loader.epoch(1))
 
     def mixed(batch: dict) -> list[bool]:
@@ -224,8 +209,8 @@ def test_a_part_of_another_sample_is_mixed_in():
 
 def test_what_is_mixed_in_is_drawn_class_by_class_too():
     settings = {"crop_size": (8, 8), "class_uniform": 1.0, "batch_size": 4}
-    augment = Augment(scale_range=[1, 1], cutmix=1.0)
-    loader = build(Numbered(40), augment=augment, **settings)
+    augment = augmentation(scale_range=[1, 1], cutmix=1.0)
+    loader = train_loader(Numbered(40), augment=augment, **settings)
     draws = loader._index().draw(loader._order(0), share=1.0, seed=0, epoch=0)
     partners = [loader._partner(draws, position, 0) for position in range(40)]
     assert all(partner in draws and partner.centre is not None for partner in partners)
@@ -243,8 +228,8 @@ class Counted(FolderDataset):
 
 
 def places(root: Path, **keywords: object) -> tuple[int, np.ndarray]:
-    dataset = Counted(split="train", root=root, classes=CLASSES, **keywords)
-    found = build(dataset, class_uniform=0.5)._index().places
+    dataset = folder_dataset(root, Counted, **keywords)
+    found = train_loader(dataset, class_uniform=0.5)._index().places
     return dataset.read_masks, np.concatenate(found)
 
 
@@ -265,7 +250,7 @@ def test_places_of_classes_are_kept_beside_the_data(town):
 def test_looking_for_places_tells_how_far_it_is(town):
     heard = []
     for _ in range(2):
-        loader = build(FolderDataset(split="train", root=town, classes=CLASSES), class_uniform=0.5)
+        loader = train_loader(folder_dataset(town), class_uniform=0.5)
         list(loader.epoch(0, progress=lambda done, total: heard.append((done, total))))
     assert heard == [(done, 6) for done in range(1, 7)]  # nothing is looked for the second time
 
@@ -288,17 +273,17 @@ def test_places_with_damaged_masks_left_out(town):
     assert set(found[:, 0]) == {0, 1, 3, 4, 5}
     assert places(town, on_error="skip")[0] == 0
     with pytest.raises(DataError, match=r"tile 2.png is empty"):
-        list(build(Counted(split="train", root=town, classes=CLASSES), class_uniform=0.5).epoch(0))
+        list(train_loader(folder_dataset(town, Counted), class_uniform=0.5).epoch(0))
 
 
 def test_places_of_a_data_set_that_says_nothing_about_its_masks_are_not_kept(cache):
-    list(build(Numbered(), class_uniform=0.5).epoch(0))
+    list(train_loader(Numbered(), class_uniform=0.5).epoch(0))
     assert not cache.exists()
 
 
 def test_memory_of_the_loading_processes(town):
-    dataset = FolderDataset(split="train", root=town, classes=CLASSES)
-    alone, helped = build(dataset), build(dataset, workers=1)
+    dataset = folder_dataset(town)
+    alone, helped = train_loader(dataset), train_loader(dataset, workers=1)
     for loader in (alone, helped):
         assert loader.worker_mib is None
         list(loader.epoch(0))
@@ -323,7 +308,7 @@ class Logged(Numbered):
 def test_only_a_few_batches_are_made_ahead(tmp_path):
     """What waits is bounded by batches, however slowly the training takes them."""
     log = tmp_path / "read"
-    loader = build(Logged(log), workers=1, batch_size=2)
+    loader = train_loader(Logged(log), workers=1, batch_size=2)
     epoch = loader.epoch(0)
     next(epoch)
     time.sleep(1.5)

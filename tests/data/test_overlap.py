@@ -4,16 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data.fakes import CLASSES
+from data.building import folder_dataset, synthetic
 
-from pfseg.data.folder import FolderDataset
 from pfseg.data.overlap import find_overlap
-from pfseg.data.synthetic import SyntheticDataset
 
 
 def overlap(root: Path, train: object) -> str | None:
     splits = {"train": train, "val": "val"}
-    sets = [FolderDataset(split=split, root=root, classes=CLASSES, splits=splits) for split in splits]
+    sets = [folder_dataset(root, split=split, splits=splits) for split in splits]
     return find_overlap(*sets)
 
 
@@ -48,4 +46,4 @@ def test_the_validation_folder_trained_on(town):
 
 
 def test_sets_without_files():
-    assert find_overlap(SyntheticDataset(split="train"), SyntheticDataset(split="val")) is None
+    assert find_overlap(synthetic("train"), synthetic("val")) is None

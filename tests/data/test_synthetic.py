@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data.building import synthetic
 
-from pfseg.data.synthetic import SyntheticDataset
 from pfseg.errors import ConfigError
 from pfseg.metrics.confusion import confusion_matrix, scores
 
 
 def test_sample_has_the_promised_form():
-    sample = SyntheticDataset(split="train", size=100).read(3)
+    sample = synthetic("train", size=100).read(3)
     assert sample.image.shape == (100, 100, 3)
     assert sample.mask.shape == (100, 100)
     assert sample.image.dtype == sample.mask.dtype == np.uint8
@@ -18,21 +18,21 @@ def test_sample_has_the_promised_form():
 
 
 def test_scenes_depend_on_seed_split_and_index_only():
-    train, again = (SyntheticDataset(split="train", size=64, train_images=n) for n in (4, 8))
+    train, again = (synthetic("train", size=64, train_images=n) for n in (4, 8))
     np.testing.assert_array_equal(train.read(2).image, again.read(2).image)
-    others = [train.read(1), SyntheticDataset(split="val", size=64).read(2)]
-    others.append(SyntheticDataset(split="train", size=64, seed=1).read(2))
+    others = [train.read(1), synthetic("val", size=64).read(2)]
+    others.append(synthetic("train", size=64, seed=1).read(2))
     for other in others:
         assert (train.read(2).image != other.image).mean() > 0.5
 
 
 def test_lengths():
-    assert len(SyntheticDataset(split="train", train_images=5, val_images=2)) == 5
-    assert len(SyntheticDataset(split="val", train_images=5, val_images=2)) == 2
+    assert len(synthetic("train", train_images=5, val_images=2)) == 5
+    assert len(synthetic("val", train_images=5, val_images=2)) == 2
 
 
 def test_every_class_is_frequent():
-    dataset = SyntheticDataset(split="train", train_images=24)
+    dataset = synthetic("train", train_images=24)
     masks = [dataset.read(index).mask for index in range(24)]
     shares = np.bincount(np.concatenate(masks).ravel(), minlength=6) / 24 / 256**2
     assert shares[5] > 0.012  # cars are small
@@ -47,7 +47,7 @@ def test_colour_alone_does_not_solve_it():
     def codes(image: np.ndarray) -> np.ndarray:
         return (image >> 4).astype(np.int64) @ np.array([256, 16, 1])
 
-    train, val = SyntheticDataset(split="train"), SyntheticDataset(split="val")
+    train, val = synthetic("train"), synthetic("val")
     seen = np.zeros((6, 4096), dtype=np.int64)
     for sample in map(train.read, range(32)):
         np.add.at(seen, (sample.mask, codes(sample.image)), 1)
@@ -58,8 +58,8 @@ def test_colour_alone_does_not_solve_it():
 
 def test_faulty_settings():
     with pytest.raises(ConfigError, match="unknown split 'test'; known are train, val"):
-        SyntheticDataset(split="test")
+        synthetic("test")
     with pytest.raises(ConfigError, match=r"size=32 is too small; use at least 64 \(config: dataset.size\)"):
-        SyntheticDataset(split="train", size=32)
+        synthetic("train", size=32)
     with pytest.raises(ConfigError, match="val_images=0 is too small"):
-        SyntheticDataset(split="train", val_images=0)
+        synthetic("train", val_images=0)

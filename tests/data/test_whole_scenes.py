@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.fakes import CLASSES, COLORS, write
+from data.building import augmentation, scene_dataset, train_loader
+from data.fakes import COLORS, write
 
 from pfseg.build import build_dataset
 from pfseg.config.compose import compose
 from pfseg.data.base import Scene
-from pfseg.data.loader import TrainLoader
 from pfseg.data.tiling import windows
-from pfseg.data.transforms import Augment
-from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError, DataError, JobError
 
 SHAPES = {"a": (100, 150), "b": (40, 90), "c": (64, 64)}
@@ -43,11 +41,6 @@ def scenes(tmp_path: Path) -> list[Scene]:
     return [*found, Scene("d", "val", tmp_path / "gone.png", None)]
 
 
-def build(scenes: list[Scene], **keywords: object) -> SceneDataset:
-    settings = {"split": "train", "classes": CLASSES, "size": (64, 64), "stride": (48, 48)}
-    return SceneDataset(scenes=scenes, **{**settings, **keywords})
-
-
 def cut(name: str, size: tuple[int, int], stride: tuple[int, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same windows cut by hand: the whole scene padded, then sliced."""
     image, mask = pixels(name)
@@ -60,7 +53,7 @@ def cut(name: str, size: tuple[int, int], stride: tuple[int, int]) -> dict[str, 
 
 
 def test_samples_are_padded_windows(scenes):
-    dataset = build(scenes)
+    dataset = scene_dataset(scenes)
     samples = [dataset.read(index) for index in range(len(dataset))]
     wanted = {key: value for name in SHAPES for key, value in cut(name, (64, 64), (48, 48)).items()}
     assert [sample.name for sample in samples] == list(wanted)
@@ -74,13 +67,13 @@ def test_samples_are_padded_windows(scenes):
 
 
 def test_without_a_size_scenes_are_taken_whole(scenes):
-    dataset = build(scenes, size=None, stride=None)
+    dataset = scene_dataset(scenes, size=None, stride=None)
     assert len(dataset) == 3
     np.testing.assert_array_equal(dataset.read(1).image, pixels("b")[0])
 
 
 def test_a_scene_is_decoded_once_and_again_when_it_changes(scenes, cache):
-    dataset = build(scenes)
+    dataset = scene_dataset(scenes)
     dataset.read(0)
     (stored,) = (cache / "scenes").glob("*.npy")  # of the scene that was read, and no other
     scenes[0].image.rename(scenes[0].image.with_name("away"))
@@ -90,33 +83,33 @@ def test_a_scene_is_decoded_once_and_again_when_it_changes(scenes, cache):
     os.utime(scenes[0].image, ns=(0, 0))
     dataset.read(0)
     assert len(list((cache / "scenes").glob("*.npy"))) == 2
-    other = build(scenes, ignore=["010203"])
+    other = scene_dataset(scenes, ignore=["010203"])
     other.read(0)
     assert len(list((cache / "scenes").glob("*.npy"))) == 3
     assert stored.stat().st_size > 100 * 150 * 4
 
 
 def test_a_decoded_scene_is_used_without_its_file_being_read(scenes, cache):
-    build(scenes).read(0)
+    scene_dataset(scenes).read(0)
     (stored,) = (cache / "scenes").glob("*.npy")
     whole = np.load(stored, mmap_mode="r+")
     whole[0, 0] = (1, 2, 3, 1)
     whole.flush()
-    sample = build(scenes).read(0)
+    sample = scene_dataset(scenes).read(0)
     assert sample.image[0, 0].tolist() == [1, 2, 3]
     assert sample.mask[0, 0] == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
 def test_a_damaged_cache_is_made_again(scenes, cache, damage):
-    build(scenes).read(0)
+    scene_dataset(scenes).read(0)
     (stored,) = (cache / "scenes").glob("*.npy")
     stored.write_bytes(stored.read_bytes()[:-10000] if damage is None else damage)
-    np.testing.assert_array_equal(build(scenes).read(0).image, pixels("a")[0][:64, :64])
+    np.testing.assert_array_equal(scene_dataset(scenes).read(0).image, pixels("a")[0][:64, :64])
 
 
 def read_all(scenes: list[Scene]) -> int:
-    dataset = build(scenes)
+    dataset = scene_dataset(scenes)
     return sum(int(dataset.read(index).mask.sum()) for index in range(len(dataset)))
 
 
@@ -124,7 +117,7 @@ def test_several_processes_at_once(scenes, cache):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert len(set(pool.map(read_all, [scenes] * 3, chunksize=1))) == 1
     assert len(list((cache / "scenes").glob("*.npy"))) == 3
-    assert not list((cache / "scenes").glob("*.tmp"))
+    assert not list((cache / "scenes").glob(".*.part"))
 
 
 def test_a_full_disk_is_one_line(scenes, cache):
@@ -133,11 +126,11 @@ def test_a_full_disk_is_one_line(scenes, cache):
 
     code = (
         "import sys; sys.path[:0] = ['.', 'tests']; from pathlib import Path; import tempfile\n"
-        "from data.test_whole_scenes import build; from pfseg.data.base import Scene; "
+        "from data.building import scene_dataset; from pfseg.data.base import Scene; "
         "from pfseg.errors import JobError\n"
         f"folder = Path({str(scenes[0].image.parent.parent)!r})\n"
         "scene = Scene('a', 'train', folder / 'images' / 'a.png', folder / 'masks' / 'a ü.png')\n"
-        "try: build([scene], on_error='skip').read(0)\n"
+        "try: scene_dataset([scene], on_error='skip').read(0)\n"
         "except JobError as error: print(error)"
     )
     done = subprocess.run(
@@ -153,11 +146,11 @@ def test_a_full_disk_is_one_line(scenes, cache):
 def test_a_cache_that_cannot_be_made(scenes, cache):
     cache.write_text("a file")
     with pytest.raises(JobError, match=r"cannot be written to .*cache/scenes: Not a directory .*PFSEG_CACHE="):
-        build(scenes).read(0)
+        scene_dataset(scenes).read(0)
 
 
 def test_it_says_what_it_takes(scenes, cache):
-    dataset = build(scenes)
+    dataset = scene_dataset(scenes)
     dataset.read(0)
     text = dataset.describe()
     assert text.startswith("9 windows of 3 scenes, each decoded once into")
@@ -168,25 +161,25 @@ def test_it_says_what_it_takes(scenes, cache):
 def test_scenes_that_cannot_be_used(scenes):
     write(scenes[0].mask, np.zeros((9, 9), np.uint8))
     with pytest.raises(DataError, match=r"a.png has 150x100 px but its mask .*ü.png 9x9; both must have the same size"):
-        build(scenes).read(0)
+        scene_dataset(scenes).read(0)
     scenes[1].image.write_bytes(b"")
     with pytest.raises(DataError, match=r"b.png is empty"):
-        build(scenes)
+        scene_dataset(scenes)
     without = [Scene("e", "train", scenes[0].image, None), *scenes]
     with pytest.raises(DataError, match=r"scene .*a.png has no mask; add it, or .*on_error=skip"):
-        build(without)
-    dataset = build(without, on_error="skip")
+        scene_dataset(without)
+    dataset = scene_dataset(without, on_error="skip")
     assert {scene.name for scene in dataset.scenes} == {"a", "c"}
     assert len(dataset.warnings) == 2
     with pytest.raises(DataError, match=r"no scene of the split 'test' can be used"):
-        build(scenes, split="test")
+        scene_dataset(scenes, split="test")
     with pytest.raises(ConfigError, match=r"on_error='x' is neither"):
-        build(scenes, on_error="x")
+        scene_dataset(scenes, on_error="x")
 
 
 def test_unknown_colours_are_reported(scenes):
     write(scenes[2].mask, np.full((64, 64, 3), 9, np.uint8))
-    dataset = build(scenes)
+    dataset = scene_dataset(scenes)
     assert (dataset.read(len(dataset) - 1).mask == 255).all()
     assert "100 % of its pixels have colours outside" in dataset.warnings[0]
 
@@ -199,10 +192,8 @@ def test_classes_are_sampled_from_windows(scenes, cache):
     write(scenes[0].mask, colors)
     for scene in scenes[1:3]:
         write(scene.mask, COLORS[np.zeros(SHAPES[scene.name], np.uint8)])
-    loader = TrainLoader(
-        dataset=build(scenes), augment=Augment(scale_range=[1, 1]), crop_size=(16, 16), batch_size=11, seed=0,
-        mean=(0, 0, 0), std=(1, 1, 1), edge_rule="class", edge_thickness=8, class_uniform=1.0, workers=0,
-    )  # fmt: skip
+    whole = augmentation(scale_range=[1, 1])
+    loader = train_loader(scene_dataset(scenes), augment=whole, crop_size=(16, 16), batch_size=11, class_uniform=1.0)
     (batch,) = loader.epoch(0)
     assert sum((crop == 1).sum() == 1 for crop in batch["mask"]) in (5, 6)
     assert list(cache.glob("classes-*"))

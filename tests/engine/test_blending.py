@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.building import eval_loader
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
+from pfseg.engine.blending import BlendingEvaluator
 
 from pfseg.build import build_dataset
 from pfseg.data.base import SegmentationDataset
-from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
-from pfseg.engine.blending import BlendingEvaluator
 from pfseg.engine.evaluator import Evaluation, Evaluator
 from pfseg.engine.pictures import ImageScores
 from pfseg.errors import DataError
@@ -73,7 +73,7 @@ def scored(
     indices = None if places is None else scene_order(places, 0, 1)
     given = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "window": None, "num_panels": 99, **options}
     given |= {"details": lambda: ImageScores(names)} | ({"places": places} if places else {})
-    return kind(EvalLoader(dataset=dataset, workers=0, indices=indices), **given).run(lopsided, ignore)
+    return kind(eval_loader(dataset, indices=indices), **given).run(lopsided, ignore)
 
 
 def maps(found: Evaluation) -> dict[str, np.ndarray]:
@@ -200,7 +200,7 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
 
 def test_nothing_to_score(patches, settings):
     places = scene_places(patches, "val", Path(settings["root"]))
-    loader = EvalLoader(dataset=patches, workers=0, indices=[])
+    loader = eval_loader(patches, indices=[])
     options = {"num_classes": 2, "mean": [0] * 3, "std": [1] * 3, "window": None, "places": places}
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):
         BlendingEvaluator(loader, **options).run(lopsided, ignore)

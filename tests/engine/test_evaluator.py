@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.building import eval_loader
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
-from pfseg.data.loader import EvalLoader
 from pfseg.devices import Nodes
 from pfseg.engine.evaluator import Evaluator, window_starts
 from pfseg.errors import DataError
@@ -53,7 +53,7 @@ class Network:
 
 def evaluator(dataset: SegmentationDataset, **options: Any) -> Evaluator:
     settings = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "window": None, **options}
-    return Evaluator(EvalLoader(dataset=dataset, workers=0), **settings)
+    return Evaluator(eval_loader(dataset), **settings)
 
 
 def ignore(done: int, total: int) -> None:

@@ -17,7 +17,6 @@ from runs import finished, rows, start, stored
 
 from pfseg.build import build_model
 from pfseg.config.compose import check, compose, run_folder
-from pfseg.engine import state
 from pfseg.errors import CheckpointError, ConfigError, DataError
 from pfseg.launch.worker import job as run_worker
 from pfseg.metrics.confusion import scores
@@ -25,6 +24,7 @@ from pfseg.runtime import jt
 from pfseg.tracking.samples import read_maps
 from pfseg.tracking.wandb_media import sample_pictures
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
+from pfseg.weights.transfer import export_weights
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SMALL = ["model.fpn_dim=32", "model.match_dim=16", "gpus=0", "ranks=1", "logger=none", "batch_size=2"]
@@ -52,7 +52,7 @@ def checkpoints(town: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
     config = check(compose("train", given))
     found = []
     network = golden.fill(build_model(config["model"], 2))
-    weights = state.export(network)
+    weights = export_weights(network)
     image = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     with jt.no_grad():
         logits = network.predict(jt.array(image)).numpy()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from runs import finished, rows, start, stored, train, worked
 from shared_batch import LOSSES, compute, make_batch
+from stand_in import settings
 
 from pfseg.launch.driver import run_job
 
@@ -24,8 +25,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray
         patch.setenv("PYTHONPATH", str(TESTS))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.syspath_prepend(str(TESTS))
-        config = {"job": "train", "gpus": 0, "ranks": RANKS, "launch": {"name": "mpi"}}
-        run_job(folder, config, worker_module="shared_batch")
+        run_job(folder, settings(ranks=RANKS), worker_module="shared_batch")
     return [dict(np.load(folder / f"rank{rank}.npz")) for rank in range(RANKS)]
 
 

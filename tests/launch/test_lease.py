@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in import settings
 
 from pfseg.launch.lease import _share, hold, lease
 
@@ -56,13 +57,12 @@ def test_a_job_takes_a_gpu_that_is_free(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pfseg.launch.lease.visible_gpus", lambda: ["0", "2", "5"])
     monkeypatch.setattr("pfseg.devices.visible_gpus", lambda: ["0", "2", "5"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config = {"gpus": 1, "ranks": 1}
-    with lease(config, {}, print):
+    with lease(settings(gpus=1), {}, print):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    with hold(["gpu-0"], 1, print), lease({"gpus": 2, "ranks": 2}, {}, print):
+    with hold(["gpu-0"], 1, print), lease(settings(gpus=2, ranks=2), {}, print):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
-        with lease({"gpus": [0], "ranks": 1}, {"_target_": "SlurmLauncher"}, print):
+        with lease(settings(gpus=[0]), {"_target_": "SlurmLauncher"}, print):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5", "SLURM has given the job its own"
 
 

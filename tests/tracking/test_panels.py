@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pfseg.data.base import ClassInfo
-from pfseg.errors import JobError
+from pfseg.errors import WriteError
 from pfseg.tracking.panels import save_confusion, save_panels
 
 CLASSES = [ClassInfo("road", (200, 30, 40)), ClassInfo("Gebäude", (10, 120, 220))]
@@ -67,7 +67,7 @@ def test_long_names_and_many_classes_are_wrapped(tmp_path: Path) -> None:
 
 def test_an_unwritable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(JobError, match=r"p\.png can't be written"):
+    with pytest.raises(WriteError, match=r"p\.png can't be written"):
         save_panels(tmp_path / "file" / "p.png", [sample(64, 64)], CLASSES)
 
 

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
-
 from pfseg.config.checks import check_loggers
+
 from pfseg.errors import ConfigError
+from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Sink
 from pfseg.tracking.tensorboard import TensorBoardLogger
 
@@ -27,7 +28,7 @@ def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     (tmp_path / "samples").mkdir()
     cv2.imwrite(str(tmp_path / "samples" / "step_000002.png"), picture)
-    logger = TensorBoardLogger(tmp_path, {"optimizer": {"lr": 0.1}}, Sink())
+    logger = TensorBoardLogger(RunContext(tmp_path, {"optimizer": {"lr": 0.1}}, Sink()))
     for row in (START, TRAIN, VAL, {"event": "confusion", "step": 2, "epoch": 0, "confusion": [[5, 1], [2, 7]]}):
         logger.record(row)
     logger.record({"event": "message", "step": 2, "epoch": 0, "text": "?"})
@@ -50,7 +51,7 @@ def test_scalars_pictures_and_texts_are_in_the_file(tmp_path: Path):
 
 def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
     for step in (0, 3):
-        logger = TensorBoardLogger(tmp_path, {}, Sink())
+        logger = TensorBoardLogger(RunContext(tmp_path, {}, Sink()))
         logger.record(START | {"step": step})
         logger.record(TRAIN | {"step": step + 1})
         logger.finish()

@@ -21,9 +21,12 @@ import wandb
 from logged import wandb_history, wandb_records
 
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import Sink, write_atomic
+from pfseg.files import write_atomic
+from pfseg.tracking.loggers import RunContext, make_loggers
+from pfseg.tracking.records import Sink
 from pfseg.tracking.samples import save_maps
-from pfseg.tracking.wandb import WandbLogger, has_key
+from pfseg.tracking.wandb import WandbLogger
+from pfseg.tracking.wandb_access import has_key
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,12 @@ class Said(Sink):
         self.texts.append(text)
 
 
+def logger_of(folder: Path, settings: dict[str, Any], console: Sink, group: str | None = None) -> WandbLogger:
+    (logger,) = make_loggers(RunContext(folder, settings, console, group))
+    assert isinstance(logger, WandbLogger)
+    return logger
+
+
 def train_row(step: int) -> dict[str, Any]:
     return {"event": "train", "step": step, "epoch": 0, "time": 1.0, "train/loss": 1.0 / step, "train/lr": None}
 
@@ -70,7 +79,7 @@ def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path, m
     (tmp_path / "environment.json").write_text('{"git": {"revision": "abc123", "dirty": false}}')
     for name in ("last", "best"):
         write_atomic(tmp_path / "checkpoints" / f"{name}.safetensors", name)
-    logger = WandbLogger(tmp_path, config(), console, group="sweep")
+    logger = logger_of(tmp_path, config(), console, group="sweep")
     logger.record({"event": "start", "step": 0, "epoch": 0, "ranks": 2, "classes": ["road", "roof"]})
     for step in (1, 2):
         logger.record(train_row(step))
@@ -121,7 +130,7 @@ def test_an_offline_run_holds_all_rows_media_and_the_exit_code(tmp_path: Path, m
 
 def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
     for step in (1, 2):
-        logger = WandbLogger(tmp_path, config(), Said())
+        logger = logger_of(tmp_path, config(), Said())
         logger.record(train_row(step))
         logger.finish()
         time.sleep(1)  # W&B's folder names have seconds
@@ -145,19 +154,20 @@ def test_no_route_ends_offline_within_20_seconds(
         import sys, time
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.loggers import RunContext
         from pfseg.tracking.records import Sink
         class Said(Sink):
             def message(self, text, level="info"):
                 print(text, flush=True)
         options = {"project": "p", "entity": None, "mode": "online", "tags": [], "checkpoints": []}
-        choose = wandb._choose_mode
+        choose = wandb.choose_mode
         def timed(mode):
             began = time.monotonic()
             answer = choose(mode)
             print(time.monotonic() - began, flush=True)
             return answer
-        wandb._choose_mode = timed
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
+        wandb.choose_mode = timed
+        log = wandb.WandbLogger(RunContext(Path(sys.argv[1]), {"name": "tiny"}, Said()), **options)
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.finish(0)
     """
@@ -176,13 +186,14 @@ def test_a_stuck_service_does_not_hold_the_end(tmp_path: Path) -> None:
         import os, signal, sys
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.loggers import RunContext
         from pfseg.tracking.records import Sink
         class Said(Sink):
             def message(self, text, level="info"):
                 print(text, flush=True)
         wandb.FINISH_SECONDS = 1.0
         options = {"project": "p", "entity": None, "mode": "offline", "tags": [], "checkpoints": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
+        log = wandb.WandbLogger(RunContext(Path(sys.argv[1]), {"name": "tiny"}, Said()), **options)
         for stat in Path("/proc").glob("[0-9]*/stat"):
             name, parent = stat.read_text().rpartition(")")[::2]
             if int(parent.split()[1]) == os.getpid():
@@ -200,12 +211,13 @@ def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         from pfseg.tracking import wandb
+        from pfseg.tracking.loggers import RunContext
         from pfseg.tracking.records import Sink
         class Said(Sink):
             def message(self, text, level="info"):
                 print(text, flush=True)
         options = {"project": "p", "entity": None, "mode": "offline", "tags": [], "checkpoints": []}
-        log = wandb.WandbLogger(Path(sys.argv[1]), {"name": "tiny", "logger": {"wandb": options}}, Said())
+        log = wandb.WandbLogger(RunContext(Path(sys.argv[1]), {"name": "tiny"}, Said()), **options)
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.record({"event": "train", "step": 2, "epoch": 0, "train/loss": 1.0})
         time.sleep(2)
@@ -225,7 +237,7 @@ def test_online_without_a_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^logger\.wandb\.mode=online needs a W&B key, none is known; run `wandb login`"
     ):
-        WandbLogger(tmp_path, config("online"), Said())
+        logger_of(tmp_path, config("online"), Said())
 
 
 def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
@@ -238,4 +250,4 @@ def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^logger\.wandb\.mode='of' is not one of auto, online, offline, disabled$"):
-        WandbLogger(tmp_path, config("of"), Said())
+        logger_of(tmp_path, config("of"), Said())

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pfseg.config.validate import check_fits
 from safetensors.numpy import save_file
 
-from pfseg.config.validate import check_fits
-from pfseg.errors import CheckpointError
+from pfseg.errors import CheckpointError, WriteError
 from pfseg.weights.checkpoint import load_checkpoint, load_meta, read_meta, save_checkpoint
 
 ARRAYS = {"layer0.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer/values/x": np.ones(2, np.float32)}
@@ -50,21 +50,21 @@ def test_what_is_saved_is_loaded(path: Path):
 def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(path, ARRAYS, META)
 
-    def full(prefix: str, dir: Path) -> tuple[int, str]:
-        return os.open("/dev/full", os.O_WRONLY), str(Path(dir) / f"{prefix}x")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(os, "fsync", full)
     said = (
         rf"not saved, the previous one is whole: {path} can't be written \(No space left on device\); free some space"
     )
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(WriteError, match=said):
         save_checkpoint(path, ARRAYS, META | {"step": 4})
     assert load_checkpoint(path)[1]["step"] == 3
 
 
 def test_what_a_kill_left_is_removed(path: Path):
     save_checkpoint(path, ARRAYS, META)
-    (path.parent / ".last.safetensors-abc123").write_bytes(b"half")
+    (path.parent / ".last.safetensors.123.part").write_bytes(b"half")
     save_checkpoint(path, ARRAYS, META)
     assert {file.name for file in path.parent.iterdir()} == {"last.safetensors", "last.json"}
 
@@ -111,7 +111,7 @@ def test_metadata_alone(path: Path, tmp_path: Path):
     ],
 )
 def test_another_network_or_optimizer_is_refused(key: str, value: object, said: str):
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(WriteError, match=said):
         check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
 
 

@@ -11,10 +11,10 @@ from runs import configured, rows, worked
 from safetensors.numpy import save_file
 
 from pfseg.build import build_model
-from pfseg.engine import state
 from pfseg.errors import CheckpointError
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.weights.initial import load_network
+from pfseg.weights.transfer import export_weights
 
 SMALL = ["model.fpn_dim=32", "model.match_dim=16"]
 
@@ -25,10 +25,10 @@ def network(num_classes: int, *overrides: str) -> Any:
 
 def test_another_class_count_leaves_the_classifier(tmp_path: Path):
     theirs, ours = network(3), network(5)
-    save_file(state.export(theirs), tmp_path / "weights.safetensors")
-    before, given = state.export(ours), state.export(theirs)
+    save_file(export_weights(theirs), tmp_path / "weights.safetensors")
+    before, given = export_weights(ours), export_weights(theirs)
     report = load_network(ours, tmp_path / "weights.safetensors")
-    after = state.export(ours)
+    after = export_weights(ours)
     left = ["head.conv_last.1.bias", "head.conv_last.1.weight"]
     for key, value in after.items():
         np.testing.assert_array_equal(value, before[key] if key in left else given[key], err_msg=key)
@@ -39,16 +39,16 @@ def test_another_class_count_leaves_the_classifier(tmp_path: Path):
 
 def test_the_same_class_count_takes_all(tmp_path: Path):
     theirs, ours = network(5), network(5)
-    save_file(state.export(theirs), tmp_path / "weights.safetensors")
+    save_file(export_weights(theirs), tmp_path / "weights.safetensors")
     assert "left" not in load_network(ours, tmp_path / "weights.safetensors")
-    given = state.export(theirs)
-    for key, value in state.export(ours).items():
+    given = export_weights(theirs)
+    for key, value in export_weights(ours).items():
         np.testing.assert_array_equal(value, given[key])
 
 
 def test_other_networks_are_refused_and_nothing_is_changed(tmp_path: Path):
     ours = network(5)
-    before = state.export(ours)
+    before = export_weights(ours)
     path = tmp_path / "weights.safetensors"
     other = before | {"head.conv_last.0.0.weight": np.zeros((5, 9, 3, 3), np.float32)}
     backbone = {key: value for key, value in before.items() if not key.startswith("head.")}
@@ -60,7 +60,7 @@ def test_other_networks_are_refused_and_nothing_is_changed(tmp_path: Path):
     said = r"trained with model\.variant=jittor, this run has pytorch, .*; set model\.variant=jittor"
     with pytest.raises(CheckpointError, match=said):
         load_network(ours, path)
-    after = state.export(ours)
+    after = export_weights(ours)
     for key, value in before.items():
         np.testing.assert_array_equal(after[key], value)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pfseg.data.base import Scene
-from pfseg.data.folder import EXTENSIONS, FolderDataset
+from pfseg.data.folder import EXTENSIONS, FolderDataset, Splits
 from pfseg.errors import DataError
 
 _SHOWN = 6  # names in a message
@@ -44,7 +43,7 @@ def nothing_found(src: Path, what: str, looked_for: str) -> DataError:
 
 
 def find_in_folders(
-    src: Path, splits: Mapping[str, Any] | None, build: Callable[[str], FolderDataset], images: str, mask_suffix: str
+    src: Path, splits: Splits | None, build: Callable[[str], FolderDataset], images: str, mask_suffix: str
 ) -> SceneList:
     """Every image of the splits of a `FolderDataset` as a scene.
 

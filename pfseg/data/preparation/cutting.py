@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 import cv2
 import numpy as np
 
-from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids
+from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, Scene, class_ids
 from pfseg.data.decode import MaskReader, check_same_size, most_common, read_image
 from pfseg.data.header import read_header
 from pfseg.data.preparation.files import count_labels, write_file
+from pfseg.data.preparation.layout import patch_name
 from pfseg.data.preparation.png import encode_png
-from pfseg.data.tiling import Window, windows
+from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError
 
 _SMALL = 1 << 25  # pixels of a scene whose image and mask are decoded at the same time
@@ -28,11 +29,46 @@ _SHOWN_COLORS = 3
 _SIDES = ("top", "bottom", "left", "right")
 
 
-class Target(NamedTuple):
-    """Where the patches of a split go: folders of the images and of the masks."""
+class PatchRow(TypedDict):
+    """What the journal and the index say about a patch.
 
-    images: Path
-    masks: Path
+    Attributes:
+        name: of the image's file.
+        window: [y0, y1, x0, x1] in the scene.
+        border: the sides of the scene that the window touches.
+        pixels: with a mask, the number of pixels of each class in it.
+        ignored: with a mask, the number of pixels without a class.
+    """
+
+    name: str
+    window: list[int]
+    border: list[str]
+    pixels: NotRequired[dict[str, int]]
+    ignored: NotRequired[int]
+
+
+class UnknownColors(TypedDict):
+    """Pixels of colours that the class table lacks: pixels and colours in all, and the most frequent as RRGGBB."""
+
+    pixels: int
+    colors: int
+    most: list[str]
+
+
+class SceneRecord(TypedDict):
+    """What the journal says about a finished scene.
+
+    Attributes:
+        source: path, bytes and time of change of its image and mask.
+        size: [H, W].
+        unknown: colours of its mask that the class table lacks.
+        patches: from the top left, row by row.
+    """
+
+    source: list[list[str | int]]
+    size: list[int]
+    unknown: UnknownColors | None
+    patches: list[PatchRow]
 
 
 @dataclass(frozen=True)
@@ -74,7 +110,6 @@ class Cutter:
         ignore: colours and ids in masks that mean "no class".
         size: (h, w) of the patches; None for each scene as a whole.
         stride: (rows, columns) from one patch to the next; None for the size.
-        mask_suffix: what the stems of masks have after those of their images.
         bands: see `pfseg.data.decode.read_image`.
         stretch: see there too.
         compression: level of `encode_png`, 0 to 3.
@@ -85,22 +120,20 @@ class Cutter:
         self,
         *,
         classes: Sequence[ClassInfo],
-        ignore: Sequence[Any] = (),
-        size: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        mask_suffix: str = "",
-        bands: Sequence[int] | None = None,
-        stretch: Sequence[float] | None = None,
-        compression: int = 2,
-        verify: bool = True,
+        ignore: Sequence[IgnoreEntry],
+        size: Sequence[int] | None,
+        stride: Sequence[int] | None,
+        bands: Sequence[int] | None,
+        stretch: Sequence[float] | None,
+        compression: int,
+        verify: bool,
     ) -> None:
         """Prepare the tables."""
         self.reader = MaskReader(classes, ignore)
         self.classes = tuple(classes)
-        self.size, self.stride = size, stride or size
-        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, stretch
-        self.verify = verify
-        self.compression = compression
+        self.size, self.stride = size, stride
+        self.bands, self.stretch = bands, stretch
+        self.compression, self.verify = compression, verify
         self.codes = mask_codes(self.classes, ignore)
 
     def load(self, scene: Scene, pool: Executor) -> LoadedScene:
@@ -112,40 +145,21 @@ class Cutter:
         labels, unknown = None, Counter[int]()
         if scene.mask is None:
             image = read_image(scene.image, self.bands, self.stretch)
-        elif _is_small(scene.image) and _is_small(scene.mask):
-            reading = pool.submit(self.reader.read_counted, scene.mask, str(scene.mask))
-            try:
-                image = read_image(scene.image, self.bands, self.stretch)
-            finally:
-                fault = reading.exception()
-            if fault is not None:
-                raise fault
-            labels, unknown = reading.result()
         else:
-            labels, unknown = self.reader.read_counted(scene.mask, str(scene.mask))
+            reading = pool.submit(self.reader.read_counted, scene.mask, str(scene.mask))
+            if not (_is_small(scene.image) and _is_small(scene.mask)):
+                reading.result()
             image = read_image(scene.image, self.bands, self.stretch)
-        if labels is not None:
-            assert scene.mask is not None
+            labels, unknown = reading.result()
             check_same_size(image, labels, scene.image, scene.mask)
-        shape = (image.shape[0], image.shape[1])
-        return LoadedScene(scene, image, labels, unknown, self.windows(shape))
-
-    def windows(self, shape: tuple[int, int]) -> list[Window]:
-        """Where a scene of this (H, W) is cut."""
-        if self.size is None:
-            return [Window(0, shape[0], 0, shape[1])]
-        assert self.stride is not None
-        return windows(shape, (self.size[0], self.size[1]), (self.stride[0], self.stride[1]))
+        return LoadedScene(scene, image, labels, unknown, windows(image.shape[:2], self.size, self.stride))
 
     def patch_shape(self, window: Window) -> tuple[int, int]:
         """(h, w) of the patch of a window, padding included."""
-        return (window.y1 - window.y0, window.x1 - window.x0) if self.size is None else (self.size[0], self.size[1])
+        return window.shape if self.size is None else (self.size[0], self.size[1])
 
-    def write_patch(self, loaded: LoadedScene, window: Window, target: Target) -> dict[str, Any]:
-        """Write one patch, padded at the bottom and right where the scene ends.
-
-        Returns:
-            Its row of the index: `name`, `window`, `border` and, with a mask, `pixels` by class and `ignored`.
+    def write_patch(self, loaded: LoadedScene, window: Window, files: Sequence[Path]) -> PatchRow:
+        """Write one patch, padded at the bottom and right where the scene ends, to `files`: image and mask, if any.
 
         Raises:
             DataError: a pixel has no class and the class table no value for that, or what was read back differs.
@@ -153,14 +167,14 @@ class Cutter:
         """
         name = patch_name(loaded.scene.name, window)
         shape = self.patch_shape(window)
-        row: dict[str, Any] = {"name": name, "window": list(window), "border": _border(window, loaded.shape)}
+        row: PatchRow = {"name": name, "window": list(window), "border": _border(window, loaded.shape)}
         if loaded.labels is not None:
-            labels = _padded(loaded.labels[window.slices], shape, IGNORE)
+            labels = padded(loaded.labels[window.slices], shape, [IGNORE])
             counts = count_labels(labels)
-            self._write(target.masks / mask_name(name, self.mask_suffix), self._coded(labels, counts, name))
+            self._write(files[1], self._coded(labels, counts, name))
             row["pixels"] = {info.name: int(n) for info, n in zip(self.classes, counts, strict=False) if n}
             row["ignored"] = int(counts[IGNORE])
-        self._write(target.images / name, _padded(loaded.image[window.slices], shape, 0))
+        self._write(files[0], padded(loaded.image[window.slices], shape, [0, 0, 0]))
         return row
 
     def _coded(self, labels: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:
@@ -188,7 +202,7 @@ class MaskCodes(NamedTuple):
     table: np.ndarray
 
 
-def mask_codes(classes: Sequence[ClassInfo], ignore: Sequence[Any]) -> MaskCodes:
+def mask_codes(classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry]) -> MaskCodes:
     """Values for masks that a data set with this class table and these ignored ids reads back as the same labels."""
     ids = class_ids(classes)
     unused = [IGNORE, *(entry for entry in ignore if isinstance(entry, int))]
@@ -199,18 +213,8 @@ def mask_codes(classes: Sequence[ClassInfo], ignore: Sequence[Any]) -> MaskCodes
     return MaskCodes(ids, nothing, table)
 
 
-def patch_name(scene: str, window: Window) -> str:
-    """File name of a patch: the scene and its rows and columns there."""
-    return f"{scene}_{'_'.join(map(str, window))}.png"
-
-
-def mask_name(name: str, mask_suffix: str) -> str:
-    """File name of a patch's mask."""
-    return f"{name.removesuffix('.png')}{mask_suffix}.png"
-
-
-def unknown_colors(counts: Mapping[int, int]) -> dict[str, Any] | None:
-    """Colours that the class table lacks, for the report: pixels and colours in all, and the most frequent."""
+def unknown_colors(counts: Mapping[int, int]) -> UnknownColors | None:
+    """Sum up the pixels of each colour that the class table lacks; None if there are none."""
     if not counts:
         return None
     most = [f"{color:06X}" for color in most_common(Counter(counts), _SHOWN_COLORS)]
@@ -224,13 +228,6 @@ def _is_small(path: Path) -> bool:
     except OSError:
         return False
     return header is not None and header.height * header.width <= _SMALL
-
-
-def _padded(pixels: np.ndarray, shape: tuple[int, int], value: int) -> np.ndarray:
-    down, right = shape[0] - pixels.shape[0], shape[1] - pixels.shape[1]
-    if not down and not right:
-        return pixels
-    return cv2.copyMakeBorder(pixels, 0, down, 0, right, cv2.BORDER_CONSTANT, value=[value] * 3)
 
 
 def _border(window: Window, shape: tuple[int, int]) -> list[str]:

@@ -13,17 +13,13 @@ import numpy as np
 
 from pfseg.data.base import IGNORE
 from pfseg.data.header import read_header
-from pfseg.errors import DataError
+from pfseg.errors import WriteError
+from pfseg.files import PART
 
-PART = ".part"
 _EXACT = 1 << 24  # OpenCV's histogram counts in float32, which is exact up to here
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that don't say
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _END = b"IEND\xaeB`\x82"
-
-
-class WriteError(DataError):
-    """A file cannot be written: the disk is full, or there is no permission."""
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,53 @@ import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids
 from pfseg.data.decode import read_image
-from pfseg.data.preparation.cutting import MaskCodes
+from pfseg.data.preparation.cutting import MaskCodes, SceneRecord
 from pfseg.data.preparation.files import mask_counts, write_file
-from pfseg.data.preparation.folder import INDEX, Layout, indexed_files, split_files
-from pfseg.data.preparation.preparation import scene_key
+from pfseg.data.preparation.layout import INDEX, Layout
+from pfseg.data.tiling import Window
 from pfseg.errors import DataError, PfsegError
+
+
+@dataclass(frozen=True)
+class IndexedPatch:
+    """A row of the index.
+
+    Attributes:
+        split: `train`, `val` or `test`.
+        scene: name, unique within the split.
+        scene_size: (H, W) of the scene.
+        window: part of the scene.
+        shape: (h, w) of the patch, padding included.
+        files: path of its image and, if it has one, its mask, below the folder of patches.
+        pixels: number of pixels of each class in the mask, by the class's name.
+        ignored: number of pixels without a class.
+    """
+
+    split: str
+    scene: str
+    scene_size: tuple[int, int]
+    window: Window
+    shape: tuple[int, int]
+    files: list[str]
+    pixels: dict[str, int]
+    ignored: int
+
+
+@dataclass(frozen=True)
+class PatchIndex:
+    """What `index.json` says.
+
+    Attributes:
+        layout: where patches lie.
+        ids: value of each class in the masks, by the class's name.
+        ignore: value of "no class"; None if masks have none.
+        patches: split by split, scene by scene.
+    """
+
+    layout: Layout
+    ids: dict[str, int]
+    ignore: int | None
+    patches: list[IndexedPatch]
 
 
 def make_index(
@@ -26,7 +68,7 @@ def make_index(
     codes: MaskCodes,
     layout: Layout,
     scenes: Sequence[Scene],
-    done: Mapping[str, Mapping[str, Any]],
+    done: Mapping[str, SceneRecord],
 ) -> dict[str, Any]:
     """Describe the patches of all finished scenes.
 
@@ -36,13 +78,11 @@ def make_index(
         codes: what masks hold.
         layout: where patches lie.
         scenes: all scenes, in the order of the index.
-        done: the records of the finished ones, see `pfseg.data.preparation.preparation`.
+        done: the records of the finished ones.
 
     Returns:
         The settings; `classes` with the `id` that masks hold, `ignore_value`; `layout`; and for each of the `splits`
-        the number of `scenes` and their `patches`: `name`, `scene`, `size` of the scene [H, W], `window`
-        [y0, y1, x0, x1], the scene's sides that it touches (`border`) and, with a mask, `pixels` by class and
-        `ignored`.
+        the number of `scenes` and their `patches`: a `PatchRow` with the `scene` and its `size`.
     """
     table = zip(classes, class_ids(classes), strict=True)
     index: dict[str, Any] = dict(settings)
@@ -51,7 +91,7 @@ def make_index(
     index["layout"] = asdict(layout)
     index["splits"] = {split: {"scenes": 0, "patches": []} for split in layout.folders}
     for scene in scenes:
-        if (record := done.get(scene_key(scene))) is None:
+        if (record := done.get(scene.key)) is None:
             continue
         part = index["splits"][scene.split]
         part["scenes"] += 1
@@ -76,7 +116,7 @@ def write_index(out: Path, index: Mapping[str, Any]) -> None:
     write_file(out / INDEX, f"{text}\n".encode())
 
 
-def read_index(out: Path) -> dict[str, Any]:
+def read_index(out: Path) -> PatchIndex:
     """Read `index.json`.
 
     Raises:
@@ -84,20 +124,29 @@ def read_index(out: Path) -> dict[str, Any]:
     """
     path = out / INDEX
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        Layout(**index["layout"])
-        return index
+        index = json.loads(path.read_text(encoding="utf-8"))
+        layout = Layout(**index["layout"])
+        patches = [
+            _parse_row(index["size"], layout, split, row)
+            for split, part in index["splits"].items()
+            for row in part["patches"]
+        ]
+        ids = {str(info["name"]): int(info["id"]) for info in index["classes"]}
+        ignore = index["ignore_value"]
+        return PatchIndex(layout, ids, ignore if ignore is None else int(ignore), patches)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): {out} is no finished preparation; give the command without "
-            "verify=only to prepare it or go on"
+            "verify=only to prepare it or continue"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise DataError(f"{path} is damaged (it lacks {error}): prepare anew with overwrite=true") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): prepare anew with overwrite=true") from error
 
 
 def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
-    """Check every patch that `index.json` names, and look for files that it doesn't name.
+    """Check every patch that `index.json` names, and look for files that it does not name.
 
     Args:
         out: the folder of patches.
@@ -110,42 +159,52 @@ def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
         DataError: no index, or a damaged one.
     """
     index = read_index(out)
-    layout = Layout(**index["layout"])
-    patches = [(split, row) for split, part in index["splits"].items() for row in part["patches"]]
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda patch: _patch_fault(out, index, layout, *patch), patches)
-    for file in sorted(set(split_files(out, layout.folders.values())) - indexed_files(out)):
+        yield from pool.map(lambda patch: _patch_fault(out, index, patch), index.patches)
+    indexed = {file for patch in index.patches for file in patch.files} | set(index.layout.lists.values())
+    for file in sorted({file for _, file in index.layout.all_files(out)} - indexed):
         yield f"{file} is not in the index: no preparation wrote it, or one was interrupted"
-    for name in layout.lists.values():
+    for name in index.layout.lists.values():
         if not (out / name).is_file():
             yield f"{name} is missing"
 
 
-def _patch_fault(out: Path, index: Mapping[str, Any], layout: Layout, split: str, row: Mapping[str, Any]) -> str | None:
-    y0, y1, x0, x1 = row["window"]
-    shape = tuple(index["size"] or (y1 - y0, x1 - x0))
-    image, *masks = layout.files(split, row["name"], "pixels" in row)
+def _parse_row(size: Sequence[int] | None, layout: Layout, split: str, row: Mapping[str, Any]) -> IndexedPatch:
+    window = Window(*map(int, row["window"]))
+    (height, width), (rows, columns) = size or window.shape, row["size"]
+    return IndexedPatch(
+        split=split,
+        scene=str(row["scene"]),
+        scene_size=(int(rows), int(columns)),
+        window=window,
+        shape=(int(height), int(width)),
+        files=layout.files(split, row["name"], "pixels" in row),
+        pixels={str(name): int(count) for name, count in row.get("pixels", {}).items()},
+        ignored=int(row.get("ignored", 0)),
+    )
+
+
+def _patch_fault(out: Path, index: PatchIndex, patch: IndexedPatch) -> str | None:
+    image, *masks = patch.files
     try:
-        found = read_image(out / image).shape[:2]
+        height, width = read_image(out / image).shape[:2]
     except PfsegError as error:
         return str(error)
-    if found != shape:
-        return f"{image} has {found[1]}x{found[0]} px, expected {shape[1]}x{shape[0]}"
-    return next((fault for mask in masks if (fault := _mask_fault(out, mask, index, row))), None)
+    if (height, width) != patch.shape:
+        return f"{image} has {width}x{height} px, expected {patch.shape[1]}x{patch.shape[0]}"
+    return _mask_fault(out, index, patch, masks[0]) if masks else None
 
 
-def _mask_fault(out: Path, mask: str, index: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+def _mask_fault(out: Path, index: PatchIndex, patch: IndexedPatch, mask: str) -> str | None:
     if not (out / mask).is_file():
         return f"{mask} is missing"
-    counts = mask_counts(out / mask, [info["id"] for info in index["classes"]], index["ignore_value"])
+    counts = mask_counts(out / mask, list(index.ids.values()), index.ignore)
     if not counts.any():
         return f"{mask} is unreadable, or holds values outside the class table"
     expected = np.zeros(256, dtype=np.int64)
-    expected[IGNORE] = row["ignored"]
-    for label, info in enumerate(index["classes"]):
-        expected[label] = row["pixels"].get(info["name"], 0)
-    if np.array_equal(counts, expected):
-        return None
-    names = {label: info["name"] for label, info in enumerate(index["classes"])} | {IGNORE: "ignore"}
-    some = next(label for label in names if counts[label] != expected[label])
-    return f"{mask} has {counts[some]} pixels of {names[some]}, expected {expected[some]}"
+    expected[: len(index.ids)] = [patch.pixels.get(name, 0) for name in index.ids]
+    expected[IGNORE] = patch.ignored
+    names = dict(enumerate(index.ids)) | {IGNORE: "ignore"}
+    for label in np.flatnonzero(counts != expected):
+        return f"{mask} has {counts[label]} pixels of {names[label]}, expected {expected[label]}"
+    return None

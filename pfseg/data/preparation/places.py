@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfseg.data.base import SegmentationDataset
-from pfseg.data.preparation.folder import INDEX, Layout
 from pfseg.data.preparation.index import read_index
+from pfseg.data.preparation.layout import INDEX
 from pfseg.data.tiling import Window
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import DataError
@@ -48,13 +48,11 @@ def scene_places(dataset: SegmentationDataset, split: str, root: Path | None) ->
             f"score=scenes needs patches of pfseg prepare, but {root or 'this data set'} has no {INDEX}: "
             "prepare them, or use score=patches"
         )
-    index = read_index(root)
-    layout = Layout(**index["layout"])
-    known = {}
-    for row in index["splits"].get(split, {}).get("patches", ()):
-        (height, width), (y0, y1, x0, x1) = row["size"], row["window"]
-        image = (root / layout.files(split, row["name"], False)[0]).absolute()
-        known[image] = Place(row["scene"], (height, width), Window(y0, y1, x0, x1))
+    known = {
+        (root / patch.files[0]).absolute(): Place(patch.scene, patch.scene_size, patch.window)
+        for patch in read_index(root).patches
+        if patch.split == split
+    }
     files = [path.absolute() for path in dataset.image_files()]
     if foreign := [path for path in files if path not in known]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Scenes to patches: which scenes are left to do, several threads at work, what came of it.
+"""Scenes to patches: which scenes are left to do, several threads at work, and the outcome.
 
 The calling thread decodes one scene after the other; a pool of threads codes and writes the patches of the scenes
 before. OpenCV and NumPy let other threads run meanwhile.
@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pfseg.data.base import Scene
-from pfseg.data.preparation.cutting import Cutter, LoadedScene, patch_name, unknown_colors
-from pfseg.data.preparation.files import WriteError, png_fault
+from pfseg.data.cache import stat_of
+from pfseg.data.preparation.cutting import Cutter, LoadedScene, PatchRow, unknown_colors
+from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
+from pfseg.data.preparation.layout import patch_name
 from pfseg.data.tiling import Window
-from pfseg.errors import DataError
+from pfseg.errors import DataError, WriteError
 
 _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the next scene is decoded
 
 
 @dataclass
 class Outcome:
-    """What came of a preparation.
+    """The outcome of a preparation.
 
     Attributes:
         scenes: those that were to be cut, in order.
-        failures: for each scene that could not be cut (`<split>/<name>`) the reason.
+        failures: for each scene that could not be cut, by its key, the reason.
         stopped: whether it ended early because it was asked to.
         skipped: number of scenes that an earlier start had finished.
     """
@@ -40,8 +41,8 @@ class Outcome:
     skipped: int = 0
 
 
-class Progress:
-    """Hears how far a preparation is; does nothing by itself."""
+class ProgressListener:
+    """Is told how far a preparation is; does nothing by itself."""
 
     def begin(self, total: int, done: int) -> None:
         """Take the number of bytes of all scenes' images, and of those that are finished already."""
@@ -51,12 +52,10 @@ class Progress:
 
 
 @dataclass
-class _Running:
-    key: str
-    size: int  # bytes of the image file
+class _SceneInWork:
     loaded: LoadedScene
-    source: list[Any]
-    futures: list[Future[dict[str, Any]]]
+    source: list[list[str | int]]
+    patches: list[Future[PatchRow]]
 
 
 def prepare(
@@ -66,7 +65,7 @@ def prepare(
     folder: PatchFolder,
     *,
     workers: int,
-    progress: Progress | None = None,
+    progress: ProgressListener | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Cut the scenes that are not finished yet; a scene that cannot be cut is noted and left out.
@@ -77,44 +76,43 @@ def prepare(
         cutter: reads and writes.
         folder: where to, with the journal of earlier starts.
         workers: threads that code and write.
-        progress: hears how far it is.
+        progress: is told how far it is.
         stop: asked between patches; True ends early.
 
     Raises:
         WriteError: the disk is full, or a file cannot be written for another reason; what was written is kept.
-        ConfigError: the folder holds finished scenes that are not among these.
     """
-    return _Preparation(src, cutter, folder, progress or Progress(), stop).run(scenes, workers)
+    return _Preparation(src, cutter, folder, progress or ProgressListener(), stop).run(scenes, workers)
 
 
 class _Preparation:
     def __init__(
-        self, src: Path, cutter: Cutter, folder: PatchFolder, progress: Progress, stop: Callable[[], bool]
+        self, src: Path, cutter: Cutter, folder: PatchFolder, progress: ProgressListener, stop: Callable[[], bool]
     ) -> None:
         self.src, self.cutter, self.folder = src, cutter, folder
         self.progress, self.stop = progress, stop
-        self.running: deque[_Running] = deque()
 
     def run(self, scenes: Sequence[Scene], workers: int) -> Outcome:
-        outcome = self.outcome = Outcome(list(scenes))
-        self.folder.keep_only([scene_key(scene) for scene in scenes])
-        sizes = {scene_key(scene): _size(scene.image) for scene in scenes}
         todo = [scene for scene in scenes if not self._is_done(scene)]
-        outcome.skipped = len(scenes) - len(todo)
-        total = sum(sizes.values())
-        self.progress.begin(total, total - sum(sizes[scene_key(scene)] for scene in todo))
+        for scene in todo:
+            self.folder.drop(scene.key)
+        outcome = self.outcome = Outcome(list(scenes), skipped=len(scenes) - len(todo))
+        total, left = (sum(stat_of(scene.image)[0] for scene in part) for part in (scenes, todo))
+        self.progress.begin(total, total - left)
+        in_work: deque[_SceneInWork] = deque()
         pool, masks = ThreadPoolExecutor(workers), ThreadPoolExecutor(1)
         try:
             for scene in todo:
-                while self.running and sum(one.loaded.nbytes for one in self.running) > _AHEAD_BYTES:
-                    self._finish(self.running.popleft())
+                while sum(work.loaded.nbytes for work in in_work) > _AHEAD_BYTES:
+                    self._finish(in_work.popleft())
                 if self.stop():
                     break
-                self._start(scene, sizes[scene_key(scene)], pool, masks)
-                while self.running and all(future.done() for future in self.running[0].futures):
-                    self._finish(self.running.popleft())
-            while self.running:
-                self._finish(self.running.popleft())
+                if work := self._start(scene, pool, masks):
+                    in_work.append(work)
+                while in_work and all(patch.done() for patch in in_work[0].patches):
+                    self._finish(in_work.popleft())
+            while in_work:
+                self._finish(in_work.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
             masks.shutdown()
@@ -123,85 +121,65 @@ class _Preparation:
 
     def _is_done(self, scene: Scene) -> bool:
         """Whether an earlier start cut the scene from the same files, and its patches are whole."""
-        record = self.folder.done.get(scene_key(scene))
-        if record is None or record["source"] != self._source(scene):
-            return False
-        for row in record["patches"]:
-            shape = self.cutter.patch_shape(Window(*row["window"]))
-            files = self.folder.layout.files(scene.split, row["name"], scene.mask is not None)
-            if any(png_fault(self.folder.out / file, shape) for file in files):
-                return False
-        return True
+        record = self.folder.done.get(scene.key)
+        return (
+            record is not None
+            and record["source"] == self._source(scene)
+            and not any(
+                png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
+                for row in record["patches"]
+                for file in self._files(scene, row["name"])
+            )
+        )
 
-    def _source(self, scene: Scene) -> list[Any]:
+    def _files(self, scene: Scene, name: str) -> list[str]:
+        return self.folder.layout.files(scene.split, name, scene.mask is not None)
+
+    def _source(self, scene: Scene) -> list[list[str | int]]:
         """What tells whether a scene's files are those of an earlier start: path, bytes and time of each."""
-        return [self._identity(path) for path in (scene.image, scene.mask) if path is not None]
+        paths = [path for path in (scene.image, scene.mask) if path is not None]
+        names = [path.relative_to(self.src) if path.is_relative_to(self.src) else path for path in paths]
+        return [[name.as_posix(), *stat_of(path)] for name, path in zip(names, paths, strict=True)]
 
-    def _identity(self, path: Path) -> list[Any]:
-        name = path.relative_to(self.src) if path.is_relative_to(self.src) else path
-        try:
-            stat = path.stat()
-        except OSError:
-            return [name.as_posix(), None, None]
-        return [name.as_posix(), stat.st_size, stat.st_mtime_ns]
-
-    def _start(self, scene: Scene, size: int, pool: Executor, masks: Executor) -> None:
-        key, source = scene_key(scene), self._source(scene)
+    def _start(self, scene: Scene, pool: Executor, masks: Executor) -> _SceneInWork | None:
+        source = self._source(scene)
         try:
             loaded = self.cutter.load(scene, masks)
         except (DataError, MemoryError) as error:
-            self._fail(key, error, size)
-            return
-        layout = self.folder.layout
-        names = [patch_name(scene.name, window) for window in loaded.windows]
-        has_mask = scene.mask is not None
-        self.folder.begin(key, [file for name in names for file in layout.files(scene.split, name, has_mask)])
-        target = layout.target(self.folder.out, scene.split)
-        futures = [pool.submit(self.cutter.write_patch, loaded, window, target) for window in loaded.windows]
-        self.running.append(_Running(key, size, loaded, source, futures))
+            self._fail(scene, error, stat_of(scene.image)[0])
+            return None
+        patches = []
+        for window in loaded.windows:
+            files = [self.folder.out / file for file in self._files(scene, patch_name(scene.name, window))]
+            patches.append(pool.submit(self.cutter.write_patch, loaded, window, files))
+        return _SceneInWork(loaded, source, patches)
 
-    def _finish(self, one: _Running) -> None:
+    def _finish(self, work: _SceneInWork) -> None:
         """Wait for a scene's patches and note them; on a stop leave it unfinished."""
-        rows = []
+        loaded, rows = work.loaded, []
+        size = stat_of(loaded.scene.image)[0] / len(work.patches)
         try:
-            for future in one.futures:
-                if self.stop():
-                    future.cancel()
-                    continue
-                rows.append(future.result())
-                self.progress.advance(one.size / len(one.futures))
-        except DataError as error:
-            for future in one.futures:
-                future.cancel()
+            for patch in work.patches:
+                if not (self.stop() and patch.cancel()):
+                    rows.append(patch.result())
+                    self.progress.advance(size)
+        except (DataError, WriteError) as error:
+            for patch in work.patches:
+                patch.cancel()
             if isinstance(error, WriteError):
                 raise
-            _wait(one.futures)
-            self._fail(one.key, error, one.size * (1 - len(rows) / len(one.futures)))
+            wait(work.patches)
+            names = [patch_name(loaded.scene.name, window) for window in loaded.windows]
+            self.folder.remove(file for name in names for file in self._files(loaded.scene, name))
+            self._fail(loaded.scene, error, size * (len(work.patches) - len(rows)))
             return
-        if len(rows) == len(one.futures):
-            unknown = unknown_colors(one.loaded.unknown)
-            record = {"source": one.source, "size": list(one.loaded.shape), "unknown": unknown, "patches": rows}
-            self.folder.finish(one.key, record)
+        if len(rows) == len(work.patches):
+            unknown = unknown_colors(loaded.unknown)
+            self.folder.finish(
+                loaded.scene.key,
+                {"source": work.source, "size": list(loaded.shape), "unknown": unknown, "patches": rows},
+            )
 
-    def _fail(self, key: str, error: Exception, size: float) -> None:
-        self.outcome.failures[key] = str(error) or "not enough memory"
-        self.folder.drop(key)
+    def _fail(self, scene: Scene, error: Exception, size: float) -> None:
+        self.outcome.failures[scene.key] = str(error) or "not enough memory"
         self.progress.advance(size)
-
-
-def _wait(futures: Sequence[Future[Any]]) -> None:
-    for future in futures:
-        if not future.cancelled():
-            future.exception()
-
-
-def scene_key(scene: Scene) -> str:
-    """What a scene is called in the journal and in messages."""
-    return f"{scene.split}/{scene.name}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # reading it will say what is wrong

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pfseg.data.preparation.preparation import Outcome, scene_key
+from pfseg.data.preparation.cutting import SceneRecord
+from pfseg.data.preparation.preparation import Outcome
 
 _SHOWN = 1000  # lines of one kind; the first ones tell enough
 
@@ -13,7 +14,7 @@ _SHOWN = 1000  # lines of one kind; the first ones tell enough
 def make_report(
     index: Mapping[str, Any],
     outcome: Outcome,
-    done: Mapping[str, Mapping[str, Any]],
+    done: Mapping[str, SceneRecord],
     *,
     expected: Mapping[str, Any] | None,
     faults: Sequence[str],
@@ -39,7 +40,7 @@ def make_report(
     lines += ["", "## Share of each class", "", *_shares(index)]
     lines += _section("Scenes that failed", [f"{key}: {reason}" for key, reason in sorted(outcome.failures.items())])
     lines += _section("Faults of the archive", faults)
-    lines += _section("Scenes without mask", [scene_key(scene) for scene in outcome.scenes if scene.mask is None])
+    lines += _section("Scenes without mask", [scene.key for scene in outcome.scenes if scene.mask is None])
     lines += _section("Colours outside the class table, which are ignored", list(unknown_by_file(outcome, done)))
     return "\n".join(lines) + "\n"
 
@@ -66,12 +67,12 @@ def compare(index: Mapping[str, Any], expected: Mapping[str, Any] | None) -> lis
     return lines
 
 
-def unknown_by_file(outcome: Outcome, done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def unknown_by_file(outcome: Outcome, done: Mapping[str, SceneRecord]) -> list[str]:
     """A line for each mask with colours that the class table lacks."""
     lines = []
     for scene in outcome.scenes:
-        unknown = done.get(scene_key(scene), {}).get("unknown")
-        if unknown and scene.mask is not None:
+        record = done.get(scene.key)
+        if record and (unknown := record["unknown"]) and scene.mask is not None:
             most = ", ".join(unknown["most"])
             lines.append(f"{scene.mask.name}: {unknown['pixels']:,} px of {unknown['colors']:,} colours ({most})")
     return lines

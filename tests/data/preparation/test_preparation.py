@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from data.published import SHARED, configured, isaid, labels, opened, pixels, pr
 from pfseg.commands.prepare import run
 from pfseg.config.compose import check, compose
 from pfseg.data.preparation.folder import PatchFolder
+from pfseg.data.preparation.layout import Layout
 from pfseg.errors import ConfigError, DataError
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
+SCENES = ("train/P0000", "train/P0002", "val/P0003", "test/P0006")  # of `isaid`
 SIZES = ["dataset.prepare.size=32", "dataset.prepare.stride=20"]
 
 
@@ -251,6 +254,46 @@ def test_torn_journal_line_is_left_out(tmp_path: Path):
     assert tree(out) == before
 
 
+def test_patches_of_an_unfinished_scene_are_written_again(tmp_path: Path):
+    src, out = tmp_path / "src", tmp_path / "out"
+    isaid(src)
+    prepared("isaid", src, out, *SIZES)
+    before = tree(out)
+    lines = (out / "journal.jsonl").read_text().splitlines(keepends=True)
+    (out / "journal.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
+    (out / "test/images/P0006_0_32_0_32.png").write_bytes(b"half")
+    (out / "test/images/P0006_0_64_0_64.png").write_bytes(b"of a scene that has changed since")
+    (out / "test/images/.P0006_20_52_0_32.png.part").write_bytes(b"half")
+    prepared("isaid", src, out, *SIZES)
+    assert tree(out) == before
+
+
+def test_journal_of_version_0_1(tmp_path: Path):
+    """It names the files of each scene before they are written."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    isaid(src)
+    prepared("isaid", src, out, *SIZES)
+    before = tree(out)
+    settings, *scenes = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    lines = [{"settings": settings["settings"]}]
+    for line in scenes:
+        split = line["done"].partition("/")[0]
+        names = [row["name"] for row in line["record"]["patches"]]
+        files = [f"{split}/images/{name}" for name in names]
+        files += [f"{split}/masks/{name[:-4]}_instance_color_RGB.png" for name in names if split != "test"]
+        lines += [{"begin": line["done"], "files": [*files, f"{split}/images/gone.png"]}, line]
+    lines[2:2] = [{"drop": "train/P0000"}, lines[1]]
+    lines.pop()  # the last scene was not finished
+    (out / "test/images/gone.png").write_bytes(b"of this scene")
+    (out / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    prepared("isaid", src, out, *SIZES)
+    assert tree(out) == before
+    journal = (out / "journal.jsonl").read_text()
+    assert journal.count('"done"') == 4
+    (out / "journal.jsonl").write_text(journal.replace('"record"', '"recrd"'))
+    assert "journal.jsonl is damaged in line 5" in refused("isaid", src, out, *SIZES)
+
+
 def test_lost_scenes_are_not_dropped_in_silence(tmp_path: Path):
     src, out = tmp_path / "src", tmp_path / "out"
     isaid(src)
@@ -384,10 +427,8 @@ def test_two_runs_on_one_folder(tmp_path: Path):
     isaid(src)
     prepared("isaid", src, out, *SIZES)
     settings = json.loads((out / "journal.jsonl").read_text().splitlines()[0])["settings"]
-    from pfseg.data.preparation.folder import Layout
-
     layout = Layout(**index_of(out)["layout"])
-    with PatchFolder(out, layout, settings):
+    with PatchFolder(out, layout, settings, SCENES):
         assert f"another preparation is writing into out={out}" in refused("isaid", src, out, *SIZES)
     prepared("isaid", src, out, *SIZES)
 
@@ -453,9 +494,31 @@ def test_verification_of_an_unfinished_folder(tmp_path: Path):
     out.mkdir()
     with pytest.raises(DataError, match=r"index.json cannot be read \(No such file.*\): .* is no finished preparation"):
         run(check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"])))
-    (out / "index.json").write_text("{")
-    with pytest.raises(DataError, match=r"index.json is damaged .* prepare anew with overwrite=true"):
-        run(check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"])))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: "text",
+        lambda index: index.pop("layout") and index,
+        lambda index: index | {"layout": {"images": "images"}},
+        lambda index: index | {"layout": index["layout"] | {"folders": ["train"]}},
+        lambda index: index | {"splits": [1]},
+        lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png"}]}}},
+        lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png", "scene": "a", "window": [1]}]}}},
+        lambda index: index | {"size": 32},
+        lambda index: index | {"classes": [{"name": "a"}]},
+        lambda index: index | {"ignore_value": "none"},
+    ],
+)
+def test_verification_by_a_damaged_index(tmp_path: Path, change: Callable[[dict[str, Any]], Any]):
+    isaid(tmp_path / "src")
+    prepared("isaid", tmp_path / "src", tmp_path / "out", *SIZES)
+    index = change(index_of(tmp_path / "out"))
+    (tmp_path / "out" / "index.json").write_text("{" if index == "text" else json.dumps(index))
+    with pytest.raises(DataError, match=r"index.json is damaged \(.+\): prepare anew with overwrite=true$") as caught:
+        run(check(compose("prepare", ["dataset=isaid", f"out={tmp_path / 'out'}", "verify=only"])))
+    assert "\n" not in str(caught.value)
 
 
 # Settings

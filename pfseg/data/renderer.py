@@ -1,6 +1,7 @@
-"""Painter of aerial-like scenes with exact labels, see `pfseg.data.synthetic`.
+"""Renders aerial-like scenes with exact labels, see `pfseg.data.synthetic`.
 
-Units: pixels of about 0.3 m; colours 0..255 RGB; directions in radians. Points are (x, y), as OpenCV takes them.
+Units: pixels of about 0.3 m; colours 0..255 RGB; directions in radians. Points are (x, y), as OpenCV takes them. The
+order in which random numbers are drawn is part of the scenes: another order gives other pixels.
 """
 
 from __future__ import annotations
@@ -17,19 +18,15 @@ _TILES = ((158, 84, 64), (134, 72, 58), (140, 116, 92), (96, 116, 128), (98, 122
 _ROOFS = (*_TILES, (112, 112, 114), (82, 80, 84), (178, 174, 166), (206, 204, 198))
 _LEAVES = ((52, 82, 44), (66, 94, 48), (46, 72, 50), (84, 96, 48), (104, 92, 46))
 _WATERS = ((44, 74, 92), (58, 88, 84), (74, 86, 66), (96, 104, 92), (52, 64, 72), (88, 114, 120))
+_SHORES = ((160, 148, 120), (92, 96, 66))
 _PAVINGS = ((104, 104, 106), (84, 85, 90), (126, 123, 117), (148, 143, 134), (142, 124, 100))
 _GREYS = ((232, 232, 230), (38, 40, 44), (150, 154, 160), (98, 102, 110))
 _PAINTS = (*_GREYS, (172, 40, 38), (46, 78, 138), (196, 176, 120))
+_GLASS = np.array([46.0, 54, 62])
 
 
-class _Path:
-    """Centre line of a road: a straight line with a bend, through the whole scene.
-
-    Attributes:
-        points: (N, 2) about 4 px apart.
-        normals: (N, 2) unit vectors to the side.
-        width: of the road.
-    """
+class _Road:
+    """A straight centre line with a bend, through the whole scene: (N, 2) `points` 4 px apart, and their `normals`."""
 
     def __init__(self, size: int, angle: float, offset: float, width: int, rng: np.random.Generator) -> None:
         along = np.arange(-0.85 * size, 0.85 * size, 4.0)
@@ -45,8 +42,12 @@ class _Path:
         """Direction of the road at point `place`."""
         return float(np.arctan2(-self.normals[place, 0], self.normals[place, 1]))
 
+    def draw(self, canvas: np.ndarray, width: int, value: int = 1) -> None:
+        """Draw the line into a mask."""
+        cv2.polylines(canvas, [_pixels(self.points)], False, (value,), width)
 
-class Scene:
+
+class SceneRenderer:
     """One scene while it is painted.
 
     Args:
@@ -67,11 +68,11 @@ class Scene:
         self.mask = np.full((size, size), FIELD, dtype=np.uint8)
         self.taken = np.zeros((size, size), dtype=np.uint8)
         self.shade = np.zeros((size, size), dtype=np.float32)
-        self.area = (size / 256) ** 2
-        self.sun = rng.uniform(0, 2 * np.pi)
-        self.shadow = np.array([np.cos(self.sun), np.sin(self.sun)]) * rng.uniform(0.5, 1.1)  # px per px of height
+        self.y, self.x = np.mgrid[:size, :size].astype(np.float32)
+        sun = rng.uniform(0, 2 * np.pi)
+        self.shadow = np.array([np.cos(sun), np.sin(sun)]) * rng.uniform(0.5, 1.1)  # px per px of height
         self.town = rng.uniform(0, 1)  # how built-up the scene is
-        self.roads: list[_Path] = []
+        self.roads: list[_Road] = []
         self.cars: list[np.ndarray] = []  # their centres
         self.upright: list[partial[None]] = []  # what is painted after the shadows have fallen
 
@@ -83,16 +84,20 @@ class Scene:
         self._roads()
         for _ in range(self._count(0.8 + 1.2 * self.town)):
             self._car_park()
-        self._buildings()
-        self._traffic()
+        for _ in range(self._count(12 + 36 * self.town)):
+            self._building()
+        for road in self.roads:
+            self._traffic(road)
         self._trees()
         self._shadows()
         for paint in self.upright:
             paint()
         return self._photograph(), self.mask
 
+    # Tools
+
     def _count(self, mean: float) -> int:
-        return int(self.rng.poisson(mean * self.area))
+        return int(self.rng.poisson(mean * (self.size / 256) ** 2))
 
     def _noise(self, cell: float) -> np.ndarray:
         """Smooth noise (S, S) of about unit variance with features of `cell` pixels."""
@@ -106,9 +111,28 @@ class Scene:
         return np.clip(colour * self.rng.uniform(0.82, 1.18) + self.rng.normal(0, spread, 3), 12, 245)
 
     def _axes(self, angle: float) -> tuple[np.ndarray, np.ndarray]:
-        y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
+        """Coordinates (S, S) along a direction and across it."""
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
-        return x * cos + y * sin, y * cos - x * sin
+        return self.x * cos + self.y * sin, self.y * cos - self.x * sin
+
+    def _cast(self, outline: np.ndarray, height: float) -> None:
+        """Let the shadow of something upright fall on the ground: the hull of its outline and its top's shadow."""
+        hull = cv2.convexHull(np.concatenate([outline, outline + self.shadow * height]).astype(np.float32))
+        cv2.fillConvexPoly(self.shade, _pixels(hull), (1.0,))
+
+    def _claim(self, corners: np.ndarray, margin: float) -> bool:
+        """Take the ground of a shape, unless part of it (and of a margin around) is taken already."""
+        centre = corners.mean(axis=0)
+        grown = centre + (corners - centre) * (1 + margin / np.linalg.norm(corners - centre, axis=1, keepdims=True))
+        left, top = np.clip(np.floor(grown.min(axis=0)), 0, self.size - 1).astype(int)
+        right, bottom = np.clip(np.ceil(grown.max(axis=0)), 0, self.size - 1).astype(int) + 1
+        taken = self.taken[top:bottom, left:right]
+        ground = np.zeros_like(taken)
+        _fill(ground, grown - (left, top), 1)
+        if not ground.any() or (ground & taken).any():
+            return False
+        taken |= ground
+        return True
 
     # Ground
 
@@ -117,8 +141,8 @@ class Scene:
         rng = self.rng
         along, across = self._axes(rng.uniform(0, np.pi))
         bent = along + 10 * self._noise(90)
-        number, extent = rng.integers(6, 13, 2), (-self.size, 1.5 * self.size)
-        cuts = [np.sort(rng.uniform(*extent, count)).astype(np.float32) for count in number]
+        counts, extent = rng.integers(6, 13, 2), (-self.size, 1.5 * self.size)
+        cuts = [np.sort(rng.uniform(*extent, count)).astype(np.float32) for count in counts]
         columns, rows = (np.searchsorted(cut, axis) for cut, axis in zip(cuts, (bent, across), strict=True))
         parcel = columns * 16 + rows
         season = np.stack([self._pick(_SOILS, 6) for _ in range(4)])
@@ -139,12 +163,11 @@ class Scene:
             course = across - np.median(across) + self.size * (rng.uniform(-0.3, 0.3) + 0.09 * self._noise(110))
             depth = rng.uniform(0.07, 0.16) * self.size - np.abs(course)
         else:
-            centre = rng.uniform(0.1, 0.9, 2) * self.size
-            y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-            distance = np.hypot(x - centre[0], (y - centre[1]) * rng.uniform(0.7, 1.4))
+            x, y = rng.uniform(0.1, 0.9, 2) * self.size
+            distance = np.hypot(self.x - x, (self.y - y) * rng.uniform(0.7, 1.4))
             depth = rng.uniform(0.18, 0.36) * self.size + 0.05 * self.size * self._noise(60) - distance
         wet, shore = depth > 0, (depth > -rng.uniform(2, 7)) & (depth <= 0)
-        self.image[shore] = self.image[shore] * 0.5 + self._pick(((160, 148, 120), (92, 96, 66))) * 0.5
+        self.image[shore] = self.image[shore] * 0.5 + self._pick(_SHORES) * 0.5
         wave = np.sin((along + 6 * self._noise(24)) * rng.uniform(0.5, 1.0)) * self._noise(20)
         light = 4 * wave + 2.5 * self._noise(4) + np.minimum(depth, 30) * rng.uniform(-0.7, 0.1)
         self.image[wet] = self._pick(_WATERS) + light[wet][:, None]
@@ -160,11 +183,11 @@ class Scene:
             turns += [turns[0]]
         for turn in turns:
             offset = rng.uniform(-0.33, 0.33) * self.size
-            self.roads.append(_Path(self.size, angle + turn, offset, int(rng.integers(20, 34)), rng))
+            self.roads.append(_Road(self.size, angle + turn, offset, int(rng.integers(20, 34)), rng))
         paving = self._pick(_PAVINGS, 4)
         surface = np.zeros_like(self.mask)
         for road in self.roads:
-            self._line(surface, road, road.width)
+            road.draw(surface, road.width)
         verge = cv2.dilate(surface, np.ones((5, 5), np.uint8)) > 0
         self.image[verge] = self.image[verge] * 0.6 + self._pick(_SOILS) * 0.4
         self._pave(surface, paving)
@@ -181,23 +204,18 @@ class Scene:
     def _lanes(self, paving: np.ndarray) -> None:
         paint = np.clip(paving + self.rng.uniform(50, 100), 0, 240)
         marks = np.zeros_like(self.mask)
-        for road in self.roads:
-            self._line(marks, road, road.width - 4)
-        for road in self.roads:
-            self._line(marks, road, road.width - 6, 0)
+        for inset, value in ((4, 1), (6, 0)):  # a line along either side, 2 px wide
+            for road in self.roads:
+                road.draw(marks, road.width - inset, value)
         for road in self.roads:
             for place in range(0, len(road.points) - 3, 6):
-                first, last = (tuple(int(value) for value in road.points[place + step]) for step in (0, 3))
-                cv2.line(marks, first, last, 1, 1)
+                _line(marks, np.trunc(road.points[[place, place + 3]]), 1)
         where = (marks > 0) & (self.mask == ROAD)
         self.image[where] = self.image[where] * 0.35 + paint * 0.65
 
-    def _line(self, canvas: np.ndarray, road: _Path, width: int, value: int = 1) -> None:
-        cv2.polylines(canvas, [np.round(road.points).astype(np.int32)], False, (value,), width)
-
     # What stands on the ground
 
-    def _beside(self, road: _Path, gap: float, depth: float) -> tuple[np.ndarray, float] | None:
+    def _beside(self, road: _Road, gap: float, depth: float) -> tuple[np.ndarray, float] | None:
         """A random point beside a road inside the scene, at `gap` plus half of `depth`, and the road's direction."""
         inside = np.flatnonzero(((road.points > 0) & (road.points < self.size)).all(axis=1))
         if not len(inside):
@@ -206,111 +224,86 @@ class Scene:
         side = self.rng.choice((-1, 1))
         return road.points[place] + side * road.normals[place] * (road.width / 2 + gap + depth / 2), road.angle(place)
 
-    def _claim(self, corners: np.ndarray, margin: float) -> bool:
-        """Take the ground of a shape, unless part of it (and of a margin around) is taken already."""
-        centre = corners.mean(axis=0)
-        grown = centre + (corners - centre) * (1 + margin / np.linalg.norm(corners - centre, axis=1, keepdims=True))
-        left, top = np.clip(np.floor(grown.min(axis=0)), 0, self.size - 1).astype(int)
-        right, bottom = np.clip(np.ceil(grown.max(axis=0)), 0, self.size - 1).astype(int) + 1
-        taken = self.taken[top:bottom, left:right]
-        ground = np.zeros_like(taken)
-        cv2.fillPoly(ground, [_whole(grown)], (1,), offset=(-int(left), -int(top)))
-        if not ground.any() or (ground & taken).any():
-            return False
-        taken |= ground
-        return True
+    def _any_road(self) -> _Road:
+        return self.roads[self.rng.integers(len(self.roads))]
 
     def _car_park(self) -> None:
         """A paved rectangle beside a road with two rows of bays."""
         bays, length, bay = int(self.rng.integers(4, 8)), 20, 12
         width, depth = bays * bay + 6, 2 * length + 24
-        found = self._beside(self.roads[self.rng.integers(len(self.roads))], 1, depth)
-        if found is None:
+        place = self._beside(self._any_road(), 1, depth)
+        if place is None or not self._claim(corners := _box(place[0], width, depth, place[1]), 0):
             return
-        centre, angle = found
-        if not self._claim(_box(centre, width, depth, angle), 0):
-            return
-        surface = np.zeros_like(self.mask)
-        cv2.fillPoly(surface, [_whole(_box(centre, width, depth, angle))], (1,))
-        colour = self._pick(_PAVINGS, 4)
-        self._pave(surface, colour)
+        centre, angle = place
+        surface, marks = np.zeros_like(self.mask), np.zeros_like(self.mask)
+        _fill(surface, corners, 1)
+        self._pave(surface, self._pick(_PAVINGS, 4))
         axis = np.array([np.cos(angle), np.sin(angle)])
-        across = np.array([-axis[1], axis[0]])
-        marks, busy = np.zeros_like(self.mask), self.rng.uniform(0.4, 0.95)
+        across, busy = np.array([-axis[1], axis[0]]), self.rng.uniform(0.4, 0.95)
         for side in (-1, 1):
             for number in range(bays + 1):
                 at = centre + axis * (number - bays / 2) * bay + side * across * (depth / 2 - 1)
-                ends = _whole(np.stack([at, at - side * across * length]))
-                cv2.line(marks, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1, 1)
+                _line(marks, np.stack([at, at - side * across * length]), 1)
                 if number < bays and self.rng.random() < busy:
                     self._car(at + axis * bay / 2 - side * across * length / 2, angle + np.pi / 2)
         self.image[(marks > 0) & (surface > 0)] += self.rng.uniform(40, 80)
 
-    def _buildings(self) -> None:
+    def _building(self) -> None:
         rng = self.rng
-        for _ in range(self._count(12 + 36 * self.town)):
-            width, depth = rng.uniform(26, 66), rng.uniform(24, 46)
-            if rng.random() < 0.8:
-                found = self._beside(self.roads[rng.integers(len(self.roads))], rng.uniform(4, 26), depth)
-            else:
-                found = rng.uniform(0, self.size, 2), rng.uniform(0, np.pi)
-            if found is None:
-                continue
-            centre, angle = found
-            corners = _box(centre, width, depth, angle)
-            if not self._claim(corners, 5):
-                continue
-            height = rng.uniform(9, 26)
-            self._cast(corners, height)
-            self.upright.append(partial(self._roof, corners, angle))
+        width, depth = rng.uniform(26, 66), rng.uniform(24, 46)
+        place: tuple[np.ndarray, float] | None
+        if rng.random() < 0.8:
+            place = self._beside(self._any_road(), rng.uniform(4, 26), depth)
+        else:
+            place = rng.uniform(0, self.size, 2), rng.uniform(0, np.pi)
+        if place is not None and self._claim(corners := _box(place[0], width, depth, place[1]), 5):
+            self._cast(corners, rng.uniform(9, 26))
+            self.upright.append(partial(self._roof, corners, place[1]))
 
     def _roof(self, corners: np.ndarray, angle: float) -> None:
         """Flat with a parapet and boxes, gabled or hipped; sides towards the sun are brighter."""
-        rng, colour = self.rng, self._pick(_ROOFS)
-        cv2.fillPoly(self.mask, [_whole(corners)], (BUILDING,))
-        centre = corners.mean(axis=0)
-        kind = rng.random()
+        colour = self._pick(_ROOFS)
+        _fill(self.mask, corners, BUILDING)
+        kind = self.rng.random()
         if kind < 0.35:
-            cv2.fillPoly(self.image, [_whole(corners)], (colour * 1.12).tolist())
-            cv2.fillPoly(self.image, [_whole(centre + (corners - centre) * 0.88)], colour.tolist())
-            for _ in range(rng.integers(1, 5)):
-                spot = centre + (corners - centre).T @ rng.dirichlet(np.ones(4)) * 0.9
-                box = _box(spot, rng.uniform(3, 8), rng.uniform(3, 6), angle)
-                cv2.fillPoly(self.image, [_whole(box + self.shadow * 2)], (colour * 0.6).tolist())
-                cv2.fillPoly(self.image, [_whole(box)], self._pick(_ROOFS).tolist())
-            return
-        # Corners run round the box: the ridge joins the middles of the first and the third side.
-        inset = 0.0 if kind < 0.7 else 0.3
-        middles = (corners + np.roll(corners, -1, axis=0)) / 2
-        ridge = [middles[side] + (centre - middles[side]) * inset * 2 for side in (3, 1)]
-        faces = (
-            (0, [corners[0], corners[1], ridge[1], ridge[0]]),
-            (1, [corners[1], corners[2], ridge[1]]),
-            (2, [corners[2], corners[3], ridge[0], ridge[1]]),
-            (3, [corners[3], corners[0], ridge[0]]),
-        )
-        for side, face in faces:
-            out = middles[side] - centre
-            lit = 1 - 0.24 * float(out @ self.shadow / np.linalg.norm(out) / np.linalg.norm(self.shadow))
-            cv2.fillPoly(self.image, [_whole(np.array(face))], (colour * lit).tolist())
-            for row in np.arange(0.12, 1, 0.16):  # courses of tiles, parallel to the eaves
-                ends = [face[0] + (face[-1] - face[0]) * row, face[1] + (face[-2] - face[1]) * row]
-                if len(face) == 4:
-                    first, last = (tuple(map(int, end)) for end in _whole(np.array(ends)))
-                    cv2.line(self.image, first, last, (colour * lit * 0.92).tolist(), 1)
-        first, last = (tuple(map(int, end)) for end in _whole(np.array(ridge)))
-        cv2.line(self.image, first, last, (colour * 1.25).tolist(), 1)
+            self._flat_roof(corners, angle, colour)
+        else:
+            self._ridged_roof(corners, 0.0 if kind < 0.7 else 0.3, colour)
 
-    def _traffic(self) -> None:
-        for road in self.roads:
-            busy = self.rng.uniform(0.25, 0.75)
-            for side in (-1, 1):
-                place = int(self.rng.integers(8))
-                while place < len(road.points):
-                    spot = road.points[place] + side * road.normals[place] * road.width * 0.24
-                    if ((spot > -8) & (spot < self.size + 8)).all() and self.rng.random() < busy:
-                        self._car(spot, road.angle(place))
-                    place += int(self.rng.integers(7, 14))
+    def _flat_roof(self, corners: np.ndarray, angle: float, colour: np.ndarray) -> None:
+        rng, centre = self.rng, corners.mean(axis=0)
+        _fill(self.image, corners, colour * 1.12)
+        _fill(self.image, centre + (corners - centre) * 0.88, colour)
+        for _ in range(rng.integers(1, 5)):
+            spot = centre + (corners - centre).T @ rng.dirichlet(np.ones(4)) * 0.9
+            box = _box(spot, rng.uniform(3, 8), rng.uniform(3, 6), angle)
+            _fill(self.image, box + self.shadow * 2, colour * 0.6)
+            _fill(self.image, box, self._pick(_ROOFS))
+
+    def _ridged_roof(self, corners: np.ndarray, inset: float, colour: np.ndarray) -> None:
+        """The ridge joins the middles of the first and the third side, `inset` from there (corners run round)."""
+        centre, (first, second, third, fourth) = corners.mean(axis=0), corners
+        middles = (corners + np.roll(corners, -1, axis=0)) / 2
+        start, end = (middles[side] + (centre - middles[side]) * inset * 2 for side in (3, 1))
+        faces = ([first, second, end, start], [second, third, end], [third, fourth, start, end], [fourth, first, start])
+        for middle, face in zip(middles, faces, strict=True):
+            out = middle - centre
+            lit = 1 - 0.24 * float(out @ self.shadow / np.linalg.norm(out) / np.linalg.norm(self.shadow))
+            _fill(self.image, np.array(face), colour * lit)
+            for row in np.arange(0.12, 1, 0.16) if len(face) == 4 else ():  # courses of tiles, parallel to the eaves
+                ends = [face[0] + (face[-1] - face[0]) * row, face[1] + (face[-2] - face[1]) * row]
+                _line(self.image, np.array(ends), colour * lit * 0.92)
+        _line(self.image, np.array([start, end]), colour * 1.25)
+
+    def _traffic(self, road: _Road) -> None:
+        busy = self.rng.uniform(0.25, 0.75)
+        for side in (-1, 1):
+            place = int(self.rng.integers(8))
+            while place < len(road.points):
+                spot = road.points[place] + side * road.normals[place] * road.width * 0.24
+                if ((spot > -8) & (spot < self.size + 8)).all() and self.rng.random() < busy:
+                    self._car(spot, road.angle(place))
+                place += int(self.rng.integers(7, 14))
 
     def _car(self, centre: np.ndarray, angle: float) -> None:
         if any(np.hypot(*(centre - other)) < 11 for other in self.cars):
@@ -324,13 +317,12 @@ class Scene:
 
     def _paint_car(self, centre: np.ndarray, angle: float, length: float, width: float) -> None:
         colour, axis = self._pick(_PAINTS, 5), np.array([np.cos(angle), np.sin(angle)])
-        body = _whole(_box(centre, length, width, angle))
-        cv2.fillPoly(self.mask, [body], (CAR,))
-        cv2.fillPoly(self.image, [body], (colour * 0.82).tolist())
-        cv2.fillPoly(self.image, [_whole(_box(centre, length - 2, width - 2, angle))], colour.tolist())
+        body = _box(centre, length, width, angle)
+        _fill(self.mask, body, CAR)
+        _fill(self.image, body, colour * 0.82)
+        _fill(self.image, _box(centre, length - 2, width - 2, angle), colour)
         for at, deep in ((0.2, 3), (-0.28, 2)):
-            glass = _box(centre + axis * length * at, deep, width - 2.5, angle)
-            cv2.fillPoly(self.image, [_whole(glass)], (46, 54, 62))
+            _fill(self.image, _box(centre + axis * length * at, deep, width - 2.5, angle), _GLASS)
 
     def _trees(self) -> None:
         """Woods, and single trees anywhere but on roads, cars and buildings."""
@@ -356,17 +348,12 @@ class Scene:
 
     def _crown(self, crown: np.ndarray, colour: np.ndarray) -> None:
         middle = crown.mean(axis=0)
-        cv2.fillPoly(self.mask, [_whole(crown)], (TREE,))
+        _fill(self.mask, crown, TREE)
         for share, light in ((1.0, 0.66), (0.8, 0.92), (0.5, 1.16), (0.25, 1.38)):
             lit = middle + (crown - middle) * share - self.shadow * (1 - share) * 5
-            cv2.fillPoly(self.image, [_whole(lit)], (colour * light).tolist())
+            _fill(self.image, lit, colour * light)
 
     # Light
-
-    def _cast(self, outline: np.ndarray, height: float) -> None:
-        """Let the shadow of something upright fall on the ground: the hull of its outline and its top's shadow."""
-        hull = cv2.convexHull(np.concatenate([outline, outline + self.shadow * height]).astype(np.float32))
-        cv2.fillConvexPoly(self.shade, np.round(hull).astype(np.int32), (1.0,))
 
     def _shadows(self) -> None:
         shade = cv2.GaussianBlur(self.shade, (0, 0), 0.8)[..., None]
@@ -390,11 +377,20 @@ class Scene:
 def _box(centre: np.ndarray, width: float, depth: float, angle: float) -> np.ndarray:
     """Corners (4, 2) of a rectangle, its width along `angle`, running round it."""
     cos, sin = np.cos(angle) / 2, np.sin(angle) / 2
-    axis_x, axis_y, across_x, across_y = cos * width, sin * width, -sin * depth, cos * depth
-    corner_x, corner_y = axis_x + across_x, axis_y + across_y
-    other_x, other_y = axis_x - across_x, axis_y - across_y
-    return centre + np.array([[-corner_x, -corner_y], [other_x, other_y], [corner_x, corner_y], [-other_x, -other_y]])
+    axis, across = np.array([cos * width, sin * width]), np.array([-sin * depth, cos * depth])
+    return centre + np.stack([-(axis + across), axis - across, axis + across, -(axis - across)])
 
 
-def _whole(points: np.ndarray) -> np.ndarray:
+def _pixels(points: np.ndarray) -> np.ndarray:
     return np.round(points).astype(np.int32)
+
+
+def _fill(canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray | int) -> None:
+    """Fill a polygon (N, 2) of an image, or of a mask with a label."""
+    cv2.fillPoly(canvas, [_pixels(outline)], np.atleast_1d(colour).tolist())
+
+
+def _line(canvas: np.ndarray, ends: np.ndarray, colour: np.ndarray | int) -> None:
+    """Draw a line 1 px wide between two points (2, 2)."""
+    first, last = _pixels(ends).tolist()
+    cv2.line(canvas, first, last, np.atleast_1d(colour).tolist(), 1)

@@ -1,0 +1,106 @@
+"""The command `pfseg`: start-up, errors and exit codes that all commands share.
+
+Whatever is wrong with the settings is found before Hydra writes anything, and said in one line that names the key and
+the remedy. Nothing heavy is imported before that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from pfseg.errors import ConfigError, PfsegError
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        summary: what it does.
+        words: setting that bare words on the command line are values of; None where there is none.
+    """
+
+    summary: str
+    words: str | None = None
+
+
+COMMANDS = {
+    "train": Command("train a network"),
+    "evaluate": Command("score checkpoints"),
+    "predict": Command("make maps of images"),
+    "prepare": Command("cut the scenes of an archive into patches"),
+    "preview": Command("show training samples as the network would get them"),
+    "profile": Command("measure parameters, multiply-adds, time and memory of a network"),
+    "convert": Command("show what a weights file holds, or convert it", "file"),
+    "report": Command("compare runs", "runs"),
+    "reproduce": Command("repeat a run", "run"),
+    "dashboard": Command("save a W&B workspace for runs", "runs"),
+    "settings": Command("print all settings with types, ranges and documentation"),
+}
+
+
+def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process.
+
+    Args:
+        command: its name; None takes the first argument.
+        argv: arguments; None takes those of the process.
+    """
+    code = 0
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        code = run(command, arguments)
+    except PfsegError as error:
+        prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
+        sys.stderr.write(f"{prefix}{' '.join(str(error).splitlines())}\n")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `pfseg settings | head`
+        sys.stderr.close()
+        code = 141
+    sys.exit(code)
+
+
+def run(command: str | None, arguments: list[str]) -> int:
+    """Run a command; returns the exit code.
+
+    Raises:
+        PfsegError: what the user can mend.
+    """
+    if command is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _show_help()
+            return 0
+        if arguments[0] == "--version":
+            from pfseg import __version__
+
+            sys.stdout.write(f"pfseg {__version__}\n")
+            return 0
+        command, *arguments = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean `pfseg {near[0]}`? " if near else ""
+        raise ConfigError(f"unknown command `{command}`: {hint}commands: {', '.join(COMMANDS)}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules in the working folder are found by a console script as by `python -m`
+    if command == "settings":
+        from pfseg.commands.settings import run as show_settings
+
+        return show_settings(arguments)
+    from pfseg.commands.hydra_app import run as run_hydra
+
+    return run_hydra(command, arguments, COMMANDS[command].words)
+
+
+def _show_help() -> None:
+    width = max(map(len, COMMANDS))
+    rows = "".join(f"  {name:<{width}}  {command.summary}\n" for name, command in COMMANDS.items())
+    sys.stdout.write(
+        "usage: pfseg <command> [key=value ...]\n\n"
+        f"{rows}\n"
+        "pfseg <command> --help lists its choices and settings; pfseg settings explains all of them.\n"
+    )

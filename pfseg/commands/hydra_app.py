@@ -1,0 +1,208 @@
+"""Commands with `key=value` settings: composed by Hydra, checked, and run once or as the jobs of a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from pfseg.config.check import check
+from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain_later, prepare_hydra, quote
+from pfseg.config.resume import expand_resume
+from pfseg.config.schema import Job
+from pfseg.config.settings import Settings
+from pfseg.devices import other_slurm_process
+from pfseg.errors import ConfigError, JobError, PfsegError
+
+Run = Callable[[Any], float | None]
+_OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
+
+
+def run(command: str, arguments: list[str], words: str | None) -> int:
+    """Run a command with settings; returns the exit code.
+
+    Args:
+        command: its module in pfseg.commands, and its file in conf/.
+        arguments: of the command line, Hydra's flags among them.
+        words: setting that bare words are values of.
+    """
+    if other_slurm_process():
+        return 0
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        ranks = os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
+        raise ConfigError(f"started by mpirun, which pfseg does by itself: type `pfseg {command} ranks={ranks} ...`")
+    flags, rest, args = _split(arguments)
+    overrides = _expand(command, rest, words)
+    overrides = expand_resume(overrides, multirun=args.multirun)
+    name = args.config_name or command
+    folder = Path(args.config_dir) if args.config_dir else None
+    config_path = Path(args.config_path) if args.config_path else None
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    checked: list[Settings] = []
+    sweep_folder = None
+    if args.experimental_rerun:
+        if overrides:
+            raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
+        if not Path(args.experimental_rerun).is_file():
+            raise ConfigError(
+                f"--experimental-rerun {args.experimental_rerun} does not exist: give a run's config.pickle"
+            )
+    elif args.multirun:
+        cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
+        sweep_folder = Path(cfg.hydra.sweep.dir).absolute()
+        overrides.append(f"hydra.sweep.dir={quote(str(sweep_folder))}")
+    elif not shows:
+        checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
+    failures: list[Exception] = []
+    task = _task(command, checked, failures, rerun=bool(args.experimental_rerun))
+    prepare_hydra()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    try:
+        with _sweep(sweep_folder) if sweep_folder else nullcontext():
+            hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=name)(task)()
+    except FAULTS as error:
+        raise explain_later(error, name, overrides, folder, config_path, sweep=args.multirun) from error
+    if failures:
+        if not isinstance(failures[0], PfsegError):
+            sys.stderr.write("".join(traceback.format_exception(failures[0])))
+            return 1
+        raise failures[0]
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Namespace]:
+    """Hydra's flags, everything else, and the flags as read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _reject_flag  # type: ignore[method-assign]
+    parser.add_argument("rest", nargs="*")
+    for flag in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r")):
+        parser.add_argument(*flag, action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    for flag in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd")):
+        parser.add_argument(*flag)
+    parser.add_argument("--experimental-rerun")
+    args = parser.parse_intermixed_args(arguments)
+    rest = list(args.rest)
+    flags = [text for text in arguments if text not in rest]
+    return flags, rest, args
+
+
+def _reject_flag(message: str) -> NoReturn:
+    raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
+
+
+def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[str]:
+    """Overrides as Hydra reads them: bare words become a setting's value, plain values with a `=` are quoted."""
+    bare = [text for text in arguments if "=" not in text and not text.startswith("~")] if words else []
+    overrides = [_quote_value(text) for text in arguments if text not in bare]
+    if command in _OPEN_GROUPS:
+        overrides = [f"++{text}" if text.startswith("dataset.") else text for text in overrides]
+    if bare:
+        several = words == "runs"
+        value = f"[{','.join(map(quote, bare))}]" if several else quote(bare[0])
+        if len(bare) > 1 and not several:
+            raise ConfigError(f"{words} takes one value, got {len(bare)}: {' '.join(bare)}")
+        overrides.append(f"{words}={value}")
+    return overrides
+
+
+def _quote_value(override: str) -> str:
+    """Quote a plain value that holds a `=`, as paths of runs may: Hydra would not read it."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if "=" in value and not set(value) & set("'\"[]{}()$,") else override
+
+
+def _task(
+    command: str, checked: list[Settings], failures: list[Exception], *, rerun: bool
+) -> Callable[[DictConfig], Any]:
+    """What Hydra calls with the settings of a run, or of each job of a sweep."""
+
+    def task(cfg: DictConfig) -> float | None:
+        if other_slurm_process():  # of a job of a sweep
+            return None
+        work = cast(Run, import_module(f"pfseg.commands.{command}").run)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return _sweep_job(work, cfg)
+        try:
+            if rerun:
+                _take_new_folder()
+            return work(checked[0] if checked else check(cfg))
+        except Exception as error:
+            _keep_failure(error)
+            failures.append(error)  # raised later: here Hydra would add lines of its own
+            return None
+
+    return task
+
+
+def _sweep(folder: Path) -> Any:
+    """Prepare for the end of a sweep."""
+    from pfseg.launch.sweep import sweep
+
+    return sweep(folder)
+
+
+def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
+    """Run one job of a sweep when its devices are free, perhaps in a process of its own."""
+    from pfseg.launch.lease import lease
+    from pfseg.launch.sweep import mark_stopped, stopped
+
+    job = HydraConfig.get()
+    folder = Path(job.sweep.dir)
+    if stopped(folder) is not None:
+        raise JobError("not started: the sweep was told to stop")
+    try:
+        settings = check(cfg)
+        launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
+        if "BasicLauncher" not in launcher["_target_"]:
+            os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
+        assert isinstance(settings, Job)
+        with lease(settings, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
+            return work(settings)
+    except Exception as error:
+        _say(_keep_failure(error))  # Hydra shows none
+        if (code := getattr(error, "exit_code", 1)) not in (1, 2):
+            mark_stopped(folder, code)
+        raise JobError(" ".join(str(error).splitlines())) from None  # others can't be sent to the sweep's process
+
+
+def _take_new_folder() -> None:
+    """Give a repeated run a folder of its own, beside that of the run."""
+    config = cast(DictConfig, HydraConfig.instance().cfg)
+    with read_write(config), open_dict(config):
+        old = Path(config.hydra.runtime.output_dir)
+        new = old.with_name(f"{old.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")
+        config.hydra.runtime.output_dir = str(new)
+    new.mkdir(parents=True)
+
+
+def _keep_failure(error: Exception) -> str:
+    """Leave `error.txt` in the folder of a run that failed, and was not merely stopped; return what it says."""
+    job = HydraConfig.get()
+    user = isinstance(error, PfsegError)
+    text = f"error: {' '.join(str(error).splitlines())}\n" if user else "".join(traceback.format_exception(error))
+    folder = Path(job.runtime.output_dir)
+    if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2) and folder.is_dir():
+        (folder / "error.txt").write_text(text, encoding="utf-8")
+    return text
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text.rstrip()}\n")
+    sys.stderr.flush()

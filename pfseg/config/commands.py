@@ -1,0 +1,159 @@
+"""The settings of the commands that do their work in the process that they are started in, without ranks."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from pfseg.config.schema import DatasetSettings, Evaluate, FolderData, ModelSettings, Train, TrainBase
+from pfseg.config.settings import (
+    Bands,
+    Contrast,
+    Count,
+    Decay,
+    Flips,
+    Percentiles,
+    Positive,
+    Settings,
+    Size,
+    Variant,
+    setting,
+)
+
+
+class Preview(TrainBase):
+    """Show training samples as the network would get them; takes every setting of a training."""
+
+    job: Literal["preview"] = setting("the command")
+    out: str = setting("picture to write, a .png file")
+    rows: Count = setting("samples in the picture")
+    samples: Count = setting("samples that the shares of the classes are counted on")
+
+
+class PrepareJob(Settings):
+    """Cut whole scenes into patches to train on, or check an earlier result."""
+
+    job: Literal["prepare"] = setting("the command")
+    src: str = setting("folder of the unpacked archive or of the scenes; never written to")
+    out: str = setting("folder for the patches: new, empty, or that of an earlier start of the same preparation")
+    overwrite: bool = setting("whether to remove first what an earlier preparation wrote into out")
+    verify: bool | Literal["only"] = setting(
+        "true: read back what was written; false; only: check an earlier result and write nothing"
+    )
+    compression: Annotated[int, Field(ge=0, le=3)] = setting("0 (fastest) to 3 (smallest files)")
+    workers: Literal["auto"] | Count = setting("threads that write patches; auto: one per core")
+    dataset: FolderData
+
+
+class StoredData(Settings):
+    """Settings of the data set that differ from those stored in the checkpoint."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Predict(Settings):
+    """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
+
+    job: Literal["predict"] = setting("the command")
+    checkpoint: str = setting("run folder (its best checkpoint) or .safetensors file")
+    input: str = setting("image, folder of images, or pattern in quotes such as 'scenes/*.tif'")
+    output: str = setting("folder for the maps, beside the images")
+    overwrite: bool = setting("whether to make maps again that are there already")
+    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]] = setting(
+        "what to write of each image"
+    )
+    format: Literal["auto", "png", "tif"] = setting("auto: GeoTIFFs of TIFFs, PNGs of other images")
+    window: Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
+    overlap: Decay = setting("share of a window that the next one covers too")
+    resize: Size | None = setting("instead of windows: size that the whole image is resized to")
+    scales: list[Positive] = setting("scales of the image that probabilities are averaged over")
+    flips: Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    batch_size: Count = setting("windows at a time")
+    bands: Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
+    stretch: Percentiles | None = setting(
+        "percentiles that become black and white in images of more than 8 bits; null: as in training"
+    )
+    contrast: Contrast | Literal["own"] | None = setting(
+        "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
+    )
+    nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
+    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
+    dataset: StoredData
+
+
+class Profile(Settings):
+    """Measure parameters, multiply-adds, time and memory of a network."""
+
+    job: Literal["profile"] = setting("the command")
+    size: Size = setting("side of the image in pixels, or [height, width]")
+    batch_size: Count = setting("images at a time")
+    classes: Count = setting("number of classes")
+    rounds: Count = setting("forward passes, of which medians are shown, after one that compiles")
+    fold: bool = setting("whether BatchNorm becomes part of the convolutions, as in prediction")
+    model: ModelSettings
+
+
+class Convert(Settings):
+    """Show what a weights file holds, or convert it; nothing in it is executed."""
+
+    job: Literal["convert"] = setting("the command")
+    file: str = setting(".pth (zip or legacy), .pkl of Jittor, or .safetensors")
+    to: Literal["safetensors", "pth"] | None = setting("format to convert to; null: only show the file")
+    out: str | None = setting("file to write; null: beside the given one")
+    variant: Variant | None = setting("family that the weights belong to, which the file can't tell")
+    dataset: DatasetSettings | None = setting("data set that the weights were trained on, which the file can't tell")
+
+
+class Report(Settings):
+    """Compare runs in a table, and in files where asked for."""
+
+    job: Literal["report"] = setting("the command")
+    runs: list[str] = setting("run folders, folders above them, or patterns")
+    html: str | None = setting("file for a page with curves, classes, confusion matrices and pictures")
+    csv: str | None = setting("file for the table in full precision")
+    markdown: str | None = setting("file for the table as Markdown")
+    latex: str | None = setting("file for the table as LaTeX (booktabs)")
+    where: list[str] = setting("only runs with these settings, such as [optimizer.lr=0.01]")
+    sort: str | None = setting("column or setting to sort by, with :asc or :desc; null: mIoU:desc")
+
+
+class Dashboard(Settings):
+    """Save a W&B workspace with panels for what the given runs have logged."""
+
+    job: Literal["dashboard"] = setting("the command")
+    runs: list[str] = setting("run folders, folders above them, or patterns")
+    entity: str | None = setting("user or team; null: as in the runs' settings, or the key's own")
+    project: str | None = setting("project; null: as in the runs' settings")
+    json_file: str | None = Field(
+        alias="json", description="file to write the workspace to instead; needs no key and no network"
+    )
+
+
+class Reproduce(Settings):
+    """Print the command that repeats a run, and what differs from when it ran; or start it."""
+
+    job: Literal["reproduce"] = setting("the command")
+    run: str = setting("run folder, outputs/<name>/<date>/<time>")
+    start: bool = setting("whether to start it, in a new folder")
+    force: bool = setting("whether to start it although code, settings or data differ")
+
+
+SCHEMAS: dict[str, type[Settings]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "prepare": PrepareJob,
+    "preview": Preview,
+    "profile": Profile,
+    "convert": Convert,
+    "report": Report,
+    "dashboard": Dashboard,
+    "reproduce": Reproduce,
+}
+
+
+def load(settings: dict[str, Any]) -> Settings:
+    """Typed settings from what `dump` returned; they were checked before."""
+    return SCHEMAS[settings["job"]].model_validate_json(json.dumps(settings))

@@ -1,0 +1,133 @@
+"""Settings as earlier runs stored them, in checkpoints and run folders: old names and later keys are filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pfseg.config.schema import Train
+from pfseg.config.validation import validate
+from pfseg.errors import CheckpointError, ConfigError
+from pfseg.weights.checkpoint import load_meta
+
+_RENAMED = {  # by group
+    "dataset": {"resolution": "scale"},
+    "launch": {"heartbeat": "timeout"},
+    "loss": {"over_ranks": "global_reduction"},
+}
+_MOVED = {  # classes by `_target_`
+    "pfseg.data.isaid.find_scenes": "pfseg.data.archives.isaid.find_scenes",
+    "pfseg.data.isprs.find_potsdam": "pfseg.data.archives.isprs.find_potsdam",
+    "pfseg.data.isprs.find_vaihingen": "pfseg.data.archives.isprs.find_vaihingen",
+}
+# Settings that came later, with the value that means what was done before.
+_LATER: dict[str, dict[str, Any]] = {
+    "dataset": {"eval_contrast": None, "class_uniform": 0.0},
+    "loss": {"global_reduction": False},
+    "trainer": {"log_grad_norm": False, "bn_batches": 0},
+    "": {"pruner": None, "resume": None},
+}
+_OWN = ("pfseg.models.", "pfseg.data.")  # what a checkpoint may name without trust
+
+
+def current_key(override: str) -> str:
+    """An override with the present name of its key."""
+    key, sign, value = override.partition("=")
+    group, _, name = key.rpartition(".")
+    new = _RENAMED.get(group.lstrip("+~").partition(".")[0], {}).get(name)
+    return f"{group}.{new}{sign}{value}" if new else override
+
+
+def current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings under their present names, later ones filled in; nothing is checked."""
+    renamed = _rename(settings, "")
+    for group, later in _LATER.items():
+        node = renamed if not group else renamed.get(group)
+        if isinstance(node, dict):
+            for key, value in later.items():
+                node.setdefault(key, value)
+    return renamed
+
+
+def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, trust: bool = False) -> Train:
+    """The settings that a checkpoint was trained with.
+
+    Args:
+        path: of the checkpoint.
+        dataset: settings of the data set that replace the stored ones.
+        trust: whether the checkpoint may name classes that aren't pfseg's own.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or it names code that isn't trusted.
+        ConfigError: a key or value of `dataset` doesn't fit.
+    """
+    stored = current(load_meta(path)["config"])
+    if not trust:
+        _refuse_foreign(path, {key: stored.get(key) for key in ("model", "dataset")})
+    try:
+        settings = validate(stored, Train, targets=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} doesn't say how it was trained ({error}); use another checkpoint") from error
+    if not dataset:
+        return settings
+    return validate(stored | {"dataset": _merge(stored["dataset"], dataset)}, Train, targets=False)
+
+
+def check_fits(path: Path, stored: Train, settings: Train) -> None:
+    """Check that a checkpoint to resume is of the same network and optimizer.
+
+    Raises:
+        CheckpointError: names the first setting that changes the network, or the optimizer's state, and differs.
+    """
+    theirs, ours = _kept(stored), _kept(settings)
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path} was trained with {key}={theirs.get(key)}, this run has {ours.get(key)}; "
+                "resume without this change, or start a new run"
+            )
+
+
+def _kept(settings: Train) -> dict[str, Any]:
+    """The settings that a resumed run may not change, by dotted key."""
+    model = settings.model.dump()
+    backbone = model.get("backbone") or {}  # a network of the user's own may have none
+    model |= {f"backbone.{key}": value for key, value in backbone.items()}
+    free = {"name", "pretrained", "init", "dropout", "num_edge_points", "backbone"}
+    kept = {f"model.{key}": value for key, value in model.items() if key not in free}
+    return kept | {"optimizer.name": settings.optimizer.name}
+
+
+def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
+    names = _RENAMED.get(group, {})
+    renamed: dict[str, Any] = {}
+    for key, value in node.items():
+        if key == "_target_" and isinstance(value, str):
+            value = _MOVED.get(value, value)
+        elif isinstance(value, Mapping):
+            value = _rename(value, group or key)
+        renamed[names.get(key, key)] = value
+    return renamed
+
+
+def _merge(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings with changes; groups are merged, but for mappings whose keys are data."""
+    merged = dict(stored)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _refuse_foreign(path: Path, node: Any) -> None:
+    """Raise CheckpointError for a `_target_` outside pfseg: building it would run whatever the file says."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(_OWN):
+            raise CheckpointError(
+                f"{path} names {target}, which isn't part of pfseg: rejected, nothing was executed; "
+                "add trust=true if you know where the file comes from"
+            )
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _refuse_foreign(path, part)

@@ -1,0 +1,285 @@
+"""Checks of a group of settings against its class, with errors of one line that name the key and the remedy."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Discriminator, Tag, ValidationError
+from pydantic.fields import FieldInfo
+
+from pfseg.config.settings import CUSTOM, KindOf, Settings, Target, Words
+from pfseg.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
+_LIMITS = ((Gt, "gt", "above"), (Ge, "ge", "of at least"), (Le, "le", "of at most"), (Lt, "lt", "below"))
+
+
+def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -> S:
+    """Check plain values against a class of settings.
+
+    Args:
+        raw: dictionaries, lists and scalars; "???" is a value that has to be given.
+        schema: class of the whole group.
+        targets: whether classes of the user's own must exist.
+
+    Returns:
+        The typed settings.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, a number out of range, or a class that doesn't exist.
+    """
+    try:
+        checked = schema.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+        raise _explain((unknown or faults)[0], raw, schema) from None
+    if targets:
+        _check_targets(checked, "")
+    return checked
+
+
+def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
+    """The error for a key that its group doesn't have, naming the nearest of those that it has."""
+    group, _, name = key.rpartition(".")
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    prefix = f"{group}." if group else ""
+    hint = f"did you mean `{prefix}{near[0]}`? " if near else ""
+    return ConfigError(
+        f"unknown key `{key}`: {hint}known keys{f' of {group}' if group else ''}{note}: {', '.join(names)}"
+    )
+
+
+def describe(hint: Any) -> str:
+    """A type in words, such as "a whole number of at least 1 or null"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        text = next((extra.text for extra in args[1:] if isinstance(extra, Words)), None)
+        return text or describe(args[0]) + _range(args[1:])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(describe, args)))
+    if origin is Literal:
+        return " | ".join(str(part) for part in args)
+    if origin is tuple:
+        return f"{len(args)} values in brackets, each {describe(args[0])}"
+    if origin is list:
+        return "a list in brackets" + ("" if args[0] is Any else f", each {describe(args[0])}")
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, "a group of settings")
+
+
+def field_type(field: FieldInfo) -> Any:
+    """The type of a field with its limits, which pydantic keeps apart."""
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
+    """The classes of settings that a type stands for, each with the kind that it is; none for plain values."""
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return [(None, hint)]
+    if get_origin(hint) is Annotated:
+        base, *extras = get_args(hint)
+        tags = [extra.tag for extra in extras if isinstance(extra, Tag)]
+        return [(tags[0] if tags else tag, member) for tag, member in members(base)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [found for part in get_args(hint) for found in members(part)]
+    return []
+
+
+def _range(extras: Iterable[Any]) -> str:
+    """The limits of a number in words, to follow "a number"."""
+    flat = [extra for extra in extras if isinstance(extra, (Ge, Gt, Le, Lt))]
+    for extra in extras:
+        if isinstance(extra, FieldInfo):
+            flat += [part for part in extra.metadata if isinstance(part, (Ge, Gt, Le, Lt))]
+    bounds = {name: getattr(extra, name) for kind, name, _ in _LIMITS for extra in flat if isinstance(extra, kind)}
+    if "ge" in bounds and bounds["ge"] == bounds.get("le"):
+        return f" equal to {bounds['ge']:g}"
+    return " and".join(f" {word} {bounds[name]:g}" for _, name, word in _LIMITS if name in bounds)
+
+
+# Errors
+
+
+def _explain(fault: Any, raw: Mapping[str, Any], schema: type[Settings]) -> ConfigError:
+    """Say one of pydantic's errors in one line."""
+    parts, node, group, note, hint = _locate(fault, raw, schema)
+    key = ".".join(parts)
+    if fault["type"] == "missing":
+        where = ".".join(parts[:-1]) or "the job"
+        if where == "logger" or (group is Target and where.startswith("logger.")):
+            return unknown_key(where, _keys(_class_of(schema, raw, parts[:-2])))
+        return ConfigError(f"{key} is missing: add it to the YAML file of `{where}`")
+    if fault["type"] == "extra_forbidden":
+        return unknown_key(key, _keys(group), note)
+    if node == "???":
+        return ConfigError(f"{key} is not set: add `{key}=<{describe(hint)}>` to the command")
+    kinds = _kinds(hint)
+    if isinstance(node, Mapping) and kinds is not None:
+        return _explain_kind(key, node, kinds)
+    classes = members(hint)
+    if classes and not isinstance(node, Mapping):
+        return ConfigError(f"{key}={show(node)}: expected a group of settings, got {_kind(node)}")
+    expected = describe(hint)
+    plain = isinstance(node, (int, float)) and not isinstance(node, bool) and "number" in expected
+    got = "" if plain else f", got {_kind(node)}"  # a number of the wrong size speaks for itself
+    return ConfigError(f"{key}={show(node)}: expected {expected}{got}")
+
+
+def _explain_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigError:
+    where, kind = f"{key}.{kinds.key}", node.get(kinds.key)
+    if kind is None:
+        return ConfigError(f"{where} is missing: add it to the YAML file of `{key}`")
+    if not isinstance(kind, str):
+        return ConfigError(f"{where}={show(kind)}: expected text, got {_kind(kind)}")
+    near = difflib.get_close_matches(kind, kinds.kinds, n=1)
+    hint = f"did you mean `{near[0]}`? " if near else ""
+    return ConfigError(f"{where}={kind}: {hint}expected {' | '.join(kinds.kinds)}")
+
+
+def _locate(
+    fault: Any, raw: Mapping[str, Any], schema: type[Settings]
+) -> tuple[list[str], Any, type[Settings], str, Any]:
+    """Where an error is: dotted key, value there, class of its group, a note on its kind, and the type wanted."""
+    parts: list[str] = []
+    node: Any = raw
+    group, note = schema, ""
+    hint: Any = Any
+    location = fault["loc"]
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        known = isinstance(node, Mapping) and part in node
+        if not known and not (last and fault["type"] in ("missing", "extra_forbidden")):
+            if isinstance(node, Mapping):
+                continue  # the tag of a kind
+            break  # an item of a list, or a branch of a union: the whole value is named
+        if parts:
+            group, note = _chosen(hint, node, group)
+        parts.append(str(part))
+        node = node[part] if known else None
+        field = next((f for n, f in group.model_fields.items() if (f.alias or n) == part), None)
+        hint = field_type(field) if field else Target if group.model_config.get("extra") == "allow" else Any
+    return parts, node, group, note, hint
+
+
+def _chosen(hint: Any, node: Any, default: type[Settings]) -> tuple[type[Settings], str]:
+    """The class of settings that a group is of, and a note that names its kind."""
+    classes = members(hint)
+    kinds = _kinds(hint)
+    if kinds is None:
+        return (classes[0][1] if classes else default), ""
+    tag = kinds(node)
+    chosen = next((member for name, member in classes if name == tag), classes[0][1])
+    return chosen, "" if tag in (None, CUSTOM) else f" ({str(tag).rpartition('.')[2]})"
+
+
+def _class_of(schema: type[Settings], raw: Any, parts: list[str]) -> type[Settings]:
+    """The class of the group below a dotted key."""
+    group, node = schema, raw
+    for part in parts:
+        field = next(f for n, f in group.model_fields.items() if (f.alias or n) == part)
+        node = node[part]
+        group = _chosen(field_type(field), node, group)[0]
+    return group
+
+
+def _kinds(hint: Any) -> KindOf | None:
+    """What tells the kinds of a type apart; None for a type without kinds."""
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, Discriminator) and isinstance(extra.discriminator, KindOf):
+            return extra.discriminator
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType, Annotated) else ()
+    return next((found for part in parts if (found := _kinds(part)) is not None), None)
+
+
+def _keys(group: type[Settings]) -> list[str]:
+    return [field.alias or name for name, field in group.model_fields.items()]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a group of settings"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "nothing" if value == "" else describe(type(value))
+
+
+def show(value: Any) -> str:
+    """A value as it would be typed."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Classes of the user's own
+
+
+def _check_targets(settings: Settings, key: str) -> None:
+    """Raise ConfigError for a `_target_` below `settings` that can't be imported."""
+    for name, value in settings.values().items():
+        if isinstance(value, Settings):
+            _check_targets(value, f"{key}{name}.")
+    target = getattr(settings, "target", None)
+    field = type(settings).model_fields.get("target")
+    if target is not None and field is not None and field.annotation is str:
+        check_target(target, f"{key}_target_", _shipped(target))
+
+
+def _shipped(target: str) -> str:
+    from pfseg.config import schema
+
+    names = [
+        tag
+        for hint in (schema.DatasetSettings, schema.ModelSettings, schema.LossSettings, schema.AugmentSettings)
+        for tag, _ in members(hint)
+        if tag and tag != CUSTOM
+    ]
+    near = difflib.get_close_matches(target, names, n=1)
+    return f"did you mean `{near[0]}`? " if near else ""
+
+
+def check_target(target: str, key: str, hint: str = "") -> None:
+    """Raise ConfigError if `package.module.Name` isn't found; its module is read, not imported."""
+    module, _, name = target.rpartition(".")
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top) if top else None
+    except ValueError:
+        spec = None
+    path = Path(spec.origin) if spec is not None and spec.origin else None
+    if path is not None and rest:
+        path = path.parent.joinpath(*rest)
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if path is not None and path.is_file() and (path.suffix != ".py" or _mentions(path, name, key, target)):
+        return
+    raise ConfigError(
+        f"{key}={target}: no such class; {hint}write it as package.module.Class, installed or in this folder"
+    )
+
+
+def _mentions(path: Path, name: str, key: str, target: str) -> bool:
+    """Whether the source at `path` defines or imports `name`."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        fault = getattr(error, "msg", error)
+        raise ConfigError(f"{key}={target}: {where} can't be read as Python ({fault})") from error
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return True
+        if isinstance(node, ast.ImportFrom) and any((part.asname or part.name) in (name, "*") for part in node.names):
+            return True
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
+            return True
+    return False

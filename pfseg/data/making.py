@@ -1,0 +1,127 @@
+"""The work of the loading processes: reading samples, making training samples of them, and locating classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pfseg.data.base import Sample, SegmentationDataset
+from pfseg.data.edges import edge_map
+from pfseg.data.sampling import MIXED, Draw, class_centres
+from pfseg.data.transforms import Augment, paste, rescale
+from pfseg.data.workers import peak_mib
+from pfseg.errors import DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training sample to be made: its epoch, its position there, its draw, and the draw to mix into it."""
+
+    epoch: int
+    position: int
+    draw: Draw
+    partner: Draw | None
+
+
+@dataclass
+class TrainingSample:
+    """A training sample, and the news of the process that made it.
+
+    Attributes:
+        image: (h, w, 3) uint8.
+        mask: (h, w) uint8, labels or 255.
+        edge: (h, w) uint8, 0 or 1.
+        name: of the data set's sample.
+        warnings: faults that were got round.
+        mib: the largest memory that the process has used so far, in MiB.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    edge: np.ndarray
+    name: str
+    warnings: list[str]
+    mib: int
+
+
+@dataclass
+class SampleReader:
+    """Reads samples of a data set, by the data set's own rule for faults."""
+
+    dataset: SegmentationDataset
+
+    def __call__(self, index: int) -> tuple[Sample | None, list[str]]:
+        """Read one sample, None if it is left out; and the warnings."""
+        return self._read(index), self._pop_warnings()
+
+    def _read(self, index: int) -> Sample | None:
+        try:
+            return self.dataset.read(index)
+        except DataError as error:
+            self._leave_out(error)
+            return None
+
+    def _leave_out(self, error: DataError) -> None:
+        if self.dataset.on_error != "skip":
+            raise error
+        self.dataset.warnings.append(f"left out: {error}")
+
+    def _pop_warnings(self) -> list[str]:
+        warnings = list(self.dataset.warnings)
+        self.dataset.warnings.clear()
+        return warnings
+
+
+@dataclass
+class SampleMaker(SampleReader):
+    """Makes training samples (from a `Task`) and locates classes (in the sample of a plain index).
+
+    A data set that skips faults continues with the next sample that can be read.
+    """
+
+    augment: Augment
+    crop_size: tuple[int, int]
+    seed: int
+    edge_rule: str
+    edge_thickness: int
+    scale: float
+
+    def __call__(self, task: Task | int) -> Any:
+        """A `TrainingSample`; of an index, the places of its classes and the warnings."""
+        if isinstance(task, int):
+            return self._centres(task), self._pop_warnings()
+        place = [self.seed, task.epoch, task.position]
+        image, mask, name = self._augmented(task.draw, np.random.default_rng(place))
+        if task.partner is not None:
+            rng = np.random.default_rng([*place, MIXED])
+            image, mask = paste((image, mask), self._augmented(task.partner, rng)[:2], rng)
+        edge = edge_map(mask, rule=self.edge_rule, thickness=self.edge_thickness)
+        return TrainingSample(image, mask, edge, name, self._pop_warnings(), peak_mib())
+
+    def _augmented(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
+        sample, centre = self._next_readable(draw)
+        image, mask = sample.image, sample.mask
+        if self.scale != 1:
+            image, mask = rescale(image, mask, self.scale)
+            if centre is not None:
+                y, x = (min(int(at * self.scale), side - 1) for at, side in zip(centre, mask.shape, strict=True))
+                centre = (y, x)
+        image, mask = self.augment(image, mask, rng, self.crop_size, centre=centre)
+        return image, mask, sample.name
+
+    def _centres(self, index: int) -> list[tuple[int, int, int]]:
+        try:
+            return class_centres(self.dataset.read_mask(index))
+        except DataError as error:
+            self._leave_out(error)
+            return []
+
+    def _next_readable(self, draw: Draw) -> tuple[Sample, tuple[int, int] | None]:
+        size = len(self.dataset)
+        for step in range(size):
+            sample = self._read((draw.index + step) % size)
+            if sample is not None:
+                return sample, draw.centre if step == 0 else None
+        raise DataError(f"none of the {size} samples can be read; the last: {self._pop_warnings()[-1]}")

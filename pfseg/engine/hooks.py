@@ -1,0 +1,317 @@
+"""The duties of a training beside its updates, in the order in which `standard_hooks` lists them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pfseg.config import schema
+from pfseg.data.base import ClassInfo
+from pfseg.engine.evaluator import Evaluator
+from pfseg.engine.pictures import save_samples
+from pfseg.engine.ranks import agreed
+from pfseg.engine.scoring import Evaluation
+from pfseg.engine.telemetry import gradient_norms, memory_mib
+from pfseg.engine.trainer import DIVERGED, Hook, Trainer
+from pfseg.errors import JobError
+from pfseg.metrics.confusion import scores
+from pfseg.ops.batchnorm import BatchNorm2d
+from pfseg.runtime import jt, rank, world_size
+from pfseg.weights.transfer import Module, Var, export_weights, load_weights
+
+
+def standard_hooks(
+    settings: schema.Trainer,
+    *,
+    model: Module,
+    evaluator: Evaluator,
+    classes: Sequence[ClassInfo],
+    stop: Callable[[], bool],
+) -> list[Hook]:
+    """Hooks of every training.
+
+    Args:
+        settings: lengths and intervals.
+        model: the network that is trained.
+        evaluator: scores it.
+        classes: for scores and panels.
+        stop: True once the run is to save and leave.
+    """
+    norms = GradientNorms() if settings.log_grad_norm else None
+    limit = [TimeLimit(settings.max_time)] if settings.max_time else []
+    return [
+        AveragedWeights(),
+        *([norms] if norms else []),
+        LossTerms(),
+        Logging(norms),
+        LoaderWarnings(),
+        StopSignal(stop),
+        *limit,
+        BatchNormStatistics(model, settings),
+        Validation(evaluator, classes),
+        *([EarlyStop(settings.early_stop)] if settings.early_stop else []),
+        Checkpoints(),
+    ]
+
+
+class AveragedWeights(Hook):
+    """Averages the weights over the steps (`ema`), and puts the average into the network for a validation."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Include the weights of this step."""
+        if trainer.average:
+            trainer.average.update(trainer.model, trainer.state.step - 1)
+
+    @contextmanager
+    def around_validation(self, trainer: Trainer) -> Iterator[None]:
+        """Swap them in, and back."""
+        if not trainer.average:
+            yield
+            return
+        raw = export_weights(trainer.model)
+        load_weights(trainer.model, trainer.average.export(), "the averaged weights")
+        yield
+        trainer.average.load(export_weights(trainer.model))  # with the statistics as re-estimated
+        load_weights(trainer.model, raw, "the weights before averaging")
+
+
+class GradientNorms(Hook):
+    """Measures the gradients of the steps that are logged."""
+
+    def __init__(self) -> None:
+        self._measured: tuple[list[str], Var] = ([], np.zeros(0))
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Measure them before they are clipped."""
+        if trainer.is_logged(trainer.state.step + 1):
+            self._measured = gradient_norms(trainer.model, trainer.optimizer)
+
+    def values(self) -> dict[str, float]:
+        """The last norms by name."""
+        names, values = self._measured
+        return dict(zip(names, values.tolist(), strict=True))
+
+
+class LossTerms(Hook):
+    """Brings the loss terms to the CPU, and stops a run whose loss is not finite.
+
+    On a GPU that happens only where they are needed, so that the device never waits for Python.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, list[str], Var]] = []
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Read the terms of all steps since the last time; raises JobError where one is not finite."""
+        self._pending.append((trainer.state.step, *trainer.terms))
+        if jt.flags.use_cuda and not trainer.is_logged(trainer.state.step) and not trainer.save_due:
+            return
+        jt.sync_all()
+        for step, names, values in self._pending:
+            trainer.losses = dict(zip(names, values.numpy().tolist(), strict=True))
+            if not all(map(math.isfinite, trainer.losses.values())):
+                listed = ", ".join(f"{name}={value:.6g}" for name, value in trainer.losses.items())
+                rate = trainer.lr(step - 1)
+                raise JobError(
+                    f"the loss is not finite at step {step} ({listed}, learning rate {rate:.3g}); {DIVERGED}"
+                )
+        self._pending = []
+
+
+class Logging(Hook):
+    """Writes the row `train` of the steps that are logged.
+
+    The speed is that since the last row, or since the start of the epoch.
+
+    Args:
+        norms: measures the gradients; None for none.
+    """
+
+    def __init__(self, norms: GradientNorms | None) -> None:
+        self._norms = norms
+        self._since: tuple[int, float] | None = None  # step and time
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._since = self._since or (trainer.state.step, time.monotonic())
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Write the row."""
+        step = trainer.state.step
+        if not trainer.is_logged(step) or self._since is None:
+            return
+        now = time.monotonic()
+        images_per_step = trainer.loader.batch_size * trainer.settings.accumulate * world_size()
+        speed = (step - self._since[0]) * images_per_step / max(now - self._since[1], 1e-9)
+        self._since = None if trainer.epoch_ended else (step, now)
+        row = {"loss": sum(trainer.losses.values()), **trainer.losses, "lr": trainer.lr(step - 1)}
+        row |= {
+            "images_per_s": speed,
+            "eta_s": (trainer.total_steps - step) * images_per_step / max(speed, 1e-9),
+        }
+        row |= (self._norms.values() if self._norms else {}) | memory_mib()
+        loading = {"data/worker_mib": trainer.loader.worker_mib} if trainer.loader.worker_mib else {}
+        trainer.record("train", **{f"train/{name}": value for name, value in row.items()}, **loading)
+
+
+class LoaderWarnings(Hook):
+    """Writes a row for each fault of the training data, and one for their number at the end."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Pass new ones on."""
+        trainer.warn(trainer.loader.pop_warnings())
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Tell how many there were."""
+        if trainer.faults:
+            text = f"{trainer.faults} faults in the data were got round, see the warnings in metrics.jsonl"
+            trainer.record("message", level="warning", text=text)
+
+
+class StopSignal(Hook):
+    """Ends the run once a rank is told to stop; a resumed run makes up for a validation that this leaves out."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Agree with the other ranks."""
+        if agreed(self._stop()):
+            trainer.status = "stopped"
+
+
+class TimeLimit(Hook):
+    """Ends the run, after a last validation, when its time is up."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Agree with the other ranks."""
+        if trainer.status is None and agreed(time.monotonic() > self._end):
+            trainer.status = "out_of_time"
+
+
+class BatchNormStatistics(Hook):
+    """Synchronises or freezes BatchNorm, and re-estimates its running statistics before a validation.
+
+    Moving averages lag behind the weights, most of all in short trainings and small batches; the plain average over
+    `bn_batches` training batches does not.
+    """
+
+    def __init__(self, model: Module, settings: schema.Trainer) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+        self._batches = 0 if settings.freeze_bn else settings.bn_batches
+        for norm in self._norms:
+            norm.sync = settings.sync_bn
+            if settings.freeze_bn:
+                norm.freeze()
+
+    @contextmanager
+    def around_validation(self, trainer: Trainer) -> Iterator[None]:
+        """Estimate them."""
+        if self._batches:
+            self._estimate(trainer)
+        yield
+
+    def _estimate(self, trainer: Trainer) -> None:
+        trainer.model.train()
+        momenta = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum = None
+            norm.reset_running_stats()
+        count = min(self._batches, trainer.loader.batches_per_epoch)
+        trainer.seed_dropout(1)
+        with jt.no_grad():
+            for done, batch in zip(range(1, count + 1), trainer.loader.epoch(trainer.epoch), strict=False):
+                trainer.model(jt.array(batch["image"])).logits.sync()
+                jt.sync_all()
+                trainer.show("estimating BatchNorm statistics", done, count)
+        for norm, momentum in zip(self._norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+class Validation(Hook):
+    """Scores the network every `val_every` epochs and at the end, and saves it as `best` where it is.
+
+    Args:
+        evaluator: scores it.
+        classes: for scores and panels.
+    """
+
+    def __init__(self, evaluator: Evaluator, classes: Sequence[ClassInfo]) -> None:
+        self._evaluator, self._classes = evaluator, classes
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Make up for what a run that was told to stop has left out."""
+        self.after_step(trainer)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Validate where due."""
+        step = trainer.state.step
+        regular = step % (trainer.settings.val_every * trainer.steps_per_epoch) == 0
+        if step == trainer.state.validated or trainer.status == "stopped" or not (regular or trainer.ended):
+            return
+        with ExitStack() as stack:
+            for hook in trainer.hooks:
+                stack.enter_context(hook.around_validation(trainer))
+            trainer.model.eval()
+            evaluation = self._evaluator.run(trainer.model.predict, partial(trainer.show, "validating"))
+            trainer.warn(self._evaluator.loader.pop_warnings())
+            best = self._judge(trainer, evaluation)
+            pictures: dict[str, Any] = {}
+            if evaluation.panels and rank() == 0:
+                pictures = save_samples(
+                    trainer.folder, step, evaluation.panels, self._classes, trainer.model, self._evaluator
+                )
+            if best:
+                trainer.save("best", export_weights(trainer.model))
+        trainer.record("val", **{f"val/{key}": value for key, value in trainer.scores.items()}, best=best, **pictures)
+        trainer.record("confusion", confusion=evaluation.confusion.tolist())
+        for hook in trainer.hooks:
+            hook.after_validation(trainer)
+
+    def _judge(self, trainer: Trainer, evaluation: Evaluation) -> bool:
+        """Take the scores over; returns whether they are the best."""
+        state = trainer.state
+        trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
+        miou = trainer.scores["mIoU"]
+        best = miou > state.best_miou
+        state.validated = state.step
+        state.validations_since_best = 0 if best else state.validations_since_best + 1
+        if best:
+            state.best_miou, state.best_step = miou, state.step
+        return best
+
+
+class EarlyStop(Hook):
+    """Ends the run after so many validations without a better mIoU."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def after_validation(self, trainer: Trainer) -> None:
+        """Count."""
+        if trainer.state.validations_since_best >= self._patience:
+            trainer.status = "early_stop"
+
+
+class Checkpoints(Hook):
+    """Saves `last` after each epoch and validation, every `save_every` steps, and when the run ends."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save unless `after_validation` has."""
+        if trainer.state.validated == trainer.state.step:
+            return
+        if trainer.epoch_ended or trainer.ended or trainer.save_due:
+            trainer.save("last")
+
+    def after_validation(self, trainer: Trainer) -> None:
+        """Save with the scores."""
+        trainer.save("last")

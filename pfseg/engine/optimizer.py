@@ -1,0 +1,98 @@
+"""Building Jittor's optimizers, averaging their gradients over ranks, and storing their state.
+
+The state is named `optimizer/<slot>/<key>`, the key being that of the weight it belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pfseg.config import schema
+from pfseg.errors import CheckpointError
+from pfseg.runtime import jt
+from pfseg.weights.transfer import Arrays, Module, Var, assign, to_arrays
+
+Optimizer = Any  # jittor.optim.Optimizer, which ships no types
+
+
+def build_optimizer(settings: schema.Sgd | schema.Adam, model: Module) -> Optimizer:
+    """Jittor's optimizer over the trainable weights."""
+    weights = list(_trainable(model).values())
+    if isinstance(settings, schema.Sgd):
+        return jt.optim.SGD(weights, settings.lr, settings.momentum, settings.weight_decay, nesterov=settings.nesterov)
+    kind = jt.optim.AdamW if settings.name == "adamw" else jt.optim.Adam
+    return kind(weights, settings.lr, eps=settings.eps, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def scale_lr(settings: schema.Sgd | schema.Adam, global_batch: int) -> float:
+    """Learning rate for a global batch, from the one for `settings.reference_batch`.
+
+    Args:
+        settings: `scale_lr` is the rule: `none` leaves the rate as it is; `linear` multiplies it by the ratio of the
+            batches (Goyal et al., "Accurate, Large Minibatch SGD", 2017), `sqrt` by the ratio's root, which suits Adam.
+        global_batch: images per update, over all ranks and accumulated batches.
+    """
+    ratio = global_batch / settings.reference_batch
+    return settings.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[settings.scale_lr]
+
+
+@contextmanager
+def local_gradients() -> Iterator[None]:
+    """Keep Jittor's optimizers from averaging over ranks at each backward pass; see `average_gradients`."""
+    within, jt.in_mpi = jt.in_mpi, False
+    try:
+        yield
+    finally:
+        jt.in_mpi = within
+
+
+def average_gradients(optimizer: Optimizer) -> None:
+    """Average the gradients that the backward passes of each rank have summed up over all ranks."""
+    before: list[Var] = []
+    for _, gradient in gradients(optimizer):
+        averaged = gradient.mpi_all_reduce("mean")
+        averaged._add_dependency(before)  # every rank has to send them in the same order
+        gradient.update(averaged)
+        before = [averaged]
+
+
+def gradients(optimizer: Optimizer) -> Iterator[tuple[Var, Var]]:
+    """Each weight that learns, with its gradient."""
+    for group in optimizer.param_groups:
+        for parameter, gradient in zip(group["params"], group["grads"], strict=True):
+            if not parameter.is_stop_grad():
+                yield parameter, gradient
+
+
+def export_optimizer(model: Module, optimizer: Optimizer) -> Arrays:
+    """State of the optimizer."""
+    return to_arrays(_state(model, optimizer))
+
+
+def load_optimizer(model: Module, optimizer: Optimizer, arrays: Arrays, source: str) -> None:
+    """Restore the state of the optimizer; raises CheckpointError where `source` was trained with another one."""
+    state = _state(model, optimizer)
+    for key in state:
+        if key not in arrays:
+            raise CheckpointError(
+                f"{source} lacks {key}: it was trained with another optimizer; resume with the optimizer of the run"
+            )
+    assign(state, arrays)
+
+
+def _trainable(model: Module) -> dict[str, Var]:
+    """Weights by key, without BatchNorm's running statistics."""
+    return {key: var for key, var in model.state_dict().items() if not key.endswith(("running_mean", "running_var"))}
+
+
+def _state(model: Module, optimizer: Optimizer) -> dict[str, Var]:
+    (group,) = optimizer.param_groups
+    return {
+        f"optimizer/{slot}/{key}": var
+        for slot, values in group.items()
+        if slot not in ("params", "grads") and isinstance(values, list)
+        for key, var in zip(_trainable(model), values, strict=True)
+    }

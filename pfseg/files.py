@@ -1,0 +1,90 @@
+"""Files that other processes read meanwhile: written whole or not at all, locked between processes, named for users."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from pfseg.errors import WriteError
+
+PART = ".part"  # end of the names of unfinished files
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def shown(path: str | Path) -> str:
+    """Spell a path as the user would type it: relative to the working folder where it lies below."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, `.<name>.<process id>.part`, which replaces `path` at the end.
+
+    The folder is made where missing. Whatever fails, `path` keeps its previous content and the new file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: str | bytes, *, sync: bool = True) -> None:
+    """Write a whole file, or leave the previous one whatever happens.
+
+    Args:
+        path: the file; its folder is made where missing.
+        data: bytes, or text that is stored as UTF-8.
+        sync: wait until the disk has it, so that a power cut leaves the old file or the new one.
+
+    Raises:
+        WriteError: the disk is full, or the folder is missing, read-only or another user's.
+    """
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> WriteError:
+    """The error for a file that can't be written, with the remedy."""
+    remedy = "free some space on this disk" if error.errno in _FULL else "check the folder and its permissions"
+    return WriteError(f"{path} can't be written ({error.strerror or error}); {remedy}")
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of `path`, which is a file `<path>.lock` beside it.
+
+    The lock ends with its process, however that ends. On network file systems without locks nothing is held.
+
+    Args:
+        path: what is locked; it need not exist. Its folder is made where missing.
+        wait: wait for another process or thread that holds it.
+
+    Raises:
+        TimeoutError: it is held elsewhere and `wait` is false.
+        OSError: the lock file can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(f"{path}.lock", blocking=wait))
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+        yield

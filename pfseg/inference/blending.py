@@ -1,0 +1,90 @@
+"""Overlapping windows put together to an image.
+
+Shapes: K classes, W columns of the image; probabilities (K, h, w) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pfseg.data.tiling import Window
+from pfseg.inference.windows import WindowRow, window_rows
+
+_LEAST = 1e-30  # instead of a weight of 0, where no window lies
+
+
+def blend_weights(height: int, width: int) -> np.ndarray:
+    """Weights (h, w) float32 above 0 that fall smoothly from a window's centre to its edges (a Hann window)."""
+    rows, columns = (np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in (height, width))
+    return np.outer(rows, columns).astype(np.float32)
+
+
+class Blender:
+    """Mean of the windows that cover a pixel, weighted by `blend_weights`; 0 where none does.
+
+    Windows come row by row, each row from left to right, and what no later one reaches is handed out at once. Kept are
+    the sums below the present window, and those of the rows of pixels that the next row of windows covers too.
+
+    Args:
+        num_classes: K.
+        shape: (H, W) of the image.
+        windows: all windows, row by row; their parts inside the image.
+        half: keep the rows of pixels, which grow with the width of the image, as means in half precision.
+
+    Attributes:
+        rows: the rows of windows, for `add`.
+    """
+
+    def __init__(
+        self, num_classes: int, shape: tuple[int, int], windows: Sequence[Window], *, half: bool = False
+    ) -> None:
+        self.rows = window_rows(windows, shape[0])
+        self._num_classes, self._width, self._half = num_classes, shape[1], half
+        overlap = max(row.overlap for row in self.rows)
+        self._rows = np.zeros((num_classes, overlap, shape[1]), np.float16 if half else np.float32)
+        self._weight = np.zeros((overlap, shape[1]), np.float32)
+        self._kept = 0  # how many of these rows hold something for the windows to come
+
+    def add(self, row: WindowRow, probabilities: Iterable[np.ndarray | None]) -> Iterator[tuple[Window, np.ndarray]]:
+        """Add the next row of windows.
+
+        Args:
+            row: its windows.
+            probabilities: of each whole window, which may be larger at the bottom and right; None leaves one out.
+
+        Yields:
+            Blocks of the rows above `row.bottom`, from the left to the right edge, and their mean (K, r, c).
+        """
+        count, kept = row.bottom - row.top, self._kept
+        self._kept = row.overlap
+        sums = np.zeros((self._num_classes + 1, max(count + row.overlap, kept), 0), np.float32)  # last, the weights
+        left = 0
+        rights = [*(window.x0 for window in row.windows[1:]), self._width]
+        for window, right, found in zip(row.windows, rights, probabilities, strict=False):
+            new = self._above(left + sums.shape[2], max(window.x1, right), sums.shape[1], kept)
+            sums = np.concatenate([sums, new], axis=2)
+            if found is not None:
+                size = window.y1 - window.y0, window.x1 - window.x0
+                weight = blend_weights(*found.shape[1:])[: size[0], : size[1]]
+                part = sums[:, : size[0], window.x0 - left : window.x1 - left]
+                part[:-1] += found[:, : size[0], : size[1]] * weight
+                part[-1] += weight
+            done, sums = sums[:, :, : right - left], sums[:, :, right - left :]
+            mean = done[:-1] / np.maximum(done[-1], _LEAST)
+            below = slice(count, count + row.overlap)
+            self._rows[:, : row.overlap, left:right] = (mean if self._half else done[:-1])[:, below]
+            self._weight[: row.overlap, left:right] = done[-1, below]
+            yield Window(row.top, row.bottom, left, right), mean[:, :count]
+            left = right
+
+    def _above(self, left: int, right: int, height: int, kept: int) -> np.ndarray:
+        """Sums and weights (K + 1, height, columns) that the windows above have left for some columns."""
+        sums = np.zeros((self._num_classes + 1, height, max(0, right - left)), np.float32)
+        rows, sums[-1, :kept] = self._rows[:, :kept, left:right], self._weight[:kept, left:right]
+        if self._half:
+            np.multiply(rows, sums[-1, :kept], out=sums[:-1, :kept])
+        else:
+            sums[:-1, :kept] = rows
+        return sums

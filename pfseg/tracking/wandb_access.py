@@ -1,0 +1,93 @@
+"""Whether a run can go to the W&B server: the mode asked for, the API key, the network."""
+
+from __future__ import annotations
+
+import http.client
+import netrc
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+from pfseg.errors import ConfigError
+
+PROBE_SECONDS = 5.0
+_MODES = ("auto", "online", "offline", "disabled")
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+def choose_mode(mode: str) -> tuple[Mode, str]:
+    """The mode that is possible here (online, offline or disabled), and the reason for being offline.
+
+    Raises:
+        ConfigError: an unknown mode, or `online` without an API key.
+    """
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "auto")
+    if mode not in _MODES:
+        raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
+    if mode == "disabled":
+        return "disabled", ""
+    if mode == "offline":
+        return "offline", "logger.wandb.mode=offline"
+    if has_key():
+        fault = unreachable(server())
+        return ("offline", fault) if fault else ("online", "")
+    if mode == "online":
+        raise ConfigError(
+            "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
+            "or use logger.wandb.mode=auto"
+        )
+    return "offline", "no API key, see `wandb login`"
+
+
+def server() -> str:
+    """The address of the W&B server."""
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def has_key() -> bool:
+    """Whether an API key is known for the W&B server."""
+    import wandb
+
+    if wandb.setup().settings.api_key or os.environ.get("WANDB_API_KEY"):
+        return True
+    host = server().split("://")[-1].split("/")[0]
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def unreachable(url: str) -> str:
+    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error.
+
+    W&B's own start would try for much longer, and leave its service unusable.
+    """
+    fault = f"no answer from {url} in {PROBE_SECONDS:.0f} s"
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            answers.append("")
+        except (urllib.error.HTTPError, http.client.HTTPException):
+            answers.append("")
+        except TimeoutError:
+            answers.append(fault)
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            # A certificate that only W&B's own settings accept is still an answer.
+            answers.append("" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}")
+
+    thread = threading.Thread(target=ask, name="pfseg-wandb-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)  # looking up a name has no time limit of its own
+    return answers[0] if answers else fault

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pfseg.errors import WriteError
+from pfseg.files import lock, replacing, shown, write_atomic
+
+
+def test_paths_are_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "runs" / "a") == "runs/a"
+    assert shown("runs/a") == "runs/a"
+    assert shown("/elsewhere") == "/elsewhere"
+
+
+def test_a_file_is_written_whole_with_its_folder(tmp_path: Path):
+    file = tmp_path / "new" / "result.json"
+    write_atomic(file, "ä")
+    assert file.read_bytes() == "ä".encode()
+    write_atomic(file, b"b", sync=False)
+    assert file.read_bytes() == b"b"
+    assert [item.name for item in file.parent.iterdir()] == ["result.json"]
+
+
+def test_the_old_file_stays_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "result.json"
+    write_atomic(file, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"result\.json can't be written \(No space left on device\); free some space"):
+        write_atomic(file, "new")
+    assert file.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("file/result.json", "Not a directory|File exists"), ("x" * 300, "File name too long"), ("folder", "directory")],
+)
+def test_a_place_that_cannot_be_written_is_an_error(name: str, cause: str, tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(WriteError, match=rf"can't be written \(.*({cause}).*\); check the folder and its permissions"):
+        write_atomic(tmp_path / name, "text")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(WriteError, match="Permission denied"):
+        write_atomic(tmp_path / "x", "text")
+
+
+def test_what_fails_is_removed(tmp_path: Path):
+    with pytest.raises(ValueError, match="no"), replacing(tmp_path / "x") as new:
+        new.write_text("half")
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path):
+    code = "import sys, time; from pathlib import Path; from pfseg.files import lock\n"
+    code += "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new" / "x")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(TimeoutError), lock(tmp_path / "new" / "x", wait=False):
+        pass
+    holder.kill()
+    holder.communicate()
+    with lock(tmp_path / "new" / "x", wait=False):
+        pass
+
+
+def test_without_locks_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with lock(tmp_path / "x"):
+        pass

@@ -1,0 +1,3 @@
+from jittor import Var
+
+def kaiming_normal_(var: Var, *, mode: str = ..., nonlinearity: str = ...) -> Var: ...
