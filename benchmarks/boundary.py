@@ -88,8 +88,9 @@ def bench(name: str, cells: int, rounds: int, table: Table) -> None:
     pred, mask = make_maps(cells)
     dilate = dilate_skimage if importlib.util.find_spec("skimage") else dilate_opencv
     radii = [math.ceil(threshold * math.hypot(SIZE, SIZE)) for threshold in THRESHOLDS]
-    found = boundary_f(pred, mask, radii)
-    np.testing.assert_allclose(np.array([found[k] for k in range(CLASSES)]).T, published(pred, mask, dilate), atol=1e-9)
+    scores = boundary_f(pred, mask, radii)
+    expected = published(pred, mask, dilate)
+    np.testing.assert_allclose(np.array([scores[k] for k in range(CLASSES)]).T, expected, atol=1e-9)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
         for key, work in (

@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg.commands import prepare
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.data.base import parse_classes
 from pfseg.data.edges import edge_map
 from pfseg.data.normalise import Normalise
@@ -68,7 +69,7 @@ def cut_ours(src: Path, out: Path) -> None:
 
 
 @functools.cache
-def job(src: Path, out: Path) -> dict[str, Any]:
+def job(src: Path, out: Path) -> Any:
     """The command's checked settings."""
     return check(compose("prepare", settings(src, out)))
 
@@ -150,7 +151,7 @@ def bench_memory(folder: Path, table: Table) -> None:
     make_scene(src, "P0004", (LARGE, LARGE))
     code = "import resource,subprocess,sys;subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL);"
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**20)"
-    run = [sys.executable, "-c", code, sys.executable, "-m", "pfseg.commands.prepare", *settings(src, out)]
+    run = [sys.executable, "-c", code, sys.executable, "-m", "pfseg", "prepare", *settings(src, out)]
     peak = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     table.add_row(f"peak memory for a scene of {LARGE:,} px a side", "", f"{peak:.2f} GiB", "")
 

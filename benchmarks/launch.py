@@ -30,7 +30,7 @@ SETTINGS = [
     *["dataset.size=64", "dataset.crop_size=64", "dataset.train_images=2", "dataset.val_images=1"],
     *["trainer.bn_batches=0", "model.fpn_dim=32", "model.match_dim=16"],
 ]
-IMPORTS = "import train, pfseg.commands.jobs"
+IMPORTS = "import pfseg.commands.hydra_app, pfseg.commands.train"
 POLL_SECONDS = 0.01
 PARTS = ("start", "mpirun", "work", "end")
 

@@ -1,4 +1,4 @@
-"""Peak memory and time of `python -m pfseg.commands.predict` on GeoTIFFs of several sizes: `make bench-predict`.
+"""Peak memory and time of `pfseg predict` on GeoTIFFs of several sizes: `make bench-predict`.
 
 The images are smooth noise, tiled and compressed; the network is a single convolution (or a checkpoint that is given),
 so that what is measured is reading, blending and writing. Each prediction is a process of its own.
@@ -47,7 +47,7 @@ def predict(image: Path, checkpoint: Path, out: Path, settings: list[str]) -> tu
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     code = "import resource,subprocess,sys;subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL);"
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/2**20)"
-    command = [sys.executable, "-c", code, sys.executable, "-m", "pfseg.commands.predict", *given]
+    command = [sys.executable, "-c", code, sys.executable, "-m", "pfseg", "predict", *given]
     start = time.perf_counter()
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=True)
     return time.perf_counter() - start, float(done.stdout)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 20000])
     parser.add_argument("--checkpoint", type=Path, help="instead of the single convolution")
     parser.add_argument("--folder", type=Path, help="where the files go for a while")
-    parser.add_argument("settings", nargs="*", default=["window=512"], help="of pfseg.commands.predict")
+    parser.add_argument("settings", nargs="*", default=["window=512"], help="of pfseg predict")
     arguments = parser.parse_args()
     table = Table("RGB GeoTIFF", "time", "speed", "peak memory", title=Text(" ".join(arguments.settings)))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:

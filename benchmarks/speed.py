@@ -1,7 +1,7 @@
 """Speed of PFNet R50 beside the same network in PyTorch, on the same processor: `make bench-eval`, `bench-train`.
 
-PyTorch is no dependency of pfseg: `--torch` names a Python that has it, and without one only pfseg is timed. Both have
-the same weights and image; equal logits are checked first, and then they take turns.
+pfseg doesn't depend on PyTorch: `--torch` names a Python that has it; without one only pfseg is timed. Both have the
+same weights and image. The benchmark first checks that their logits agree, and then lets them take turns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pfseg.losses import CrossEntropy
 from pfseg.runtime import jt
 
 
-class Other:
+class TorchNetwork:
     """The network in PyTorch, in a process of its own."""
 
     def __init__(self, python: str, folder: Path) -> None:
@@ -75,7 +75,15 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
     """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
     model.train()
     model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
-    sgd = schema.Sgd("sgd", 1e-4, "none", 16, 0.9, 1e-4, False)
+    sgd = schema.Sgd(
+        name="sgd",
+        lr=1e-4,
+        scale_lr="none",
+        reference_batch=16,
+        momentum=0.9,
+        weight_decay=1e-4,
+        nesterov=False,
+    )
     optimizer = build_optimizer(sgd, model)
     loss = CrossEntropy()
 
@@ -97,7 +105,7 @@ def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Pat
         table.add_row("pfseg", f"{1000 * statistics.median(run() for _ in range(arguments.rounds)):.0f}")
         table.add_row("PyTorch", "not installed: --torch <python that has it>")
         return table
-    other = Other(arguments.torch, folder)
+    other = TorchNetwork(arguments.torch, folder)
     error = np.abs(other.logits - logits).max() / np.abs(logits).max()
     assert error < 1e-3, f"logits differ by {error:.1g}"
     run(), other.run()  # compiles

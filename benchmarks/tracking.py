@@ -18,10 +18,9 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from pfseg.tracking import terminal
 from pfseg.tracking.records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,13 +58,14 @@ def main() -> None:
         for number in track(range(args.rounds), "rounds"):
             for side, loggers in SIDES.items():
                 times[side] += run(Path(folder) / f"{number} {side[:2]}", args.steps, [*loggers, *overrides])
-    table = Table("", "steps", "median ms", "quartiles ms", "beside none")
+    heads = ("steps", "median ms", "quartiles ms", "beside none")
+    table = terminal.table("", *heads, numbers=heads, title="Step times with and without loggers")
     base = statistics.median(times["no logger"])
-    for side, found in times.items():
-        low, middle, high = (1000 * value for value in statistics.quantiles(found, n=4))
+    for side, seconds in times.items():
+        low, middle, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
         share = f"{100 * (middle / 1000 / base - 1):+.1f} %"
-        table.add_row(side, str(len(found)), f"{middle:.0f}", f"{low:.0f} to {high:.0f}", share)
-    Console().print(table)
+        table.add_row(side, str(len(seconds)), f"{middle:.0f}", f"{low:.0f} to {high:.0f}", share)
+    terminal.console().print(table)
 
 
 if __name__ == "__main__":

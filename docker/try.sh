@@ -34,7 +34,7 @@ sed -e ':a' -e '/\\$/N; s/\\\n//; ta' "$here/docker/Dockerfile" | while read -r 
     WORKDIR) folder=$rest ;;
     COPY)
         mkdir -p "$root/home/pfseg/src/docker"
-        cp -r "$here/pfseg" "$here/conf" "$here/pyproject.toml" "$here/README.md" "$root/home/pfseg/src/"
+        cp -r "$here/pfseg" "$here/conf" "$here/pyproject.toml" "$here/README.md" "$here/LICENSE" "$root/home/pfseg/src/"
         cp "$here/docker/warm_up.py" "$root/home/pfseg/src/docker/"
         chroot "$root" chown -R pfseg: /home/pfseg/src ;;
     ENTRYPOINT)
@@ -42,7 +42,7 @@ sed -e ':a' -e '/\\$/N; s/\\\n//; ta' "$here/docker/Dockerfile" | while read -r 
         mount --bind "$checkpoint" "$root/model.safetensors"
         mount --bind "$images" "$root/input_path"
         mount --bind "$maps" "$root/output_path"
-        echo "+ pfseg-predict, without network"
-        inside cut "pfseg-predict input=/input_path output=/output_path preset=gaofen" ;;
+        echo "+ pfseg predict, without network"
+        inside cut "pfseg predict input=/input_path output=/output_path preset=gaofen" ;;
     esac
 done

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from pfseg.errors import WriteError
 
 PART = ".part"  # end of the names of unfinished files
+_PATIENCE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -81,10 +86,33 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         OSError: the lock file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    own, locked = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0), False
+    while not locked:
         try:
-            held.enter_context(FileLock(f"{path}.lock", blocking=wait))
+            own.acquire()
+            locked = True
+        except TimeoutError:
+            if not wait:
+                raise
+            _log.warning("waiting for another process that holds %s.lock", path)
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
+            break
+    try:
         yield
+    finally:
+        own.release()
+
+
+def plain(value: object) -> Any:
+    """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -14,19 +14,29 @@ batches of all ranks, and the average is the loss of the global batch, as one ra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 import numpy as np
 
+from pfseg.ops.selection import global_kth_smallest, kth_smallest
 from pfseg.runtime import jt, world_size
 
 nn = jt.nn
-Var = Any  # jittor.Var, which ships no types
+Var = jt.Var
+
+
+class Output(Protocol):
+    """What a network returns: `logits` (N, K, H, W) and `edge_logits` (N, 1, H, W) each, coarse to fine."""
+
+    @property
+    def logits(self) -> Var: ...  # noqa: D102
+    @property
+    def edge_logits(self) -> tuple[Var, ...]: ...  # noqa: D102
 
 
 def _one_hot(mask: Var, num_classes: int) -> Var:
-    """(N, K, H, W) float32 of (N, H, W); all 0 where the label is none of 0..K-1."""
+    """One-hot (N, K, H, W) float32 of labels (N, H, W); all 0 where the label is none of 0..K-1."""
     classes = jt.array(np.arange(num_classes, dtype=np.int32))
     n, h, w = mask.shape
     shape = [n, num_classes, h, w]
@@ -47,7 +57,7 @@ def _pixel_cross_entropy(logits: Var, mask: Var, ignore_index: int) -> tuple[Var
 
 
 def _average_ranks(counts: Var, global_reduction: bool) -> Var:
-    """The mean of the ranks' `counts` where all ranks count together: dividing by it, their losses average to one."""
+    """The mean of the ranks' `counts` with `global_reduction`: losses divided by it average to the global batch's."""
     return counts.mpi_all_reduce("mean") if global_reduction and world_size() > 1 else counts
 
 
@@ -57,41 +67,10 @@ def _mean(values: Var, weights: Var, global_reduction: bool) -> Var:
     return values.sum() / jt.ternary(total > 0, total, jt.ones_like(total))
 
 
-def _kth_smallest(values: Var, k: int) -> Var:
-    """The k-th smallest (k from 1) of a flat float32 Var, shape (1,), without gradient."""
-    if jt.flags.use_cuda:
-        return jt.argsort(values)[1][k - 1 : k]
-    return jt.code(
-        (1,),
-        "float32",
-        [values, jt.array(np.array([k - 1], np.int32))],
-        cpu_header="#include <algorithm>\n#include <vector>\n",
-        cpu_src="""
-            std::vector<float> copy(in0_p, in0_p + in0_shape0);
-            std::nth_element(copy.begin(), copy.begin() + in1_p[0], copy.end());
-            out0_p[0] = copy[in1_p[0]];
-        """,
-    )
-
-
-def _kth_smallest_over_ranks(values: Var, k: int, least: float) -> Var:
-    """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1.
-
-    Bisection between `least` and 1 by counting: no rank sees another's values, and 30 halvings leave no float32
-    between the bounds.
-    """
-    low, high = jt.array([least], dtype="float32"), jt.ones((1,))
-    for _ in range(30):
-        middle = (low + high) * 0.5
-        count = (values <= middle.broadcast(values)).int32().sum().reshape(1).mpi_all_reduce("add")
-        low, high = jt.ternary(count >= k, low, middle), jt.ternary(count >= k, middle, high)
-    return high
-
-
 class CrossEntropy:
     """Mean cross entropy over the valid pixels (of all ranks with `global_reduction`)."""
 
-    def __init__(self, ignore_index: int = 255, global_reduction: bool = False) -> None:
+    def __init__(self, *, ignore_index: int = 255, global_reduction: bool = False) -> None:
         self.ignore_index, self.global_reduction = ignore_index, global_reduction
 
     def __call__(self, logits: Var, mask: Var) -> Var:
@@ -108,13 +87,13 @@ class OhemCrossEntropy:
 
     Args:
         threshold: probability in (0, 1] up to which a pixel is always kept.
-        min_kept: pixels kept at least, over the batch of this rank.
+        min_kept: least number of pixels to keep, of this rank's batch.
         ignore_index: label that is left out.
         global_reduction: choose and count over the batches of all ranks, also for `min_kept`.
     """
 
     def __init__(
-        self, threshold: float = 0.7, min_kept: int = 10000, ignore_index: int = 255, global_reduction: bool = False
+        self, *, threshold: float, min_kept: int, ignore_index: int = 255, global_reduction: bool = False
     ) -> None:
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
         self.global_reduction = global_reduction
@@ -129,11 +108,11 @@ class OhemCrossEntropy:
         return _mean(loss * kept, kept, self.global_reduction)
 
     def _limit(self, probability: Var) -> Var:
-        """Up to which probability of (N*H*W,) a pixel is kept, shape (1,)."""
+        """The largest probability, of those in (N*H*W,), at which a pixel is kept; shape (1,)."""
         count = probability.shape[0]
         if self.global_reduction and world_size() > 1:
-            return _kth_smallest_over_ranks(probability, min(self.min_kept, count * world_size()), self.threshold)
-        return _kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
+            return global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
+        return kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
 
 
 class ImageWeightedCrossEntropy:
@@ -144,19 +123,20 @@ class ImageWeightedCrossEntropy:
 
     Args:
         upper_bound: largest addition to a weight.
-        per: `image` or `batch`, over which frequencies are taken.
+        per: what the frequencies are counted over.
         reduction: `mean` over images, or `sum` as in the published code.
+        global_reduction: frequencies and sums are those of the batches of all ranks.
         ignore_index: label that is left out.
-        global_reduction: the batch, of which frequencies or sums are taken, is that of all ranks.
     """
 
     def __init__(
         self,
-        upper_bound: float = 1.0,
-        per: str = "image",
-        reduction: str = "mean",
+        *,
+        upper_bound: float,
+        per: Literal["image", "batch"],
+        reduction: Literal["mean", "sum"],
+        global_reduction: bool,
         ignore_index: int = 255,
-        global_reduction: bool = False,
     ) -> None:
         self.upper_bound, self.per, self.reduction, self.ignore_index = upper_bound, per, reduction, ignore_index
         self.global_reduction = global_reduction
@@ -190,14 +170,14 @@ class RelaxedBoundaryLoss:
 
     Args:
         until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
-        ignore_index: label that is left out.
         global_reduction: the mean is over the valid pixels of all ranks.
+        ignore_index: label that is left out.
 
     Attributes:
         epoch: the epoch that training is in; set by the trainer.
     """
 
-    def __init__(self, until_epoch: int | None = None, ignore_index: int = 255, global_reduction: bool = False) -> None:
+    def __init__(self, *, until_epoch: int | None, global_reduction: bool, ignore_index: int = 255) -> None:
         self.until_epoch, self.ignore_index, self.global_reduction = until_epoch, ignore_index, global_reduction
         self.epoch = 0
 
@@ -232,7 +212,7 @@ class EdgeLoss:
         ValueError: another `kind`.
     """
 
-    def __init__(self, kind: str = "bce", global_reduction: bool = False) -> None:
+    def __init__(self, kind: str, *, global_reduction: bool) -> None:
         if kind not in ("bce", "dice"):
             raise ValueError(f"edge loss {kind!r} is unknown; use 'bce' or 'dice' (config: loss.edge)")
         self.kind, self.global_reduction = kind, global_reduction
@@ -254,37 +234,44 @@ class EdgeLoss:
 
 
 class PFNetLoss:
-    """Segmentation loss plus the three weighted edge losses.
+    """Segmentation loss plus the weighted loss of each edge map.
 
     Args:
+        segmentation: segmentation loss, called with (logits, mask); None for cross entropy as `ohem` says.
         ohem: hard example mining (`OhemCrossEntropy`); False for plain cross entropy.
         ohem_threshold: see `OhemCrossEntropy`.
         min_kept: see `OhemCrossEntropy`.
-        segmentation: another segmentation loss, called with (logits, mask); `ohem` is then without effect.
+        seg_weight: factor of the segmentation loss.
         edge: kind of `EdgeLoss`.
         edge_weight: factor of each edge loss; 0 leaves the edges out.
-        seg_weight: factor of the segmentation loss.
         ignore_index: label that is left out.
-        global_reduction: of `ohem`, cross entropy and edges; another segmentation loss has its own.
+        global_reduction: of cross entropy and edges; another segmentation loss has its own.
     """
 
     def __init__(
         self,
-        ohem: bool = True,
-        ohem_threshold: float = 0.7,
-        min_kept: int = 10000,
-        segmentation: Callable[[Var, Var], Var] | None = None,
-        edge: str = "bce",
-        edge_weight: float = 25.0,
-        seg_weight: float = 1.0,
-        ignore_index: int = 255,
-        global_reduction: bool = False,
+        *,
+        segmentation: Callable[[Var, Var], Var] | None,
+        ohem: bool,
+        ohem_threshold: float,
+        min_kept: int,
+        seg_weight: float,
+        edge: str,
+        edge_weight: float,
+        ignore_index: int,
+        global_reduction: bool,
     ) -> None:
-        if segmentation is None:
-            hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index, global_reduction)
-            segmentation = hard if ohem else CrossEntropy(ignore_index, global_reduction)
+        if segmentation is None and ohem:
+            segmentation = OhemCrossEntropy(
+                threshold=ohem_threshold,
+                min_kept=min_kept,
+                ignore_index=ignore_index,
+                global_reduction=global_reduction,
+            )
+        elif segmentation is None:
+            segmentation = CrossEntropy(ignore_index=ignore_index, global_reduction=global_reduction)
         self.segmentation = segmentation
-        self.edge = EdgeLoss(edge, global_reduction)
+        self.edge = EdgeLoss(edge, global_reduction=global_reduction)
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
 
     def start_epoch(self, epoch: int) -> None:
@@ -292,11 +279,11 @@ class PFNetLoss:
         if hasattr(self.segmentation, "epoch"):
             self.segmentation.epoch = epoch
 
-    def __call__(self, output: Any, batch: dict[str, Any]) -> dict[str, Var]:
+    def __call__(self, output: Output, batch: Mapping[str, Var]) -> dict[str, Var]:
         """Terms of the loss, weights applied.
 
         Args:
-            output: `logits` (N, K, H, W) and `edge_logits`, coarse to fine, (N, 1, H, W) each.
+            output: `logits` and `edge_logits` of a network.
             batch: `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
 
         Returns:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg.config.compose import check, compose
+from pfseg.commands.app import main
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.launch.worker import job as run_worker
 from pfseg.tracking.records import read_records
 
@@ -25,14 +27,25 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "COLU
 
 
 def configured(*overrides: str) -> dict[str, Any]:
-    """The checked configuration of a training."""
-    return check(compose("train", overrides))
+    """The checked settings of a training, as plain values."""
+    return check(compose("train", overrides)).dump()
 
 
 def worked(folder: Path, *overrides: str, stop: Callable[[], bool] = lambda: False, resume: bool = False) -> Any:
     """Do a rank's work in this process; returns what would become `result.json`."""
     config = configured(*TINY, *overrides)
     return run_worker(config | {"resume": str(folder) if resume else None}, folder, stop)
+
+
+def command(name: str, *arguments: str) -> int:
+    """`pfseg <name> <arguments>` in this process; returns its exit code."""
+    before = [*sys.argv], [*sys.path]
+    try:
+        main(name, arguments)
+    except SystemExit as end:
+        return int(str(end.code))
+    finally:
+        sys.argv[:], sys.path[:] = before
 
 
 def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -14,14 +14,14 @@ from pfseg.launch.worker import main
 Arrays = dict[str, np.ndarray]
 # Of 3 images, without and with a valid pixel: ranks that count by themselves would differ.
 LOSSES = {
-    "ce": {"ohem": False},
-    "ohem_threshold": {"min_kept": 5},
-    "ohem_min_kept": {"min_kept": 300, "ohem_threshold": 0.05},
-    "ohem_all": {"min_kept": 10**6},
-    "dice": {"ohem": False, "edge": "dice"},
-    "image_weighted": {"segmentation": ("ImageWeightedCrossEntropy", {})},
-    "batch_weighted": {"segmentation": ("ImageWeightedCrossEntropy", {"per": "batch", "reduction": "sum"})},
-    "relaxed": {"segmentation": ("RelaxedBoundaryLoss", {})},
+    "ce": ("pfnet", {"ohem": False}),
+    "ohem_threshold": ("pfnet", {"min_kept": 5}),
+    "ohem_min_kept": ("pfnet", {"min_kept": 300, "ohem_threshold": 0.05}),
+    "ohem_all": ("pfnet", {"min_kept": 10**6}),
+    "dice": ("pfnet", {"ohem": False, "edge": "dice"}),
+    "image_weighted": ("image_weighted", {}),
+    "batch_weighted": ("image_weighted", {"segmentation.per": "batch", "segmentation.reduction": "sum"}),
+    "relaxed": ("relaxed", {}),
 }
 
 
@@ -38,20 +38,17 @@ def make_batch(images: int) -> Arrays:
 
 def compute(batch: Arrays) -> Arrays:
     """Terms and gradients of every loss, BatchNorm and dropout, for this rank's part of a batch."""
-    from pfseg import losses
+    from building import build_loss
+
     from pfseg.models import SegOutput
     from pfseg.ops.batchnorm import BatchNorm2d
-    from pfseg.ops.resampling import ChannelDropout
+    from pfseg.ops.layers import ChannelDropout
     from pfseg.runtime import jt
 
     logits, mask, edge, edge_logits = (jt.array(batch[key]) for key in ("logits", "mask", "edge", "edge_logits"))
     found: Arrays = {}
-    for name, options in LOSSES.items():
-        options = dict(options)
-        if "segmentation" in options:
-            kind, own = options["segmentation"]
-            options["segmentation"] = getattr(losses, kind)(**own, global_reduction=True)
-        loss = losses.PFNetLoss(**options, global_reduction=True)
+    for name, (choice, changes) in LOSSES.items():
+        loss = build_loss(choice, global_reduction=True, **changes)
         terms = loss(SegOutput(logits, (edge_logits,) * 3), {"mask": mask, "edge": edge})
         gradients = jt.grad(sum(terms.values()), [logits, edge_logits])
         found |= {f"{name}/{key}": value.numpy() for key, value in terms.items()}

@@ -14,17 +14,19 @@ FLOORS = (  # from the ground up; a room imports those below it
     ("errors", "__version__"),
     ("files",),
     ("devices", "metrics"),
-    ("data",),
+    ("data", "runtime"),
+    ("weights",),
     ("config",),
-    ("runtime", "tracking"),
+    ("tracking",),
     ("ops", "reporting"),
-    ("weights", "launch"),
+    ("launch",),
     ("models", "losses"),
     ("inference",),
     ("engine", "prediction"),
     ("build",),
     ("jobs", "__init__"),
-    ("commands", "__main__"),
+    ("commands",),
+    ("__main__",),
 )
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 WITH_JITTOR = {"runtime", "ops", "models", "losses", "weights", "inference", "engine", "prediction", "build", "jobs"}

@@ -89,3 +89,16 @@ def test_without_locks_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("fcntl.flock", refused)
     with lock(tmp_path / "x"):
         pass
+
+
+def test_a_long_wait_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """The launcher takes the line as progress of a rank that waits."""
+    monkeypatch.setattr("pfseg.files._PATIENCE_SECONDS", 0.2)
+    code = "import sys, time; from pathlib import Path; from pfseg.files import lock\n"
+    code += "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with lock(tmp_path / "x"):
+        assert f"waiting for another process that holds {tmp_path}/x.lock" in caplog.text
+    holder.communicate()

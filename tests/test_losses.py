@@ -5,24 +5,18 @@ from __future__ import annotations
 import golden
 import numpy as np
 import pytest
+from building import build_image_weighted, build_loss, build_relaxed
 
-from pfseg.losses import (
-    CrossEntropy,
-    EdgeLoss,
-    ImageWeightedCrossEntropy,
-    OhemCrossEntropy,
-    PFNetLoss,
-    RelaxedBoundaryLoss,
-)
+from pfseg.losses import CrossEntropy, EdgeLoss, OhemCrossEntropy
 from pfseg.models import SegOutput
 from pfseg.runtime import jt
 
 SEGMENTATION = [
     CrossEntropy(),
-    OhemCrossEntropy(0.7, 5),
-    ImageWeightedCrossEntropy(),
-    ImageWeightedCrossEntropy(per="batch", reduction="sum"),
-    RelaxedBoundaryLoss(),
+    OhemCrossEntropy(threshold=0.7, min_kept=5),
+    build_image_weighted(),
+    build_image_weighted(per="batch", reduction="sum"),
+    build_relaxed(),
 ]
 
 
@@ -36,14 +30,14 @@ def arrays(*values):
 def test_published_values_and_gradients(file, min_kept):
     stored = golden.load(file)
     logits, mask = arrays(stored["logits"], stored["target"].astype(np.int32))
-    for name, loss in (("ohem", OhemCrossEntropy(0.7, min_kept)), ("ce", CrossEntropy())):
+    for name, loss in (("ohem", OhemCrossEntropy(threshold=0.7, min_kept=min_kept)), ("ce", CrossEntropy())):
         value = loss(logits, mask)
         np.testing.assert_allclose(float(value), stored[name], rtol=1e-4)
         gradient = jt.grad(value, logits).numpy()[..., ::3, ::3]
         assert golden.difference(gradient, stored[f"{name}_grad"]) < 1e-4
     edges = tuple(jt.array(e) for e in stored["edge_logits"])
     batch = {"mask": mask, "edge": jt.array(stored["edge_mask"].astype(np.float32))}
-    terms = PFNetLoss(ohem=False)(SegOutput(logits, edges), batch)
+    terms = build_loss(ohem=False, edge_weight=25.0)(SegOutput(logits, edges), batch)
     for layer in (3, 2, 1):
         expected = stored[f"joint_bce_edge_loss_layer{layer}"]
         np.testing.assert_allclose(float(terms[f"edge_layer{layer}"]), expected, rtol=1e-4)
@@ -72,7 +66,7 @@ def test_ignored_pixels_do_not_matter(loss):
 def test_extreme_logits_stay_finite():
     sign = np.where(np.arange(16).reshape(1, 1, 4, 4) % 2, 1e4, -1e4)
     logits, mask = arrays(np.concatenate([sign, -sign], 1), np.ones((1, 4, 4), int))
-    value = RelaxedBoundaryLoss()(logits, mask)
+    value = build_relaxed()(logits, mask)
     assert np.isfinite(float(value))
     assert np.isfinite(jt.grad(CrossEntropy()(logits, mask), logits).numpy()).all()
 
@@ -86,10 +80,10 @@ def test_image_weights():
     first = (1.25 * (hit + 2 * nll) + 1.75 * nll) / (3 * 1.25 + 1.75)  # frequencies 3/4 and 1/4
     expected = [first, nll]
     inputs = arrays(logits, mask)
-    np.testing.assert_allclose(float(ImageWeightedCrossEntropy()(*inputs)), np.mean(expected), rtol=1e-6)
-    np.testing.assert_allclose(float(ImageWeightedCrossEntropy(reduction="sum")(*inputs)), sum(expected), rtol=1e-6)
+    np.testing.assert_allclose(float(build_image_weighted()(*inputs)), np.mean(expected), rtol=1e-6)
+    np.testing.assert_allclose(float(build_image_weighted(reduction="sum")(*inputs)), sum(expected), rtol=1e-6)
     whole = (1.5 * (hit + 2 * nll) + 1.5 * nll) / 6  # over the batch both classes have 3 of 6 pixels
-    np.testing.assert_allclose(float(ImageWeightedCrossEntropy(per="batch")(*inputs)), (whole + nll) / 2, rtol=1e-6)
+    np.testing.assert_allclose(float(build_image_weighted(per="batch")(*inputs)), (whole + nll) / 2, rtol=1e-6)
 
 
 def test_relaxation_against_a_slow_reference():
@@ -104,7 +98,7 @@ def test_relaxation_against_a_slow_reference():
         near = mask[n, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
         allowed = sorted(set(near.ravel().tolist()) - {255})
         losses.append(-np.log(probability[n, allowed, y, x].sum()) / len(allowed))
-    loss = RelaxedBoundaryLoss(until_epoch=2)
+    loss = build_relaxed(until_epoch=2)
     np.testing.assert_allclose(float(loss(*arrays(logits, mask))), np.mean(losses), rtol=1e-5)
     loss.epoch = 2
     np.testing.assert_allclose(
@@ -116,16 +110,16 @@ def test_dice():
     x, edge = np.array([[[[0.0, np.log(3.0)]]]]), np.array([[[0.0, 1.0]]])
     p = np.array([0.5, 0.75])
     expected = 1 - (2 * 0.75 + 1) / ((p**2).sum() + 1 + 1)
-    np.testing.assert_allclose(float(EdgeLoss("dice")(*arrays(x, edge))), expected, rtol=1e-6)
+    np.testing.assert_allclose(float(EdgeLoss("dice", global_reduction=False)(*arrays(x, edge))), expected, rtol=1e-6)
 
 
 def test_unknown_edge_loss():
     with pytest.raises(ValueError, match=r"edge loss 'focal' is unknown; use 'bce' or 'dice' \(config: loss.edge\)"):
-        EdgeLoss("focal")
+        EdgeLoss("focal", global_reduction=False)
 
 
 def test_no_edge_terms_without_their_weight():
     logits, mask = arrays(np.zeros((1, 2, 2, 2)), np.zeros((1, 2, 2), int))
-    terms = PFNetLoss(edge_weight=0.0)(SegOutput(logits, (logits[:, :1],) * 3), {"mask": mask})
+    terms = build_loss(ohem=False, edge_weight=0.0)(SegOutput(logits, (logits[:, :1],) * 3), {"mask": mask})
     assert list(terms) == ["seg"]
     np.testing.assert_allclose(float(terms["seg"]), np.log(2), rtol=1e-6)

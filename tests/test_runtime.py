@@ -101,3 +101,12 @@ def test_seeds():
         runtime.seed_everything(5)
         draws.append((np.random.rand(), float(jt.randn(1))))
     assert draws[0] == draws[1]
+
+
+def test_jittor_does_not_take_over_ctrl_c(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from pfseg.runtime import jt; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1); print('goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "goes on\n", done.stderr

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.runtime import jt
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -37,10 +39,13 @@ class Colour(jt.nn.Module):
 
 def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] = CLASSES, **dataset: Any) -> Path:
     """Write a checkpoint as a training would leave it."""
+    training = ["gpus=0", "ranks=1", "dataset=folder", "dataset.root=.", "dataset.classes=[{name: a, color: FF0000}]"]
+    config = check(compose("train", training)).dump()
     model = {"_target_": "tiny_network.Colour", "name": "colour", "num_classes": len(classes), "side": side}
-    data = {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3, "scale": 1.0}
-    data |= {"eval_size": None, "eval_contrast": None, "crop_size": [64, 64], "bands": None, "stretch": None, **dataset}
+    config["model"] = model | {"pretrained": None, "init": None}
+    config["dataset"] |= {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3}
+    config["dataset"] |= {"crop_size": [64, 64], **dataset}
     network = Colour(len(classes), side)
-    meta = {"config": {"model": model, "dataset": data}, "progress": {"step": 1}, "epoch": 0}
+    meta = {"config": config, "progress": {"step": 1}, "epoch": 0}
     save_checkpoint(path, {key: var.numpy() for key, var in network.state_dict().items()}, meta)
     return path

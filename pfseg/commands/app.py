@@ -6,6 +6,7 @@ the remedy. Nothing heavy is imported before that.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -78,6 +79,8 @@ def run(command: str | None, arguments: list[str]) -> int:
 
             sys.stdout.write(f"pfseg {__version__}\n")
             return 0
+        if arguments[0] in ("-sc", "--shell-completion"):
+            return _complete(arguments)
         command, *arguments = arguments
     if command not in COMMANDS:
         import difflib
@@ -94,6 +97,27 @@ def run(command: str | None, arguments: list[str]) -> int:
     from pfseg.commands.hydra_app import run as run_hydra
 
     return run_hydra(command, arguments, COMMANDS[command].words)
+
+
+def _complete(arguments: list[str]) -> int:
+    """Install completion in a shell, or complete the line that the shell has put into COMP_LINE.
+
+    Hydra knows no commands, so the command is taken out of the line.
+    """
+    from pfseg.commands.hydra_app import run as run_hydra
+
+    if not any(text.startswith("query=") for text in arguments):
+        return run_hydra("train", arguments, None)
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    command, typed, settings = rest.partition(" ")
+    if not typed:
+        sys.stdout.write("".join(f"{name}\n" for name in COMMANDS if name.startswith(command)))
+        return 0
+    if command not in COMMANDS or command == "settings":
+        return 0
+    os.environ["COMP_LINE"] = f"{program} {settings}"
+    os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    return run_hydra(command, arguments, None)
 
 
 def _show_help() -> None:

@@ -28,7 +28,8 @@ from pfseg.errors import CheckpointError, ConfigError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
-from pfseg.weights.reading import match_weights, read_weights
+from pfseg.weights.matching import match_weights
+from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes
 
 # (kind of block, number of blocks in layer1..layer4) -> file of conf/model

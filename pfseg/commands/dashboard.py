@@ -12,7 +12,6 @@ from pfseg.config.commands import Dashboard
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
-from pfseg.reporting.workspace import build_workspace, spec
 from pfseg.tracking.wandb_access import has_key, server, unreachable
 
 
@@ -27,6 +26,8 @@ def run(settings: Dashboard) -> None:
         raise ConfigError(
             "the dashboard needs wandb-workspaces, which is not installed: pip install 'pfseg[dashboard]'"
         )
+    from pfseg.reporting.workspace import build_workspace, spec
+
     runs = [run for run in read_runs(find_runs(settings.runs)) if (run.folder / "wandb").is_dir()]
     if not runs:
         raise ConfigError(f"no run in {', '.join(settings.runs)} was logged to W&B: train with logger=wandb first")
@@ -57,6 +58,8 @@ def _only(option: str, runs: Sequence[Run]) -> str:
 def _save(runs: Sequence[Run], entity: str, project: str) -> str:
     """Save a new view in the project; returns its address."""
     import wandb
+
+    from pfseg.reporting.workspace import build_workspace
 
     if not has_key():
         raise ConfigError(

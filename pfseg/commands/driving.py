@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.loggers import RunContext, make_loggers
-from pfseg.tracking.optuna import TrialReporter
+from pfseg.tracking.optuna import TRIAL, TrialReporter
 from pfseg.tracking.records import Sink
 
 
@@ -74,11 +75,10 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
 
 def _trial(folder: Path, settings: Train | Evaluate, console: Sink) -> TrialReporter | None:
     """The job's trial in an Optuna study, where it is part of one that cuts bad trials short."""
-    hydra = HydraConfig.get()
     if not isinstance(settings, Train) or settings.pruner is None:
         return None
-    if hydra.mode != RunMode.MULTIRUN or "optuna" not in hydra.sweeper._target_:
+    if TRIAL not in os.environ:
         console.message("pruner has no effect here: it acts in an Optuna study, -m hparams_search=...", "warning")
         return None
-    sweeper, pruner = hydra.sweeper, instantiate(settings.pruner)
-    return TrialReporter(folder, pruner, sweeper.storage, sweeper.study_name, list(hydra.overrides.task), console)
+    sweeper, trial = HydraConfig.get().sweeper, int(os.environ[TRIAL])
+    return TrialReporter(folder, instantiate(settings.pruner), sweeper.storage, sweeper.study_name, trial, console)

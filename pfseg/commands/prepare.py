@@ -1,4 +1,4 @@
-"""`pfseg prepare`: cut the scenes of an archive into patches; see `pfseg.data.preparation.folder` for the files."""
+"""`pfseg prepare`: cut the scenes of an archive into patches; see `pfseg.data.preparation.layout` for the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pfseg.data.preparation.files import write_file
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.index import find_faults, make_index, write_index
 from pfseg.data.preparation.layout import REPORT, Layout, make_layout
-from pfseg.data.preparation.preparation import Outcome, prepare
+from pfseg.data.preparation.preparation import Outcome, Preparation
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
@@ -73,9 +73,10 @@ def run(settings: PrepareJob) -> None:
     ):
         console.print(f"{len(scenes):,} scenes of {data.name} from {src} to {out}", highlight=False, soft_wrap=True)
         with ConsoleProgress(console, "cutting") as progress:
-            outcome = prepare(
-                scenes, src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(stopped)
+            preparation = Preparation(
+                src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(stopped)
             )
+            outcome = preparation.run(scenes)
         if outcome.stopped:
             raise JobStopped(
                 f"stopped after {len(folder.done):,} of {len(scenes):,} scenes; the same command goes on from there",

@@ -38,7 +38,7 @@ def run(settings: Preview) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
     console = terminal.console()
     dataset = build_dataset(settings.dataset, "train")
-    loader = build_loader(settings, dataset, workers=0)
+    loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
     masks = []
     for image, mask, edge, name in islice(_samples(loader), max(settings.samples, settings.rows)):
@@ -79,6 +79,6 @@ def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
     shares = ("% of pixels", "in % of samples")
     table = terminal.table("class", *shares, numbers=shares, title=title)
     for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
-        name = Text("■ ", style="#{:02x}{:02x}{:02x}".format(*info.color)) + Text(info.name, style="default")
+        name = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
         table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
     return table

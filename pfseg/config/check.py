@@ -54,7 +54,7 @@ def check(cfg: DictConfig) -> Settings:
     """
     if cfg.get("verify") == "only" and OmegaConf.is_missing(cfg, "src") and not OmegaConf.is_missing(cfg, "out"):
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"src": cfg.out}))  # a check of patches needs no archive
-    if cfg.get("job") == "convert" and OmegaConf.is_missing(cfg.get("dataset") or {}, "root"):
+    if cfg.get("job") == "convert" and "dataset.root" in OmegaConf.missing_keys(cfg):
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"dataset": {"root": None}}))  # nor does a checkpoint need data
     try:
         for key in sorted(OmegaConf.missing_keys(cfg)):

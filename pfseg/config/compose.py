@@ -220,10 +220,10 @@ def _explain_key(override: Override, composed: DictConfig, loader: ConfigLoader)
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
             return ConfigError(f"unknown key `{key}`: `{'.'.join(parts[:depth])}` is a value and has no keys below it")
-        if part not in node:
+        if part not in node.keys():  # `in` alone leaves out values that have to be given
             if override.is_add() or override.is_force_add():
                 return None
-            known = {str(name) for name in node} - {"hydra"}
+            known = {str(name) for name in node.keys()} - {"hydra"}
             if depth == 0 and "trainer" in node:
                 known |= {name for name in loader.list_groups("") if loader.get_group_options(name, ObjectType.CONFIG)}
                 known -= {"hydra"}

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import types
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
+from pfseg.config import schema
 from pfseg.config.settings import CUSTOM, KindOf, Settings, Target, Words
 from pfseg.errors import ConfigError
 
@@ -230,21 +232,16 @@ def _check_targets(settings: Settings, key: str) -> None:
             _check_targets(value, f"{key}{name}.")
     target = getattr(settings, "target", None)
     field = type(settings).model_fields.get("target")
-    if target is not None and field is not None and field.annotation is str:
-        check_target(target, f"{key}_target_", _shipped(target))
+    if target is not None and field is not None and field.annotation is str and target not in _shipped():
+        near = difflib.get_close_matches(target, _shipped(), n=1)
+        check_target(target, f"{key}_target_", f"did you mean `{near[0]}`? " if near else "")
 
 
-def _shipped(target: str) -> str:
-    from pfseg.config import schema
-
-    names = [
-        tag
-        for hint in (schema.DatasetSettings, schema.ModelSettings, schema.LossSettings, schema.AugmentSettings)
-        for tag, _ in members(hint)
-        if tag and tag != CUSTOM
-    ]
-    near = difflib.get_close_matches(target, names, n=1)
-    return f"did you mean `{near[0]}`? " if near else ""
+@cache
+def _shipped() -> list[str]:
+    """The classes that pfseg ships, as `_target_` names them."""
+    groups = (schema.DatasetSettings, schema.ModelSettings, schema.LossSettings, schema.AugmentSettings)
+    return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 
 def check_target(target: str, key: str, hint: str = "") -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -44,6 +44,11 @@ class ClassInfo:
     name: str
     color: tuple[int, int, int]
     id: int | None = None
+
+    @property
+    def hex_color(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#{:02x}{:02x}{:02x}".format(*self.color)
 
 
 @dataclass
@@ -89,7 +94,7 @@ class SegmentationDataset(ABC):
     Attributes:
         classes: the class table in the order of the labels.
         on_error: `raise`, or `skip` to leave out samples that cannot be read; the loaders act on it.
-        warnings: faults that were found and got round; readers of the list empty it.
+        warnings: faults worked around; whoever reads the list empties it.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -100,11 +105,6 @@ class SegmentationDataset(ABC):
     def num_classes(self) -> int:
         """Number of classes K."""
         return len(self.classes)
-
-    @property
-    def palette(self) -> np.ndarray:
-        """Class colours, (K, 3) uint8, RGB."""
-        return np.array([info.color for info in self.classes], dtype=np.uint8).reshape(-1, 3)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -167,37 +167,29 @@ def parse_classes(rows: Iterable[ClassRow | ClassInfo]) -> tuple[ClassInfo, ...]
     Raises:
         ConfigError: an empty table, an unknown or missing key, or two classes of one name, colour or id.
     """
-    classes: list[ClassInfo] = []
-    for position, row in enumerate(rows):
-        where = f"config: dataset.classes[{position}]"
-        if not isinstance(row, ClassInfo):
-            row = _parse_row(row, where)
-        for other, earlier in enumerate(classes):
-            for key, same in (
-                ("name", row.name == earlier.name),
-                ("colour", row.color == earlier.color),
-                ("id", _id(row, position) == _id(earlier, other)),
-            ):
-                if same:
-                    raise ConfigError(
-                        f"classes {other} ({earlier.name}) and {position} ({row.name}) have the same {key}; "
-                        f"each needs its own ({where})"
-                    )
-        classes.append(row)
+    classes = tuple(
+        row if isinstance(row, ClassInfo) else _parse_row(row, f"config: dataset.classes[{position}]")
+        for position, row in enumerate(rows)
+    )
     if not 0 < len(classes) <= MAX_CLASSES:
         raise ConfigError(
             f"the class table has {len(classes)} classes; expected 1 to {MAX_CLASSES} (config: dataset.classes)"
         )
-    return tuple(classes)
+    names, colors = [info.name for info in classes], [info.color for info in classes]
+    columns: dict[str, list[Any]] = {"name": names, "colour": colors, "id": class_ids(classes)}
+    for key, values in columns.items():
+        for position, value in enumerate(values):
+            if (other := values.index(value)) < position:
+                raise ConfigError(
+                    f"classes {other} ({names[other]}) and {position} ({names[position]}) have the same {key}; "
+                    f"each needs its own (config: dataset.classes[{position}])"
+                )
+    return classes
 
 
 def class_ids(classes: Sequence[ClassInfo]) -> list[int]:
     """Value of each class in single-channel masks, in the order of the table."""
-    return [_id(info, position) for position, info in enumerate(classes)]
-
-
-def _id(info: ClassInfo, position: int) -> int:
-    return position if info.id is None else info.id
+    return [position if info.id is None else info.id for position, info in enumerate(classes)]
 
 
 def _parse_row(row: ClassRow, where: str) -> ClassInfo:

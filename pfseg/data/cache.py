@@ -32,10 +32,10 @@ def key_of(*parts: Any) -> str:
 def stat_of(path: Path) -> tuple[int, int]:
     """Size in bytes and time of change in ns, which tell whether a file was changed; zeros if it is missing."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndarray]) -> np.ndarray:

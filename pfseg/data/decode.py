@@ -155,7 +155,7 @@ def _to_8_bits(pixels: np.ndarray, stretch: Sequence[float] | None, path: Path) 
     some = pixels[::step, ::step].astype(np.float64)
     low, high = np.nanpercentile(some, stretch, axis=(0, 1)) if np.isfinite(some).any() else (0.0, 1.0)
     scaled = (pixels - low) * (255 / np.maximum(high - low, 1e-12))
-    return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+    return np.asarray(np.nan_to_num(scaled.round().clip(0, 255)), dtype=np.uint8)
 
 
 def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: Path | str, mask_name: Path | str) -> None:
@@ -247,7 +247,7 @@ class MaskReader:
         for identity, label in self.ids.items():
             if identity < len(table):
                 table[identity] = label
-        mask = cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels]
+        mask: np.ndarray = cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels]
         unknown = mask == _UNKNOWN
         if unknown.any():
             value = int(pixels[unknown].min())
@@ -264,13 +264,13 @@ class MaskReader:
 
     def _from_colors(self, pixels: np.ndarray) -> tuple[np.ndarray, Counter[int]]:
         mask = np.empty(pixels.shape[:2], dtype=np.uint8)
-        found: Counter[int] = Counter()
+        unknown: Counter[int] = Counter()
         rows = max(1, _BAND_PIXELS // pixels.shape[1])  # what lies between colours and labels takes 20 bytes a pixel
         for top in range(0, len(pixels), rows):
-            self._look_up(pixels[top : top + rows], mask[top : top + rows], found)
-        return mask, found
+            self._look_up(pixels[top : top + rows], mask[top : top + rows], unknown)
+        return mask, unknown
 
-    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, found: Counter[int]) -> None:
+    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, counter: Counter[int]) -> None:
         if pixels.shape[2] == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
         # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
@@ -279,7 +279,7 @@ class MaskReader:
         unknown = mask == _UNKNOWN
         if unknown.any():
             colors, counts = np.unique(codes[unknown], return_counts=True)
-            found.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
+            counter.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
             mask[unknown] = IGNORE
 
     @cached_property
@@ -317,6 +317,7 @@ def _read_bytes(path: Path) -> bytes | mmap.mmap:
 
 def _decode(path: Path, data: bytes | mmap.mmap, flags: int) -> np.ndarray:
     """Decode from memory: OpenCV's own file access fails on some non-ASCII paths."""
+    pixels: np.ndarray | None
     try:
         if isinstance(data, bytes):
             pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)

@@ -54,4 +54,4 @@ def _class_edges(mask: np.ndarray, thickness: int) -> np.ndarray:
         return edge
     # The outline is two pixels wide, one of each label; the disc adds what is missing.
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thickness - 1, thickness - 1))
-    return cv2.dilate(edge, disc)
+    return np.asarray(cv2.dilate(edge, disc))

@@ -88,8 +88,8 @@ class FolderDataset(SegmentationDataset):
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
         if self.images == self.masks and not mask_suffix:
             raise ConfigError(
-                f"images and masks both lie in folders called {images!r}: say what ends the stems of masks, such as "
-                "_label (config: dataset.mask_suffix)"
+                f"images and masks both lie in folders called {images!r}: give the ending of the "
+                "stems of masks, such as _label (config: dataset.mask_suffix)"
             )
         if not self.root.is_dir():
             raise DataError(
@@ -141,20 +141,20 @@ class FolderDataset(SegmentationDataset):
         share = splits.get("val")
         if isinstance(share, float):
             return self._by_ratio(split, share, splits)
-        given = splits.get(split)
-        sources = [given] if isinstance(given, str) else given
+        source = splits.get(split)
+        sources = [source] if isinstance(source, str) else source
         if not isinstance(sources, Sequence) or not sources or not all(isinstance(source, str) for source in sources):
             raise ConfigError(
                 f"splits has no folder or list for {split!r}: got {dict(splits)}; give folders or .txt lists for "
                 "train and val, or a share such as {val: 0.2, seed: 0} (config: dataset.splits)"
             )
-        found = (
+        images = (
             self._from_list(self.root / source, split)
             if source.endswith(".txt")
             else self._below(self.root / source, split)
             for source in sources
         )
-        return list(dict.fromkeys(chain.from_iterable(found)))  # folders and lists may overlap
+        return list(dict.fromkeys(chain.from_iterable(images)))  # folders and lists may overlap
 
     def _by_ratio(self, split: str, share: float, splits: Splits) -> list[Path]:
         seed = splits.get("seed", 0)
@@ -175,18 +175,18 @@ class FolderDataset(SegmentationDataset):
         if not path.is_file():
             raise DataError(f"list {path} not found; expected one image path per line (config: dataset.splits.{split})")
         lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        found = []
+        images = []
         for line in lines:
             if not line or line.startswith("#"):
                 continue
             image = self.root / line
             if image.is_file():
-                found.append(image)
+                images.append(image)
             else:
                 self._fault(f"image {image} of the list {path} not found; paths in it are relative to {self.root}")
-        if not found:
+        if not images:
             raise DataError(f"list {path} names no image that exists (config: dataset.splits.{split})")
-        return found
+        return images
 
     def _below(self, folder: Path, split: str) -> list[Path]:
         if not folder.is_dir():
@@ -229,8 +229,8 @@ class FolderDataset(SegmentationDataset):
         return pairs
 
     def _mask_folder(self, image: Path) -> Path:
-        before, found, after = f"{image.parent.as_posix()}/".rpartition(f"/{self.images}/")
-        if not found:
+        before, folder, after = f"{image.parent.as_posix()}/".rpartition(f"/{self.images}/")
+        if not folder:
             raise DataError(
                 f"{image} lies in no folder called {self.images!r}, so the place of its mask is unknown; "
                 "name that folder (config: dataset.images)"

@@ -26,7 +26,7 @@ def read_header(file: BinaryIO) -> Header | None:
         file: open for reading, at its beginning.
 
     Returns:
-        None if it is no PNG, JPEG or TIFF, or a damaged one.
+        None if it is not a PNG, JPEG or TIFF, or is damaged.
     """
     start = file.read(26)
     try:

@@ -36,7 +36,7 @@ class _Loader:
         dataset.warnings.clear()
 
     def pop_warnings(self) -> list[str]:
-        """Faults that were got round since the last call; each is given once per run."""
+        """Faults worked around since the last call; each is reported once per run."""
         new = [warning for warning, handed_out in self._warnings.items() if not handed_out]
         self._warnings = dict.fromkeys(self._warnings, True)
         return new
@@ -71,7 +71,7 @@ class TrainLoader(_Loader):
         rank: of this process.
         world_size: number of ranks.
         workers: loading processes; 0 loads in this one.
-        multiple: the number of batches is made a multiple of it.
+        multiple: the number of batches is a multiple of it (gradient accumulation).
 
     Attributes:
         batches_per_epoch: of this rank, the same for all ranks.
@@ -120,9 +120,9 @@ class TrainLoader(_Loader):
 
         Args:
             epoch: counted from 0.
-            start: number of batches to leave out, to go on in the middle of an epoch.
-            progress: called with (samples done, samples in all) while it is looked up where each class occurs, which
-                the first class-uniform epoch on a data set does.
+            start: number of batches to leave out, to continue in the middle of an epoch.
+            progress: called with (samples done, samples in all) while the places of each class are located, in the
+                first class-uniform epoch on a data set.
 
         Yields:
             `image`, `mask`, `edge` (see the head of this module) and `name`, a list of B names.
@@ -173,15 +173,15 @@ class TrainLoader(_Loader):
             key = self.dataset.mask_key()
             name = f"classes-{key_of(key, TILE)}"
             folders = [] if key is None else self.dataset.cache_folders()
-            table = cached_array(folders, name, lambda: self._find_places(progress))
+            table = cached_array(folders, name, lambda: self._locate_classes(progress))
             self._class_index = ClassIndex(self.dataset.num_classes, table)
         return self._class_index
 
-    def _find_places(self, progress: ProgressCallback | None) -> np.ndarray:
+    def _locate_classes(self, progress: ProgressCallback | None) -> np.ndarray:
         """Sample, label, y and x of the places of all classes, (N, 4) int32."""
         rows: list[tuple[int, int, int, int]] = []
-        found = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
-        for sample, (centres, warnings) in enumerate(found):
+        results = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
+        for sample, (centres, warnings) in enumerate(results):
             self._warn(warnings)
             rows += [(sample, *centre) for centre in centres]
             if progress:
@@ -238,8 +238,8 @@ class EvalLoader(_Loader):
             DataError: a sample cannot be read (and `on_error` is `raise`), or a worker was killed.
         """
         self.skipped = 0
-        found = self._workers.map(self.indices, ahead=self._workers.workers + 1)
-        for index, (sample, warnings) in zip(self.indices, found, strict=True):
+        results = self._workers.map(self.indices, ahead=self._workers.workers + 1)
+        for index, (sample, warnings) in zip(self.indices, results, strict=True):
             self._warn(warnings)
             if sample is None:
                 self.skipped += 1

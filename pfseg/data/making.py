@@ -27,14 +27,14 @@ class Task:
 
 @dataclass
 class TrainingSample:
-    """A training sample, and the news of the process that made it.
+    """A training sample, with reports of the process that made it.
 
     Attributes:
         image: (h, w, 3) uint8.
         mask: (h, w) uint8, labels or 255.
         edge: (h, w) uint8, 0 or 1.
         name: of the data set's sample.
-        warnings: faults that were got round.
+        warnings: faults worked around.
         mib: the largest memory that the process has used so far, in MiB.
     """
 

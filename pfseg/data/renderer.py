@@ -1,7 +1,7 @@
 """Renders aerial-like scenes with exact labels, see `pfseg.data.synthetic`.
 
-Units: pixels of about 0.3 m; colours 0..255 RGB; directions in radians. Points are (x, y), as OpenCV takes them. The
-order in which random numbers are drawn is part of the scenes: another order gives other pixels.
+Units: see `pfseg.data.canvas`. The order in which random numbers are drawn is part of the scenes: another order gives
+other pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from functools import partial
 
 import cv2
 import numpy as np
+
+from pfseg.data.canvas import Canvas, box, fill, line, pixels
 
 FIELD, ROAD, BUILDING, TREE, WATER, CAR = range(6)
 
@@ -44,33 +46,16 @@ class _Road:
 
     def draw(self, canvas: np.ndarray, width: int, value: int = 1) -> None:
         """Draw the line into a mask."""
-        cv2.polylines(canvas, [_pixels(self.points)], False, (value,), width)
+        cv2.polylines(canvas, [pixels(self.points)], False, (value,), width)
 
 
-class SceneRenderer:
-    """One scene while it is painted.
-
-    Args:
-        size: side S in pixels.
-        rng: the source of everything random.
-
-    Attributes:
-        image: (S, S, 3) float32.
-        mask: (S, S) uint8.
-        taken: (S, S) uint8, 1 where nothing further can stand.
-        shade: (S, S) float32, how much the ground lies in shadow, 0..1.
-    """
+class SceneRenderer(Canvas):
+    """One scene while it is painted."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         """Start with bare ground."""
-        self.size, self.rng = size, rng
-        self.image = np.zeros((size, size, 3), dtype=np.float32)
-        self.mask = np.full((size, size), FIELD, dtype=np.uint8)
-        self.taken = np.zeros((size, size), dtype=np.uint8)
-        self.shade = np.zeros((size, size), dtype=np.float32)
-        self.y, self.x = np.mgrid[:size, :size].astype(np.float32)
-        sun = rng.uniform(0, 2 * np.pi)
-        self.shadow = np.array([np.cos(sun), np.sin(sun)]) * rng.uniform(0.5, 1.1)  # px per px of height
+        super().__init__(size, rng)
+        self.mask[:] = FIELD
         self.town = rng.uniform(0, 1)  # how built-up the scene is
         self.roads: list[_Road] = []
         self.cars: list[np.ndarray] = []  # their centres
@@ -82,9 +67,9 @@ class SceneRenderer:
         if self.rng.random() < 0.65:
             self._water()
         self._roads()
-        for _ in range(self._count(0.8 + 1.2 * self.town)):
+        for _ in range(self.count(0.8 + 1.2 * self.town)):
             self._car_park()
-        for _ in range(self._count(12 + 36 * self.town)):
+        for _ in range(self.count(12 + 36 * self.town)):
             self._building()
         for road in self.roads:
             self._traffic(road)
@@ -94,63 +79,23 @@ class SceneRenderer:
             paint()
         return self._photograph(), self.mask
 
-    # Tools
-
-    def _count(self, mean: float) -> int:
-        return int(self.rng.poisson(mean * (self.size / 256) ** 2))
-
-    def _noise(self, cell: float) -> np.ndarray:
-        """Smooth noise (S, S) of about unit variance with features of `cell` pixels."""
-        side = max(2, round(self.size / cell) + 2)
-        coarse = self.rng.standard_normal((side, side), dtype=np.float32)
-        return cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
-
-    def _pick(self, table: tuple[tuple[int, int, int], ...], spread: float = 8) -> np.ndarray:
-        """A colour of a table, somewhat changed in brightness and hue."""
-        colour = np.array(table[self.rng.integers(len(table))], dtype=np.float32)
-        return np.clip(colour * self.rng.uniform(0.82, 1.18) + self.rng.normal(0, spread, 3), 12, 245)
-
-    def _axes(self, angle: float) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates (S, S) along a direction and across it."""
-        cos, sin = float(np.cos(angle)), float(np.sin(angle))
-        return self.x * cos + self.y * sin, self.y * cos - self.x * sin
-
-    def _cast(self, outline: np.ndarray, height: float) -> None:
-        """Let the shadow of something upright fall on the ground: the hull of its outline and its top's shadow."""
-        hull = cv2.convexHull(np.concatenate([outline, outline + self.shadow * height]).astype(np.float32))
-        cv2.fillConvexPoly(self.shade, _pixels(hull), (1.0,))
-
-    def _claim(self, corners: np.ndarray, margin: float) -> bool:
-        """Take the ground of a shape, unless part of it (and of a margin around) is taken already."""
-        centre = corners.mean(axis=0)
-        grown = centre + (corners - centre) * (1 + margin / np.linalg.norm(corners - centre, axis=1, keepdims=True))
-        left, top = np.clip(np.floor(grown.min(axis=0)), 0, self.size - 1).astype(int)
-        right, bottom = np.clip(np.ceil(grown.max(axis=0)), 0, self.size - 1).astype(int) + 1
-        taken = self.taken[top:bottom, left:right]
-        ground = np.zeros_like(taken)
-        _fill(ground, grown - (left, top), 1)
-        if not ground.any() or (ground & taken).any():
-            return False
-        taken |= ground
-        return True
-
     # Ground
 
     def _fields(self) -> None:
         """A patchwork of parcels, each with its own colour and rows."""
         rng = self.rng
-        along, across = self._axes(rng.uniform(0, np.pi))
-        bent = along + 10 * self._noise(90)
+        along, across = self.axes(rng.uniform(0, np.pi))
+        bent = along + 10 * self.noise(90)
         counts, extent = rng.integers(6, 13, 2), (-self.size, 1.5 * self.size)
         cuts = [np.sort(rng.uniform(*extent, count)).astype(np.float32) for count in counts]
         columns, rows = (np.searchsorted(cut, axis) for cut, axis in zip(cuts, (bent, across), strict=True))
         parcel = columns * 16 + rows
-        season = np.stack([self._pick(_SOILS, 6) for _ in range(4)])
+        season = np.stack([self.pick(_SOILS, 6) for _ in range(4)])
         colours = season[rng.integers(4, size=256)] * rng.uniform(0.86, 1.14, (256, 1))
         pitch = rng.uniform(0.6, 1.5, 256)[parcel].astype(np.float32)
         turned = np.where((rng.random(256) < 0.5)[parcel], bent, across)
         depth = (rng.uniform(0, 15, 256) * (rng.random(256) < 0.75 - 0.4 * self.town))[parcel].astype(np.float32)
-        light = depth * np.sin(turned * pitch) + 5 * (self._noise(30) + self._noise(5))
+        light = depth * np.sin(turned * pitch) + 5 * (self.noise(30) + self.noise(5))
         self.image[:] = colours.astype(np.float32)[parcel] + light[..., None]
         ridges = cv2.Laplacian(parcel.astype(np.float32), cv2.CV_32F) != 0
         self.image[ridges] *= 0.85
@@ -158,19 +103,19 @@ class SceneRenderer:
     def _water(self) -> None:
         """A lake or a river with ripples and a shore."""
         rng = self.rng
-        along, across = self._axes(rng.uniform(0, np.pi))
+        along, across = self.axes(rng.uniform(0, np.pi))
         if rng.random() < 0.5:
-            course = across - np.median(across) + self.size * (rng.uniform(-0.3, 0.3) + 0.09 * self._noise(110))
+            course = across - np.median(across) + self.size * (rng.uniform(-0.3, 0.3) + 0.09 * self.noise(110))
             depth = rng.uniform(0.07, 0.16) * self.size - np.abs(course)
         else:
             x, y = rng.uniform(0.1, 0.9, 2) * self.size
             distance = np.hypot(self.x - x, (self.y - y) * rng.uniform(0.7, 1.4))
-            depth = rng.uniform(0.18, 0.36) * self.size + 0.05 * self.size * self._noise(60) - distance
+            depth = rng.uniform(0.18, 0.36) * self.size + 0.05 * self.size * self.noise(60) - distance
         wet, shore = depth > 0, (depth > -rng.uniform(2, 7)) & (depth <= 0)
-        self.image[shore] = self.image[shore] * 0.5 + self._pick(_SHORES) * 0.5
-        wave = np.sin((along + 6 * self._noise(24)) * rng.uniform(0.5, 1.0)) * self._noise(20)
-        light = 4 * wave + 2.5 * self._noise(4) + np.minimum(depth, 30) * rng.uniform(-0.7, 0.1)
-        self.image[wet] = self._pick(_WATERS) + light[wet][:, None]
+        self.image[shore] = self.image[shore] * 0.5 + self.pick(_SHORES) * 0.5
+        wave = np.sin((along + 6 * self.noise(24)) * rng.uniform(0.5, 1.0)) * self.noise(20)
+        light = 4 * wave + 2.5 * self.noise(4) + np.minimum(depth, 30) * rng.uniform(-0.7, 0.1)
+        self.image[wet] = self.pick(_WATERS) + light[wet][:, None]
         self.mask[wet] = WATER
         self.taken[cv2.dilate(wet.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0] = 1
 
@@ -184,19 +129,19 @@ class SceneRenderer:
         for turn in turns:
             offset = rng.uniform(-0.33, 0.33) * self.size
             self.roads.append(_Road(self.size, angle + turn, offset, int(rng.integers(20, 34)), rng))
-        paving = self._pick(_PAVINGS, 4)
+        paving = self.pick(_PAVINGS, 4)
         surface = np.zeros_like(self.mask)
         for road in self.roads:
             road.draw(surface, road.width)
         verge = cv2.dilate(surface, np.ones((5, 5), np.uint8)) > 0
-        self.image[verge] = self.image[verge] * 0.6 + self._pick(_SOILS) * 0.4
+        self.image[verge] = self.image[verge] * 0.6 + self.pick(_SOILS) * 0.4
         self._pave(surface, paving)
         if paving[0] - paving[2] < 24:
             self._lanes(paving)
 
     def _pave(self, surface: np.ndarray, colour: np.ndarray) -> None:
         where = surface > 0
-        texture = 5 * self._noise(40) + 3 * self._noise(2.5)
+        texture = 5 * self.noise(40) + 3 * self.noise(2.5)
         self.image[where] = colour + texture[where][:, None]
         self.mask[where] = ROAD
         self.taken[where] = 1
@@ -209,7 +154,7 @@ class SceneRenderer:
                 road.draw(marks, road.width - inset, value)
         for road in self.roads:
             for place in range(0, len(road.points) - 3, 6):
-                _line(marks, np.trunc(road.points[[place, place + 3]]), 1)
+                line(marks, np.trunc(road.points[[place, place + 3]]), 1)
         where = (marks > 0) & (self.mask == ROAD)
         self.image[where] = self.image[where] * 0.35 + paint * 0.65
 
@@ -232,18 +177,18 @@ class SceneRenderer:
         bays, length, bay = int(self.rng.integers(4, 8)), 20, 12
         width, depth = bays * bay + 6, 2 * length + 24
         place = self._beside(self._any_road(), 1, depth)
-        if place is None or not self._claim(corners := _box(place[0], width, depth, place[1]), 0):
+        if place is None or not self.claim(corners := box(place[0], width, depth, place[1]), 0):
             return
         centre, angle = place
         surface, marks = np.zeros_like(self.mask), np.zeros_like(self.mask)
-        _fill(surface, corners, 1)
-        self._pave(surface, self._pick(_PAVINGS, 4))
+        fill(surface, corners, 1)
+        self._pave(surface, self.pick(_PAVINGS, 4))
         axis = np.array([np.cos(angle), np.sin(angle)])
         across, busy = np.array([-axis[1], axis[0]]), self.rng.uniform(0.4, 0.95)
         for side in (-1, 1):
             for number in range(bays + 1):
                 at = centre + axis * (number - bays / 2) * bay + side * across * (depth / 2 - 1)
-                _line(marks, np.stack([at, at - side * across * length]), 1)
+                line(marks, np.stack([at, at - side * across * length]), 1)
                 if number < bays and self.rng.random() < busy:
                     self._car(at + axis * bay / 2 - side * across * length / 2, angle + np.pi / 2)
         self.image[(marks > 0) & (surface > 0)] += self.rng.uniform(40, 80)
@@ -256,14 +201,14 @@ class SceneRenderer:
             place = self._beside(self._any_road(), rng.uniform(4, 26), depth)
         else:
             place = rng.uniform(0, self.size, 2), rng.uniform(0, np.pi)
-        if place is not None and self._claim(corners := _box(place[0], width, depth, place[1]), 5):
-            self._cast(corners, rng.uniform(9, 26))
+        if place is not None and self.claim(corners := box(place[0], width, depth, place[1]), 5):
+            self.cast(corners, rng.uniform(9, 26))
             self.upright.append(partial(self._roof, corners, place[1]))
 
     def _roof(self, corners: np.ndarray, angle: float) -> None:
         """Flat with a parapet and boxes, gabled or hipped; sides towards the sun are brighter."""
-        colour = self._pick(_ROOFS)
-        _fill(self.mask, corners, BUILDING)
+        colour = self.pick(_ROOFS)
+        fill(self.mask, corners, BUILDING)
         kind = self.rng.random()
         if kind < 0.35:
             self._flat_roof(corners, angle, colour)
@@ -272,13 +217,13 @@ class SceneRenderer:
 
     def _flat_roof(self, corners: np.ndarray, angle: float, colour: np.ndarray) -> None:
         rng, centre = self.rng, corners.mean(axis=0)
-        _fill(self.image, corners, colour * 1.12)
-        _fill(self.image, centre + (corners - centre) * 0.88, colour)
+        fill(self.image, corners, colour * 1.12)
+        fill(self.image, centre + (corners - centre) * 0.88, colour)
         for _ in range(rng.integers(1, 5)):
             spot = centre + (corners - centre).T @ rng.dirichlet(np.ones(4)) * 0.9
-            box = _box(spot, rng.uniform(3, 8), rng.uniform(3, 6), angle)
-            _fill(self.image, box + self.shadow * 2, colour * 0.6)
-            _fill(self.image, box, self._pick(_ROOFS))
+            chimney = box(spot, rng.uniform(3, 8), rng.uniform(3, 6), angle)
+            fill(self.image, chimney + self.shadow * 2, colour * 0.6)
+            fill(self.image, chimney, self.pick(_ROOFS))
 
     def _ridged_roof(self, corners: np.ndarray, inset: float, colour: np.ndarray) -> None:
         """The ridge joins the middles of the first and the third side, `inset` from there (corners run round)."""
@@ -289,11 +234,11 @@ class SceneRenderer:
         for middle, face in zip(middles, faces, strict=True):
             out = middle - centre
             lit = 1 - 0.24 * float(out @ self.shadow / np.linalg.norm(out) / np.linalg.norm(self.shadow))
-            _fill(self.image, np.array(face), colour * lit)
+            fill(self.image, np.array(face), colour * lit)
             for row in np.arange(0.12, 1, 0.16) if len(face) == 4 else ():  # courses of tiles, parallel to the eaves
                 ends = [face[0] + (face[-1] - face[0]) * row, face[1] + (face[-2] - face[1]) * row]
-                _line(self.image, np.array(ends), colour * lit * 0.92)
-        _line(self.image, np.array([start, end]), colour * 1.25)
+                line(self.image, np.array(ends), colour * lit * 0.92)
+        line(self.image, np.array([start, end]), colour * 1.25)
 
     def _traffic(self, road: _Road) -> None:
         busy = self.rng.uniform(0.25, 0.75)
@@ -312,30 +257,30 @@ class SceneRenderer:
         length, width = self.rng.uniform(14, 18), self.rng.uniform(7, 8.5)
         if self.rng.random() < 0.06:
             length *= 1.9
-        self._cast(_box(centre, length, width, angle), 3.5)
+        self.cast(box(centre, length, width, angle), 3.5)
         self.upright.append(partial(self._paint_car, centre, angle, length, width))
 
     def _paint_car(self, centre: np.ndarray, angle: float, length: float, width: float) -> None:
-        colour, axis = self._pick(_PAINTS, 5), np.array([np.cos(angle), np.sin(angle)])
-        body = _box(centre, length, width, angle)
-        _fill(self.mask, body, CAR)
-        _fill(self.image, body, colour * 0.82)
-        _fill(self.image, _box(centre, length - 2, width - 2, angle), colour)
+        colour, axis = self.pick(_PAINTS, 5), np.array([np.cos(angle), np.sin(angle)])
+        body = box(centre, length, width, angle)
+        fill(self.mask, body, CAR)
+        fill(self.image, body, colour * 0.82)
+        fill(self.image, box(centre, length - 2, width - 2, angle), colour)
         for at, deep in ((0.2, 3), (-0.28, 2)):
-            _fill(self.image, _box(centre + axis * length * at, deep, width - 2.5, angle), _GLASS)
+            fill(self.image, box(centre + axis * length * at, deep, width - 2.5, angle), _GLASS)
 
     def _trees(self) -> None:
         """Woods, and single trees anywhere but on roads, cars and buildings."""
         rng = self.rng
-        spots = [rng.uniform(0, self.size, 2) for _ in range(self._count(12))]
-        for _ in range(self._count(3.2 - 1.4 * self.town)):
+        spots = [rng.uniform(0, self.size, 2) for _ in range(self.count(12))]
+        for _ in range(self.count(3.2 - 1.4 * self.town)):
             centre, spread = rng.uniform(0, self.size, 2), rng.uniform(14, 40)
             spots += list(centre + rng.normal(0, spread, (int(rng.integers(8, 34)), 2)))
         for road in self.roads:
             if rng.random() < 0.4:
                 side = rng.choice((-1, 1)) * (road.width / 2 + rng.uniform(8, 14))
                 spots += list((road.points + side * road.normals)[:: int(rng.integers(5, 10))])
-        leaves = self._pick(_LEAVES, 5)
+        leaves = self.pick(_LEAVES, 5)
         for spot in spots:
             x, y = (int(value) for value in spot)
             if 0 <= x < self.size and 0 <= y < self.size and not self.taken[y, x]:
@@ -343,15 +288,15 @@ class SceneRenderer:
                 angles = np.arange(0, 2 * np.pi, 0.45)
                 reach = radius * rng.uniform(0.78, 1.15, len(angles))
                 crown = spot + np.stack([np.cos(angles), np.sin(angles)], axis=1) * reach[:, None]
-                self._cast(crown, radius * 0.9)
+                self.cast(crown, radius * 0.9)
                 self.upright.append(partial(self._crown, crown, leaves * rng.uniform(0.85, 1.2)))
 
     def _crown(self, crown: np.ndarray, colour: np.ndarray) -> None:
         middle = crown.mean(axis=0)
-        _fill(self.mask, crown, TREE)
+        fill(self.mask, crown, TREE)
         for share, light in ((1.0, 0.66), (0.8, 0.92), (0.5, 1.16), (0.25, 1.38)):
             lit = middle + (crown - middle) * share - self.shadow * (1 - share) * 5
-            _fill(self.image, lit, colour * light)
+            fill(self.image, lit, colour * light)
 
     # Light
 
@@ -364,33 +309,11 @@ class SceneRenderer:
         """Leaf and roof texture, uneven light, the camera's colours, blur and noise."""
         rng = self.rng
         texture = np.array([2.0, 1.0, 5.0, 13.0, 1.0, 1.0], dtype=np.float32)[self.mask]
-        self.image += (texture * self._noise(2.2))[..., None]
-        along, _ = self._axes(rng.uniform(0, 2 * np.pi))
-        light = 1 + rng.uniform(0, 0.16) * (along / self.size - 0.5) + rng.uniform(0, 0.07) * self._noise(120)
+        self.image += (texture * self.noise(2.2))[..., None]
+        along, _ = self.axes(rng.uniform(0, 2 * np.pi))
+        light = 1 + rng.uniform(0, 0.16) * (along / self.size - 0.5) + rng.uniform(0, 0.07) * self.noise(120)
         cast = rng.uniform(0.88, 1.35) * rng.normal(1, 0.055, 3)
         image = self.image * (light[..., None] * cast.astype(np.float32)) + rng.uniform(-12, 22)
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.45, 0.85))
         image += rng.uniform(2, 6) * rng.standard_normal(image.shape, dtype=np.float32)
-        return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def _box(centre: np.ndarray, width: float, depth: float, angle: float) -> np.ndarray:
-    """Corners (4, 2) of a rectangle, its width along `angle`, running round it."""
-    cos, sin = np.cos(angle) / 2, np.sin(angle) / 2
-    axis, across = np.array([cos * width, sin * width]), np.array([-sin * depth, cos * depth])
-    return centre + np.stack([-(axis + across), axis - across, axis + across, -(axis - across)])
-
-
-def _pixels(points: np.ndarray) -> np.ndarray:
-    return np.round(points).astype(np.int32)
-
-
-def _fill(canvas: np.ndarray, outline: np.ndarray, colour: np.ndarray | int) -> None:
-    """Fill a polygon (N, 2) of an image, or of a mask with a label."""
-    cv2.fillPoly(canvas, [_pixels(outline)], np.atleast_1d(colour).tolist())
-
-
-def _line(canvas: np.ndarray, ends: np.ndarray, colour: np.ndarray | int) -> None:
-    """Draw a line 1 px wide between two points (2, 2)."""
-    first, last = _pixels(ends).tolist()
-    cv2.line(canvas, first, last, np.atleast_1d(colour).tolist(), 1)
+        return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)

@@ -17,7 +17,7 @@ TILE = 1024
 
 @dataclass(frozen=True)
 class Draw:
-    """One training sample to be made.
+    """Where a training sample comes from.
 
     Attributes:
         index: of the data set.
@@ -43,7 +43,7 @@ def epoch_order(
         epoch: counted from 0.
         batch: samples per rank and step.
         world_size: number of ranks.
-        multiple: the number of batches is made a multiple of it (gradient accumulation).
+        multiple: the number of batches is a multiple of it (gradient accumulation).
 
     Returns:
         (N,) int64, N a multiple of `batch * world_size * multiple`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from pfseg.errors import ConfigError
@@ -55,7 +54,11 @@ def padded(pixels: np.ndarray, size: Sequence[int], fill: Sequence[int]) -> np.n
     below, right = size[0] - pixels.shape[0], size[1] - pixels.shape[1]
     if not below and not right:
         return pixels
-    return cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
+    shape = (pixels.shape[0] + below, pixels.shape[1] + right, *pixels.shape[2:])
+    whole = np.empty(shape, pixels.dtype)
+    whole[...] = fill if pixels.ndim == 3 else fill[0]
+    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return whole
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

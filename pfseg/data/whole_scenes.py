@@ -104,7 +104,7 @@ class SceneDataset(SegmentationDataset):
 
     def read_mask(self, index: int) -> np.ndarray:
         """Read the mask of a window."""
-        return cv2.extractChannel(self._pixels(index), 3)
+        return np.asarray(cv2.extractChannel(self._pixels(index), 3))
 
     def image_files(self) -> list[Path]:
         """Image files of the scenes."""
@@ -150,12 +150,12 @@ class SceneDataset(SegmentationDataset):
     def _decoded(self, scene: Scene) -> np.ndarray:
         """The decoded scene (H, W, 4) uint8, mapped into memory for reading."""
         path, shape = self._path(scene), self.scenes[scene]
-        if (found := _open(path, shape)) is not None:
-            return found
+        if (pixels := _open(path, shape)) is not None:
+            return pixels
         try:
             with lock(path):
-                if (found := _open(path, shape)) is not None:
-                    return found  # another process was quicker
+                if (pixels := _open(path, shape)) is not None:
+                    return pixels  # another process was quicker
                 image, mask = self._decode(scene)
                 with replacing(path) as new:
                     _write(new, image, mask)
@@ -166,10 +166,10 @@ class SceneDataset(SegmentationDataset):
                 f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
                 "space or set PFSEG_CACHE=<folder on another disk>"
             ) from error
-        found = _open(path, shape)
-        if found is None:
+        pixels = _open(path, shape)
+        if pixels is None:
             raise DataError(f"{path} changed while it was written; start again")
-        return found
+        return pixels
 
     def _decode(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         assert scene.mask is not None
@@ -213,7 +213,7 @@ def _write(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (*mask.shape, 4)}
     rows = max(1, _BAND_BYTES // (4 * mask.shape[1]))
     with open(path, "wb") as file:  # written, not mapped: a full disk then is an error and no fatal signal
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
         for top in range(0, len(mask), rows):
             band = slice(top, top + rows)
             file.write(cv2.merge((*cv2.split(image[band]), mask[band])).data)

@@ -119,7 +119,7 @@ def _start(job: Callable[[Any], Any], parent: int) -> None:
 
 
 def peak_mib() -> int:
-    """Largest memory that this process has used so far, in MiB; 0 where the system doesn't tell."""
+    """Largest memory that this process has used so far, in MiB; 0 where the system does not report it."""
     # getrusage would not do: a started process inherits the figure of the one that started it.
     with suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
         for line in file:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from pfseg.inference.folding import Execute, wrapped
 from pfseg.runtime import jt
+from pfseg.weights.transfer import Module, Var
 
 nn = jt.nn
-Module = Any  # jittor.Module, which ships no types
 
 
 @dataclass
@@ -49,14 +50,31 @@ def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage],
         The stages in the order of their first call, and the whole network.
     """
     model.eval()
-    stages = {name: Stage(name, _parameters(part)) for name, part in _parts(model)}
+    parameters = {name: _parameters(part) for name, part in _parts(model)}
+    stages: dict[str, Stage] = {}
     whole = Stage("all", _parameters(model))
-    order: list[str] = []
-    with jt.no_grad(), _counted(model, stages, whole, order):
+    current = [whole]
+
+    def convolution(module: Module, execute: Execute) -> Execute:
+        def call(x: Var) -> Var:
+            y = execute(x)
+            kernel = module.weight.shape
+            for stage in {id(stage): stage for stage in (current[-1], whole)}.values():
+                stage.macs += y.numel() * kernel[1] * kernel[2] * kernel[3] // shape[0]
+            return y
+
+        return call
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        current.append(stages.setdefault(name, Stage(name, parameters[name])))
+        yield
+        current.pop()
+
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv)]
+    with jt.no_grad(), wrapped(convolutions, convolution), _in_stages(model, inside):
         model.predict(jt.zeros(shape))  # Jittor infers the shapes, and computes nothing before it is asked for
-    for stage in (*stages.values(), whole):
-        stage.macs //= shape[0]
-    return [stages[name] for name in order], whole
+    return list(stages.values()), whole
 
 
 def clock(model: Module, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int) -> None:
@@ -64,6 +82,16 @@ def clock(model: Module, shape: tuple[int, int, int, int], stages: Sequence[Stag
 
     The whole is timed without stages, which would end its parts one after the other.
     """
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        jt.sync_all(True)
+        started = time.perf_counter()
+        yield
+        jt.sync_all(True)
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
     image = jt.array(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     passes: dict[str, list[float]] = {stage.name: [] for stage in (*stages, whole)}
     for number in range(rounds + 1):
@@ -71,7 +99,7 @@ def clock(model: Module, shape: tuple[int, int, int, int], stages: Sequence[Stag
             started = time.perf_counter()
             model.predict(image).sync(True)
             spent = {whole.name: time.perf_counter() - started}
-            with _timed(model, spent):
+            with _in_stages(model, inside):
                 model.predict(image).sync(True)
         if number > 0:
             for name, seconds in passes.items():
@@ -86,12 +114,8 @@ def _parts(model: Module) -> Iterator[tuple[str, Module]]:
             yield name, part
         elif isinstance(part, jt.Module):
             inner = [(f"{name}.{key}", each) for key, each in vars(part).items() if isinstance(each, jt.Module)]
-            yield from inner or [(name, part)]
-
-
-def _callables(part: Module) -> list[Module]:
-    """The modules that are called: Jittor's lists and sequences are one class, and both call their members."""
-    return list(part) if isinstance(part, nn.Sequential) else [part]
+            for path, each in inner or [(name, part)]:
+                yield path.removeprefix("backbone."), each  # the backbone's, as in its weights' names
 
 
 def _parameters(module: Module) -> int:
@@ -100,80 +124,19 @@ def _parameters(module: Module) -> int:
 
 
 @contextmanager
-def _wrapped(modules: list[Module], wrap: Callable[[Module, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Let calls of these modules go through `wrap(module, execute)`."""
-    before = [vars(module).get("execute") for module in modules]
-    for module in modules:
-        module.execute = wrap(module, module.execute)
-    try:
-        yield
-    finally:
-        for module, execute in zip(modules, before, strict=True):
-            if execute is None:
-                del module.execute  # that of the class again
-            else:
-                module.execute = execute
+def _in_stages(model: Module, inside: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+    """Let each stage be executed in the context `inside(name)`."""
 
-
-@contextmanager
-def _counted(model: Module, stages: dict[str, Stage], whole: Stage, order: list[str]) -> Iterator[None]:
-    """Count multiply-adds into the stage that is being executed, and note the order of the stages."""
-    current = [whole]
-
-    def add(macs: int) -> None:
-        for stage in {id(stage): stage for stage in (current[-1], whole)}.values():
-            stage.macs += macs
-
-    def convolution(module: Module, execute: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x: Any) -> Any:
-            y = execute(x)
-            kernel = module.weight.shape
-            add(y.numel() * kernel[1] * kernel[2] * kernel[3])
-            return y
+    def wrap(name: str, _: Module, execute: Execute) -> Execute:
+        def call(*args: Var) -> Var:
+            with inside(name):
+                return execute(*args)
 
         return call
 
-    def stage_of(stage: Stage) -> Callable[[Module, Callable[..., Any]], Callable[..., Any]]:
-        def wrap(_: Module, execute: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any) -> Any:
-                if stage.name not in order:
-                    order.append(stage.name)
-                current.append(stage)
-                try:
-                    return execute(*args)
-                finally:
-                    current.pop()
-
-            return call
-
-        return wrap
-
-    with ExitStack() as stack:
-        stack.enter_context(_wrapped([m for m in model.modules() if isinstance(m, nn.Conv)], convolution))
-        for name, part in _parts(model):
-            stack.enter_context(_wrapped(_callables(part), stage_of(stages[name])))
-        yield
-
-
-@contextmanager
-def _timed(model: Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds of each stage; Jittor computes nothing before it is asked for."""
-
-    def stage_of(name: str) -> Callable[[Module, Callable[..., Any]], Callable[..., Any]]:
-        def wrap(_: Module, execute: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any) -> Any:
-                jt.sync_all(True)
-                started = time.perf_counter()
-                result = execute(*args)
-                jt.sync_all(True)
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
-                return result
-
-            return call
-
-        return wrap
-
     with ExitStack() as stack:
         for name, part in _parts(model):
-            stack.enter_context(_wrapped(_callables(part), stage_of(name)))
+            # Jittor's lists and sequences are one class, and both call their members.
+            members = list(part) if isinstance(part, nn.Sequential) else [part]
+            stack.enter_context(wrapped(members, partial(wrap, name)))
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,7 +40,12 @@ class _Pending:
     result: np.ndarray | None = None  # (K, h, w) logits, or (h, w) labels where no resizing follows
 
 
-_Part = tuple[_Pending, Window, np.ndarray]  # an image, and one of its windows padded to its full size
+class _Part(NamedTuple):
+    """A window of an image; `planes` are padded to its full size."""
+
+    image: _Pending
+    window: Window
+    planes: np.ndarray
 
 
 class Evaluator:
@@ -133,7 +138,9 @@ class Evaluator:
         queue: list[_Part] = []
         for _, sample in self.loader:
             queue += self._parts(sample)
-            while queue and (len(queue) >= self._at_once(queue[0]) or queue[0][2].shape != queue[-1][2].shape):
+            while queue and (
+                len(queue) >= self._at_once(queue[0].planes.shape) or queue[0].planes.shape != queue[-1].planes.shape
+            ):
                 yield self._predict(predict, queue)
         while queue:
             yield self._predict(predict, queue)
@@ -143,20 +150,21 @@ class Evaluator:
         size = planes.shape[1], planes.shape[2]
         windows = self.grid.windows(size)
         pending = _Pending(sample, size, len(windows))
-        return [(pending, window, self.grid.pad(planes[:, *window.slices])) for window in windows]
+        return [_Part(pending, window, self.grid.pad(planes[:, *window.slices])) for window in windows]
 
-    def _at_once(self, part: _Part) -> int:
-        """How many windows of this size share a forward pass."""
-        return windows_at_once(part[2].shape[1:], self._batch_size, self._batch_pixels)
+    def _at_once(self, shape: Sequence[int]) -> int:
+        """How many windows of this (..., h, w) share a forward pass."""
+        fitting = self._batch_size if self._batch_pixels is None else self._batch_pixels // math.prod(shape[-2:])
+        return max(1, min(self._batch_size, fitting))
 
     def _predict(self, predict: Predict, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
         """Send the first windows of one size through the network; the samples that are complete by it."""
-        shape = queue[0][2].shape
-        count = next((i for i, (_, _, planes) in enumerate(queue) if planes.shape != shape), len(queue))
-        batch = queue[: min(count, self._at_once(queue[0]))]
+        shape = queue[0].planes.shape
+        count = next((i for i, part in enumerate(queue) if part.planes.shape != shape), len(queue))
+        batch = queue[: min(count, self._at_once(shape))]
         del queue[: len(batch)]
         with jt.no_grad():
-            logits = predict(jt.array(np.stack([planes for _, _, planes in batch])))
+            logits = predict(jt.array(np.stack([part.planes for part in batch])))
             if self.scale == 1.0:
                 logits = jt.argmax(logits, 1)[0].uint8()
         finished = []
@@ -213,11 +221,6 @@ class BlendingEvaluator(Evaluator):
             window=size,
             stride=self.grid.stride,
             min_size=self.grid.min_size,
-            batch_size=windows_at_once(size, self._batch_size, self._batch_pixels) if size else 1,
+            batch_size=self._at_once(size) if size else 1,
             **self._views,
         )
-
-
-def windows_at_once(size: Sequence[int], most: int, most_pixels: int | None) -> int:
-    """How many windows of this (h, w) share a forward pass: at most `most`, with at most `most_pixels`, but one."""
-    return most if most_pixels is None else max(1, min(most, most_pixels // math.prod(size)))

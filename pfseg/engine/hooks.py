@@ -43,20 +43,19 @@ def standard_hooks(
         classes: for scores and panels.
         stop: True once the run is to save and leave.
     """
-    norms = GradientNorms() if settings.log_grad_norm else None
-    limit = [TimeLimit(settings.max_time)] if settings.max_time else []
+    norms = GradientNorms(settings.log_grad_norm)
     return [
-        AveragedWeights(),
-        *([norms] if norms else []),
-        LossTerms(),
+        AveragedWeights(),  # around a validation the average, inside of which ...
+        BatchNormStatistics(model, settings),  # ... the statistics are those of the averaged weights
+        norms,
+        LossTerms(),  # before anything is logged or saved
         Logging(norms),
         LoaderWarnings(),
-        StopSignal(stop),
-        *limit,
-        BatchNormStatistics(model, settings),
+        StopSignal(stop),  # a run that is told to stop leaves the validation out,
+        TimeLimit(settings.max_time),  # one that is out of time ends with it
         Validation(evaluator, classes),
-        *([EarlyStop(settings.early_stop)] if settings.early_stop else []),
-        Checkpoints(),
+        EarlyStop(settings.early_stop),
+        Checkpoints(),  # after all that changes the state
     ]
 
 
@@ -82,14 +81,15 @@ class AveragedWeights(Hook):
 
 
 class GradientNorms(Hook):
-    """Measures the gradients of the steps that are logged."""
+    """Measures the gradients of the steps that are logged, if they are `wanted`."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
         self._measured: tuple[list[str], Var] = ([], np.zeros(0))
 
     def before_update(self, trainer: Trainer) -> None:
         """Measure them before they are clipped."""
-        if trainer.is_logged(trainer.state.step + 1):
+        if self._wanted and trainer.is_logged(trainer.state.step + 1):
             self._measured = gradient_norms(trainer.model, trainer.optimizer)
 
     def values(self) -> dict[str, float]:
@@ -130,10 +130,10 @@ class Logging(Hook):
     The speed is that since the last row, or since the start of the epoch.
 
     Args:
-        norms: measures the gradients; None for none.
+        norms: measures the gradients.
     """
 
-    def __init__(self, norms: GradientNorms | None) -> None:
+    def __init__(self, norms: GradientNorms) -> None:
         self._norms = norms
         self._since: tuple[int, float] | None = None  # step and time
 
@@ -151,11 +151,8 @@ class Logging(Hook):
         speed = (step - self._since[0]) * images_per_step / max(now - self._since[1], 1e-9)
         self._since = None if trainer.epoch_ended else (step, now)
         row = {"loss": sum(trainer.losses.values()), **trainer.losses, "lr": trainer.lr(step - 1)}
-        row |= {
-            "images_per_s": speed,
-            "eta_s": (trainer.total_steps - step) * images_per_step / max(speed, 1e-9),
-        }
-        row |= (self._norms.values() if self._norms else {}) | memory_mib()
+        row |= {"images_per_s": speed, "eta_s": (trainer.total_steps - step) * images_per_step / max(speed, 1e-9)}
+        row |= self._norms.values() | memory_mib()
         loading = {"data/worker_mib": trainer.loader.worker_mib} if trainer.loader.worker_mib else {}
         trainer.record("train", **{f"train/{name}": value for name, value in row.items()}, **loading)
 
@@ -187,14 +184,14 @@ class StopSignal(Hook):
 
 
 class TimeLimit(Hook):
-    """Ends the run, after a last validation, when its time is up."""
+    """Ends the run, after a last validation, when its minutes are up; None sets no limit."""
 
-    def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def after_step(self, trainer: Trainer) -> None:
         """Agree with the other ranks."""
-        if trainer.status is None and agreed(time.monotonic() > self._end):
+        if self._end is not None and trainer.status is None and agreed(time.monotonic() > self._end):
             trainer.status = "out_of_time"
 
 
@@ -291,14 +288,14 @@ class Validation(Hook):
 
 
 class EarlyStop(Hook):
-    """Ends the run after so many validations without a better mIoU."""
+    """Ends the run after `patience` validations without a better mIoU; None never does."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int | None) -> None:
         self._patience = patience
 
     def after_validation(self, trainer: Trainer) -> None:
         """Count."""
-        if trainer.state.validations_since_best >= self._patience:
+        if self._patience and trainer.state.validations_since_best >= self._patience:
             trainer.status = "early_stop"
 
 

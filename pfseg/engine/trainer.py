@@ -8,7 +8,7 @@
 Everything else is a hook (`pfseg.engine.hooks`), called at each of these points.
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
-the step, so that a run resumed from `last`, even in the middle of an epoch, computes what an undisturbed one does.
+the step. A run resumed from `last`, also in the middle of an epoch, computes what the undisturbed one would have.
 """
 
 from __future__ import annotations

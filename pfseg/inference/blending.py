@@ -55,7 +55,7 @@ class Blender:
             probabilities: of each whole window, which may be larger at the bottom and right; None leaves one out.
 
         Yields:
-            Blocks of the rows above `row.bottom`, from the left to the right edge, and their mean (K, r, c).
+            Blocks of the rows above `row.bottom`, from the image's left to its right edge, and their mean (K, r, c).
         """
         count, kept = row.bottom - row.top, self._kept
         self._kept = row.overlap

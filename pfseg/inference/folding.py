@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.runtime import jt
+from pfseg.weights.transfer import Module, Var
 
-Module = Any  # jittor.Module, which ships no types
+Execute = Callable[..., Var]
 
 
 def fold_batchnorm(model: Module) -> int:
@@ -45,35 +46,43 @@ def fold_batchnorm(model: Module) -> int:
 
 def _find_pairs(model: Module) -> list[tuple[Module, Module]]:
     """Convolutions with the BatchNorm that their output goes to."""
-    outputs: list[tuple[Any, Module]] = []  # held, so that no other output gets the same identity
+    outputs: list[tuple[Var, Module]] = []  # held, so that no other output gets the same identity
     pairs: list[tuple[Module, Module]] = []
 
-    def convolution(module: Module, execute: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(x: Any) -> Any:
-            y = execute(x)
-            outputs.append((y, module))
-            return y
+    def convolution(module: Module, execute: Execute) -> Execute:
+        def call(x: Var) -> Var:
+            outputs.append((execute(x), module))
+            return outputs[-1][0]
 
         return call
 
-    def norm(module: Module, execute: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(x: Any) -> Any:
+    def norm(module: Module, execute: Execute) -> Execute:
+        def call(x: Var) -> Var:
             pairs.extend((source, module) for y, source in outputs if y is x)
             return execute(x)
 
         return call
 
-    kinds = ((jt.nn.Conv, convolution), (BatchNorm2d, norm))
-    watched: list[tuple[Module, Any]] = [
-        (module, watch) for module in model.modules() for kind, watch in kinds if isinstance(module, kind)
-    ]
-    for module, watch in watched:
-        module.execute = watch(module, module.execute)
-    try:
-        with jt.no_grad():
-            side = max(64, getattr(model, "min_size", 1))
-            model.predict(jt.zeros((1, 3, side, side)))
-    finally:
-        for module, _ in watched:
-            del module.execute
+    def of(kind: type) -> list[Module]:
+        return [module for module in model.modules() if isinstance(module, kind)]
+
+    with jt.no_grad(), wrapped(of(jt.nn.Conv), convolution), wrapped(of(BatchNorm2d), norm):
+        side = max(64, getattr(model, "min_size", 1))
+        model.predict(jt.zeros((1, 3, side, side)))
     return pairs
+
+
+@contextmanager
+def wrapped(modules: Sequence[Module], wrap: Callable[[Module, Execute], Execute]) -> Iterator[None]:
+    """Let calls of these modules go through `wrap(module, execute)`."""
+    before = [vars(module).get("execute") for module in modules]
+    for module in modules:
+        module.execute = wrap(module, module.execute)
+    try:
+        yield
+    finally:
+        for module, execute in zip(modules, before, strict=True):
+            if execute is None:
+                del module.execute  # that of the class again
+            else:
+                module.execute = execute

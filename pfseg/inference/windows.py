@@ -46,7 +46,8 @@ class WindowGrid:
             image: no larger than a window; of any size where there is none, which is padded to what the network takes.
         """
         size = self.size or [max(self.min_size, -(-side // self.stride) * self.stride) for side in image.shape[1:]]
-        return np.pad(image, ((0, 0), *((0, whole - side) for whole, side in zip(size, image.shape[1:], strict=True))))
+        missing = [whole - side for whole, side in zip(size, image.shape[1:], strict=True)]
+        return np.pad(image, ((0, 0), *((0, count) for count in missing))) if any(missing) else image
 
 
 class WindowRow(NamedTuple):

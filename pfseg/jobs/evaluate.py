@@ -10,10 +10,8 @@ scenes/                                the same files for whole scenes, with sco
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,13 @@ from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scenes import SceneEvaluator
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
-from pfseg.files import shown, write_atomic
+from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
+from pfseg.reporting.table import csv_text
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
-from pfseg.tracking.records import RecordWriter, plain
+from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
 from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
 from pfseg.weights.transfer import load_weights
@@ -176,15 +175,15 @@ def _write_files(folder: Path, found: Evaluation, result: dict[str, float], clas
         [name, int(count), *(result[f"{column}/{name}"] for column in CLASS_COLUMNS)]
         for name, count in zip(names, pixels, strict=True)
     ]
-    _write_csv(folder / "classes.csv", ["class", "pixels", *CLASS_COLUMNS], rows)
+    write_atomic(folder / "classes.csv", csv_text(["class", "pixels", *CLASS_COLUMNS], rows))
     matrix = [[name, *counts] for name, counts in zip(names, found.confusion.tolist(), strict=True)]
-    _write_csv(folder / "confusion.csv", ["truth \\ prediction", *names], matrix)
+    write_atomic(folder / "confusion.csv", csv_text(["truth \\ prediction", *names], matrix))
     save_confusion(folder / "confusion.png", found.confusion, names)
     if found.panels:
         save_panels(folder / "samples.png", found.panels, classes)
     if found.details is None:
         return
-    _write_csv(folder / "images.csv", ["image", "mIoU", "OA"], sorted(found.details.rows))
+    write_atomic(folder / "images.csv", csv_text(["image", "mIoU", "OA"], sorted(found.details.rows)))
     for file, chosen in (("worst.png", found.details.worst), ("best.png", found.details.best)):
         if chosen:
             save_panels(folder / file, _scored(chosen), classes)
@@ -204,11 +203,3 @@ def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list
 def _scored(chosen: Sequence[tuple[float, Panel]]) -> list[Panel]:
     """Panels whose names tell the score."""
     return [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([["" if cell != cell else cell for cell in row] for row in rows])  # NaN is no value
-    write_atomic(path, file.getvalue())

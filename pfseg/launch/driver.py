@@ -223,7 +223,7 @@ def _ending(
     exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
-        row = json.loads(result.read_text(encoding="utf-8"))
+        row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         if row.get("status") != "stopped":
             return row
         raise JobStopped(f"stopped at step {row.get('step', '?')}{resume}", exit_code)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -30,8 +30,7 @@ POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
-_LOOK_SECONDS = 1.0  # between two looks at the job's processes; what ranks leave behind may run on for so long
-_WORD_SECONDS = 1.0  # between two words to ranks on other hosts
+_TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "use_nccl")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
 
@@ -89,8 +88,7 @@ class Mpirun:
         """Start it."""
         self.signum: int | None = None
         self._impatient = False
-        self._told = self._first = self._looked = self._said = 0.0
-        self._seen = time.monotonic()
+        self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
         self._listener = listener
         env = _environment(environment)
@@ -114,24 +112,21 @@ class Mpirun:
 
     def wait(self) -> int:
         """Feed the sinks until mpirun has ended; return its exit code, negative for a signal."""
-        announced = False
+        announced, ticked = False, 0.0
         try:
             while self._process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_SECONDS)  # back at once when it ends
                 self._listener.poll()
-                self._look()
-                self._say_something()
                 if self._impatient:
                     self._kill()
-                if self.signum is None:
-                    continue
-                if not announced:
+                if self.signum is not None and not announced:
                     announced = True
                     text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
                     self._listener.tell("message", text, "warning")
-                if time.monotonic() - self._told > 1:  # again: mpirun drops what comes before its ranks are there
-                    self._tell_ranks()
+                if (now := time.monotonic()) - ticked > _TICK_SECONDS:
+                    ticked = now
+                    self._tick()
         finally:
             self._kill()
             self._process.wait()
@@ -157,48 +152,50 @@ class Mpirun:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._first = signum, now
-            self._tell_ranks()
+            self._process.send_signal(signal.SIGUSR1)
         elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
             self._impatient = True
 
-    def _tell_ranks(self) -> None:
-        self._told = time.monotonic()
-        self._process.send_signal(signal.SIGUSR1)
-
-    def _say_something(self) -> None:
-        """Let ranks on other hosts hear that they are not alone; see `pfseg.launch.watchdog.accompany`."""
-        now = time.monotonic()
-        if self._process.stdin is None or now - self._said < _WORD_SECONDS:
-            return
-        self._said = now
-        with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._process.stdin.fileno(), b"\n")
+    def _tick(self) -> None:
+        """Look after the ranks once a second."""
+        if self.signum is not None:  # again: mpirun drops what comes before its ranks are there
+            self._process.send_signal(signal.SIGUSR1)
+        if self._process.stdin is not None:  # a word to ranks on other hosts, see `pfseg.launch.watchdog.accompany`
+            with suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._process.stdin.fileno(), b"\n")
+        processes, ranks = self._started_processes()
+        if ranks:
+            self._ranks_seen = time.monotonic()
+        elif time.monotonic() - self._ranks_seen > _TICK_SECONDS:
+            _kill(processes)  # left behind by ranks: mpirun waits until nobody holds their output open
+        if self._listener.look(processes, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
+            self._kill()
 
     def _kill(self) -> None:
         """Kill all of mpirun's session: ranks, their loading processes, compilers."""
-        for process in self._session():
-            _kill(process)
+        _kill(self._session())
 
-    def _look(self) -> None:
-        """Look after the ranks, and kill what they left behind: mpirun waits until nobody holds their output open."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
-        # Not mpirun's other children, ssh or srun, which serve ranks on other hosts.
-        below = [process for process in self._session() if _started_as_rank(process)]
-        ranks = [process.pid for process in below if _parent(process) == self._process.pid]
-        if ranks:
-            self._seen = now
-        elif now - self._seen > _LOOK_SECONDS:
-            for process in below:
-                _kill(process)
-        if self._listener.look(below, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
-            self._kill()
+    def _started_processes(self) -> tuple[list[psutil.Process], list[int]]:
+        """The ranks on this host with all that they started, and the process ids of the ranks.
+
+        Not mpirun's other children, ssh or srun, which serve ranks on other hosts.
+        """
+        processes, ranks = [], []
+        for process in self._session():
+            with suppress(psutil.Error):
+                if "OMPI_COMM_WORLD_RANK" in process.environ():
+                    processes.append(process)
+                    ranks += [process.pid] if process.ppid() == self._process.pid else []
+        return processes, ranks
 
     def _session(self) -> list[psutil.Process]:
         """What runs in mpirun's session, itself included."""
-        return [process for process in psutil.process_iter() if _session_of(process.pid) == self._process.pid]
+        session = []
+        for pid in psutil.pids():
+            with suppress(psutil.Error, ProcessLookupError):  # it has just ended
+                if os.getsid(pid) == self._process.pid:
+                    session.append(psutil.Process(pid))
+        return session
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -276,28 +273,7 @@ def _remove(folder: Path) -> None:
     Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _parent(process: psutil.Process) -> int | None:
-    try:
-        return process.ppid()
-    except psutil.Error:
-        return None
-
-
-def _started_as_rank(process: psutil.Process) -> bool:
-    """Whether a process is a rank or was started by one; False for one that has just ended."""
-    try:
-        return "OMPI_COMM_WORLD_RANK" in process.environ()
-    except (psutil.Error, OSError):
-        return False
-
-
-def _kill(process: psutil.Process) -> None:
-    with suppress(psutil.Error):
-        process.kill()
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()

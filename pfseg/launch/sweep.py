@@ -6,8 +6,6 @@ ran. The file `.stopped` in its folder, with the exit code, tells the jobs and t
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import signal
 import time
@@ -23,7 +21,7 @@ from rich.text import Text
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
-from pfseg.reporting.table import STYLES
+from pfseg.reporting.table import STYLES, csv_text
 from pfseg.tracking import terminal
 
 _MARK = ".stopped"
@@ -101,15 +99,12 @@ def _table(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> Table:
 
 
 def _to_csv(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = []
     for run, own in zip(runs, overrides, strict=True):
-        best = run.best
-        scores = [best.miou, best.step] if best else [None, None]
+        miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
         seconds = None if run.seconds is None else round(run.seconds, 3)
-        writer.writerow([_job(run), " ".join(own), run.status, *scores, run.steps, seconds, run.detail, run.folder])
-    return file.getvalue()
+        rows.append([_job(run), " ".join(own), run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
+    return csv_text(_COLUMNS, rows)
 
 
 def _overrides(run: Run) -> list[str]:

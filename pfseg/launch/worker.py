@@ -25,10 +25,9 @@ from typing import Any
 
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.files import write_atomic
+from pfseg.files import plain, write_atomic
 from pfseg.launch.mpirun import die_with_parent
 from pfseg.launch.watchdog import accompany, tell
-from pfseg.tracking.records import plain
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
@@ -52,7 +51,8 @@ def take_config() -> dict[str, Any]:
     """Take the configuration out of the environment, which later children then don't inherit."""
     import yaml
 
-    return yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+    config: dict[str, Any] = yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+    return config
 
 
 def main(folder: Path, work: Job = job) -> int:

@@ -1,7 +1,7 @@
 """Boundary scores of label maps: boundary F-score (as published with PFNet) and boundary IoU (Cheng et al., CVPR 2021).
 
-All classes are worked on at once: a map of bits has bit k set where a pixel lies on the boundary of the k-th class, and
-a disk is the union of horizontal runs, so that dilating it takes a few ORs of shifted maps, exact as whole numbers are.
+All classes are processed at once: a map of bits has bit k set where a pixel lies on the boundary of the k-th class. A
+disk is a union of horizontal runs, so that dilating by it takes a few ORs of shifted maps, and is exact.
 
 Shapes: label maps (H, W) uint8, 255 without a class; T thresholds, K classes.
 """
@@ -33,13 +33,13 @@ class BoundaryScores:
     that the mask ignores belong to no class in both maps: the outline of an ignored area counts as boundary where
     both hold the class beside it.
 
-    A class in neither map of an image is not counted there (the published code gives it 1, which rare classes only
-    gain from), one in a single map scores 0. With the class in both, but a boundary (it may fill the image) in one
-    only it is 0, in neither 1. The score of a class is the mean over the images that count it.
+    A class that occurs in neither map of an image is not counted there (the published code gives it 1, which inflates
+    the scores of rare classes); a class that occurs in only one map scores 0. Where both maps hold the class, but only
+    one has a boundary of it (it may fill the image), the score is 0; where neither has, 1. The score of a class is the
+    mean over the images that count it.
 
-    Boundary IoU: IoU of the parts of both masks within max(1, round(ratio * diagonal)) pixels (in a square) of what is
-    not the class, the world outside the image and ignored pixels included; intersections and unions are summed over
-    the images, as for the IoU.
+    Boundary IoU: IoU of the parts of both masks within max(1, round(ratio * diagonal)) pixels (in a square) of another
+    class, an ignored pixel or the image's edge; intersections and unions are summed over the images, as for the IoU.
 
     Args:
         num_classes: K, at most 255.
@@ -48,7 +48,7 @@ class BoundaryScores:
         ratio: width of the band of the boundary IoU as a share of the image diagonal.
 
     Attributes:
-        totals: (T + 3, K) float64, which may be summed over ranks: F-scores summed over images by threshold, images
+        totals: (T + 3, K) float64, which may be summed over ranks: sums of the F-scores by threshold, number of images
             that count the class, intersections and unions in pixels.
     """
 
@@ -78,11 +78,12 @@ class BoundaryScores:
             raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
         ignored = mask == self.ignore_index
         maps = [self._labels("prediction", pred, ignored), self._labels("mask", mask, ignored)]
-        found = boundary_f(maps[0], maps[1], [math.ceil(t * math.hypot(*mask.shape)) for t in self.thresholds])
-        for label, scores in found.items():
+        diagonal = math.hypot(*mask.shape)
+        radii = [math.ceil(threshold * diagonal) for threshold in self.thresholds]
+        for label, scores in boundary_f(maps[0], maps[1], radii).items():
             self.totals[:-3, label] += scores
             self.totals[-3, label] += 1
-        width = max(1, round(self.ratio * math.hypot(*mask.shape)))
+        width = max(1, round(self.ratio * diagonal))
         bands = [_band(labels, width) for labels in maps]
         common = np.bincount(bands[0][bands[0] == bands[1]], minlength=_NONE + 1)
         areas = sum(np.bincount(band.ravel(), minlength=_NONE + 1) for band in bands)
@@ -134,30 +135,32 @@ def boundary_f(pred: np.ndarray, mask: np.ndarray, radii: Sequence[int]) -> dict
     Returns:
         label -> scores in 0..1 in the order of `radii`.
     """
-    held = [np.bincount(labels.ravel(), minlength=_NONE + 1)[:_NONE] > 0 for labels in (pred, mask)]
-    found = {int(label): [0.0] * len(radii) for label in np.flatnonzero(held[0] | held[1])}
-    both = np.flatnonzero(held[0] & held[1])
+    present = [np.bincount(labels.ravel(), minlength=_NONE + 1)[:_NONE] > 0 for labels in (pred, mask)]
+    scores = {int(label): [0.0] * len(radii) for label in np.flatnonzero(present[0] | present[1])}
+    both = np.flatnonzero(present[0] & present[1])
     for start in range(0, len(both), 64):
         labels = both[start : start + 64]
+        # In each pair the first is the prediction's, the second the truth's.
         edges = [_edge_bits(part, labels) for part in (pred, mask)]
-        places = [np.nonzero(edge) for edge in edges]
-        bits = [edge[place] for edge, place in zip(edges, places, strict=True)]
+        positions = [np.nonzero(edge) for edge in edges]
+        bits = [edge[position] for edge, position in zip(edges, positions, strict=True)]
         sizes = [_count(part) for part in bits]
-        grown = [_dilate(edge, radii) for edge in edges]
+        dilated = [_dilate(edge, radii) for edge in edges]
         for index in range(len(radii)):
-            near = [grown[1 - side][index][places[side]] for side in (0, 1)]
-            right = [_count(part & other) for part, other in zip(bits, near, strict=True)]
+            near = [dilated[1 - side][index][positions[side]] for side in (0, 1)]
+            matched = [_count(part & other) for part, other in zip(bits, near, strict=True)]
             for bit, label in enumerate(labels):
-                found[int(label)][index] = _f_score(*(int(part[bit]) for part in (*right, *sizes)))
-    return found
+                scores[int(label)][index] = _f_score(*(int(part[bit]) for part in (*matched, *sizes)))
+    return scores
 
 
-def _f_score(right_pred: int, right_true: int, size_pred: int, size_true: int) -> float:
+def _f_score(matched_pred: int, matched_true: int, size_pred: int, size_true: int) -> float:
+    """F-score of boundaries of so many pixels, of which so many have one of the other boundary near."""
     if size_pred == size_true == 0:
         return 1.0
-    if right_pred == 0 or right_true == 0:
+    if matched_pred == 0 or matched_true == 0:
         return 0.0
-    precision, recall = right_pred / size_pred, right_true / size_true
+    precision, recall = matched_pred / size_pred, matched_true / size_true
     return 2 * precision * recall / (precision + recall)
 
 
@@ -167,7 +170,7 @@ def _edge_bits(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     table = np.zeros(_NONE + 1, word)
     table[chosen] = 1 << np.arange(len(chosen), dtype=word)
     bits = table[labels]
-    edge = np.zeros_like(bits)
+    edge: np.ndarray = np.zeros_like(bits)
     edge[:-1, :-1] = (
         (bits[:-1, :-1] ^ bits[:-1, 1:]) | (bits[:-1, :-1] ^ bits[1:, :-1]) | (bits[:-1, :-1] ^ bits[1:, 1:])
     )
@@ -215,5 +218,6 @@ def _band(labels: np.ndarray, width: int) -> np.ndarray:
     return band
 
 
-def _percent(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return 100 * np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
+def _percent(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """100 times the quotient; NaN where the denominator is 0."""
+    return 100 * np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)

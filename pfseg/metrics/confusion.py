@@ -1,4 +1,4 @@
-"""Segmentation scores from one confusion matrix, which may be summed over batches and ranks.
+"""Segmentation scores from a confusion matrix, which may be summed over batches and ranks.
 
 Confusion matrix: (K, K) int64, rows are the truth, columns the prediction.
 """
@@ -30,22 +30,22 @@ def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignor
     if pred.shape != mask.shape:
         raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
     valid = mask != ignore_index
-    truth, guess = mask[valid].astype(np.int64), pred[valid].astype(np.int64)
-    for what, values in (("mask", truth), ("prediction", guess)):
+    truth, predicted = mask[valid].astype(np.int64), pred[valid].astype(np.int64)
+    for what, values in (("mask", truth), ("prediction", predicted)):
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
             raise DataError(
                 f"{what} has labels from {values.min()} to {values.max()}; expected 0..{num_classes - 1} "
                 f"or {ignore_index} (config: dataset.classes, dataset.ignore_index)"
             )
-    counts = np.bincount(truth * num_classes + guess, minlength=num_classes**2)
+    counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
 
 def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
     """All scores of a confusion matrix.
 
-    A score whose denominator is 0 is NaN and left out of the means: the IoU and F1 of a class that is neither in
-    the truth nor predicted, the precision of one never predicted, the recall of one not in the truth.
+    A score whose denominator is 0 is NaN and left out of the means: the IoU and F1 of a class that occurs neither in
+    the truth nor in the prediction, the precision of a class never predicted, the recall of a class not in the truth.
 
     Args:
         confusion: (K, K), `[truth, prediction]`.
@@ -58,17 +58,17 @@ def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collectio
         `precision/<class>`, `recall/<class>`, `F1/<class>` in percent.
     """
     counts = confusion.astype(np.float64)
-    hits, truth, guess, total = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), counts.sum()
-    iou = _ratio(hits, truth + guess - hits)
+    correct, truth, predicted, total = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    iou = _ratio(correct, truth + predicted - correct)
     per_class = {
         "IoU": iou,
-        "precision": _ratio(hits, guess),
-        "recall": _ratio(hits, truth),
-        "F1": _ratio(2 * hits, truth + guess),
+        "precision": _ratio(correct, predicted),
+        "recall": _ratio(correct, truth),
+        "F1": _ratio(2 * correct, truth + predicted),
     }
     kept = [name not in exclude for name in class_names]
-    accuracy = float(_ratio(hits.sum(), total))
-    chance = float(_ratio((truth * guess).sum(), total**2))
+    accuracy = float(_ratio(correct.sum(), total))
+    chance = float(_ratio((truth * predicted).sum(), total**2))
     result = {
         "mIoU": _mean(iou[kept]),
         "mF1": _mean(per_class["F1"][kept]),
@@ -77,7 +77,7 @@ def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collectio
         "fwIoU": float(_ratio(np.nansum(truth * iou), total)),
     }
     result = {key: 100 * value for key, value in result.items()}
-    # With one class only there is nothing to agree on by chance: kappa has no value.
+    # With a single class agreement by chance is certain: kappa is undefined.
     result["kappa"] = float(_ratio(np.array(accuracy - chance), np.array(1 - chance)))
     for position, name in enumerate(class_names):
         for key, values in per_class.items():
@@ -85,8 +85,10 @@ def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collectio
     return result
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) != 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient; NaN where the denominator is 0."""
+    nothing = np.full(np.shape(denominator), np.nan)
+    return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) != 0)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,5 +1,5 @@
 """Networks: backbones, the PointFlow module and PFNet. Knows neither losses nor data."""
 
-from pfseg.models.pfnet import PFNet, SegOutput
+from pfseg.models.network import SegOutput
 
-__all__ = ["PFNet", "SegOutput"]
+__all__ = ["SegOutput"]

@@ -9,14 +9,15 @@ rows unless h = 2H and w = 2W.
 
 from __future__ import annotations
 
-from typing import Any
-
-from pfseg.ops import resampling as ops
 from pfseg.ops.convolution import Conv2d, batched_matmul
+from pfseg.ops.layers import BatchNormReLU
+from pfseg.ops.points import gather_points, sample_points, scatter_points
+from pfseg.ops.resampling import adaptive_avg_pool, adaptive_max_pool, resize
+from pfseg.ops.selection import top_points
 from pfseg.runtime import jt
 
 nn = jt.nn
-Var = Any  # jittor.Var, which ships no types
+Var = jt.Var
 
 
 class PointMatcher(jt.nn.Module):
@@ -28,7 +29,7 @@ class PointMatcher(jt.nn.Module):
 
     def execute(self, coarse: Var, fine: Var) -> Var:
         """Map (N, M, H, W) and (N, M, h, w) to certainty (N, 1, H, W) in (0, 1)."""
-        fine = ops.resize(fine, coarse.shape[2:])
+        fine = resize(fine, coarse.shape[2:])
         return jt.sigmoid(self.match_conv(jt.concat([coarse, fine], 1)))
 
 
@@ -42,7 +43,7 @@ class PointFlow(jt.nn.Module):
         edge_pool: cells a side of the average-pooled certainty that thins out the boundary branch.
         salient_pool: cells a side of the max-pooled certainty; salient_pool**2 salient points; 0 leaves
             the saliency flow out.
-        pooling: rule of `ops.pooling_windows`.
+        pooling: rule of `pfseg.ops.resampling.pooling_windows`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class PointFlow(jt.nn.Module):
         self.down_l = Conv2d(channels, match_dim, 1)
         self.edge_final = nn.Sequential(
             Conv2d(channels, channels, 3, padding=1, bias=False),
-            ops.BatchNormReLU(channels),
+            BatchNormReLU(channels),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
             Conv2d(channels, 1, 3, padding=1, bias=False),
         )
@@ -71,24 +72,24 @@ class PointFlow(jt.nn.Module):
         h, w = fine.shape[2:]
         certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))
 
-        average = ops.resize(ops.adaptive_avg_pool(certainty, self.edge_pool, self.pooling), (height, width))
+        average = resize(adaptive_avg_pool(certainty, self.edge_pool, self.pooling), (height, width))
         edge = self.edge_final(coarse - coarse * average)
         flat = fine.reshape(n, c, h * w)
-        flows = []
+        flows: list[tuple[Var, Var]] = []
         if self.num_edge_points:
             with jt.no_grad():
-                points = ops.top_points(edge, self.num_edge_points)  # (N, P)
-            edge_coarse = ops.gather_points(coarse.reshape(n, c, -1), points)
-            edge_fine = ops.sample_points(fine, (height, width), points)
+                points = top_points(edge, self.num_edge_points)  # (N, P)
+            edge_coarse = gather_points(coarse.reshape(n, c, -1), points)
+            edge_fine = sample_points(fine, (height, width), points)
             flows.append((_flow(edge_coarse, edge_fine), _fine_indices(points, (height, width), (h, w))))
         if self.salient_pool:
-            maximum, points = ops.adaptive_max_pool(certainty, self.salient_pool, self.pooling)
-            weighted = coarse + ops.resize(maximum, (height, width)) * coarse
-            salient_coarse = ops.gather_points(weighted.reshape(n, c, -1), points)
+            maximum, points = adaptive_max_pool(certainty, self.salient_pool, self.pooling)
+            weighted = coarse + resize(maximum, (height, width)) * coarse
+            salient_coarse = gather_points(weighted.reshape(n, c, -1), points)
             target = _fine_indices(points, (height, width), (h, w))
-            flows.append((_flow(salient_coarse, ops.gather_points(flat, target)), target))
+            flows.append((_flow(salient_coarse, gather_points(flat, target)), target))
         for values, target in flows:
-            flat = ops.scatter_points(flat, values, target)
+            flat = scatter_points(flat, values, target)
         return flat.reshape(n, c, h, w), edge
 
 

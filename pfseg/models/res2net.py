@@ -1,53 +1,45 @@
-"""Res2Net-101 26w x 4s (Gao et al., "Res2Net", TPAMI 2019), first version.
+"""Res2Net 26w x 4s (Gao et al., "Res2Net", TPAMI 2019), first version.
 
 Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from pfseg.models.network import LayeredBackbone
 from pfseg.models.resnet import ResNet, initialise_convolutions
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
-from pfseg.ops.resampling import BatchNormReLU
+from pfseg.ops.layers import BatchNormReLU
 from pfseg.runtime import jt
 
 nn = jt.nn
-Var = Any  # jittor.Var, which ships no types
+Var = jt.Var
 
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
+_WIDTH, _SPLITS = 26, 4  # "26w x 4s": channels of a split in layer1, and number of splits
 
 
 class Bottle2neck(jt.nn.Module):
-    """Bottleneck whose 3x3 convolution is a chain over `scale` splits of the channels.
+    """Bottleneck whose 3x3 convolution is a chain over splits of the channels.
 
-    In the `first` block of a layer the splits are not added to each other and the last one is average pooled
-    (3x3, padding 1, always divided by 9) by the block's stride.
+    In the first block of a layer, the one with a `downsample`, the splits are not added to each other and the last one
+    is average pooled (3x3, padding 1, always divided by 9) by the block's stride.
     """
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        downsample: Any,
-        first: bool,
-        base_width: int,
-        scale: int,
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Sequential | None) -> None:
         super().__init__()
-        self.width = channels * base_width // 64
-        self.scale, self.first = scale, first
-        self.conv1 = Conv2d(in_channels, self.width * scale, 1, bias=False)
-        self.bn1 = BatchNormReLU(self.width * scale)
+        self.width = channels * _WIDTH // 64  # of a split
+        first = downsample is not None
+        self.chained = not first
+        self.conv1 = Conv2d(in_channels, self.width * _SPLITS, 1, bias=False)
+        self.bn1 = BatchNormReLU(self.width * _SPLITS)
         self.convs = nn.ModuleList(
-            [Conv2d(self.width, self.width, 3, stride=stride, padding=1, bias=False) for _ in range(scale - 1)]
+            [Conv2d(self.width, self.width, 3, stride=stride, padding=1, bias=False) for _ in range(_SPLITS - 1)]
         )
-        self.bns = nn.ModuleList([BatchNormReLU(self.width) for _ in range(scale - 1)])
-        self.conv3 = Conv2d(self.width * scale, channels * self.expansion, 1, bias=False)
+        self.bns = nn.ModuleList([BatchNormReLU(self.width) for _ in range(_SPLITS - 1)])
+        self.conv3 = Conv2d(self.width * _SPLITS, channels * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(channels * self.expansion)
         self.pool = nn.Pool(3, stride=stride, padding=1, op="mean", count_include_pad=True) if first else None
         self.downsample = downsample
@@ -55,48 +47,55 @@ class Bottle2neck(jt.nn.Module):
     def execute(self, x: Var) -> Var:
         """Map (N, in_channels, h, w) to (N, 4*channels, h/stride, w/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        splits = jt.split(self.bn1(self.conv1(x)), self.width, 1)
+        *splits, last = jt.split(self.bn1(self.conv1(x)), self.width, 1)
         outputs: list[Var] = []
-        for i in range(self.scale - 1):
-            split = splits[i] if i == 0 or self.first else outputs[-1] + splits[i]
-            outputs.append(self.bns[i](self.convs[i](split)))
-        outputs.append(splits[-1] if self.pool is None else self.pool(splits[-1]))
+        for split, convolution, norm in zip(splits, self.convs, self.bns, strict=True):
+            x = outputs[-1] + split if self.chained and outputs else split
+            outputs.append(norm(convolution(x)))
+        outputs.append(last if self.pool is None else self.pool(last))
         x = self.bn3(self.conv3(jt.concat(outputs, 1)))
         return jt.maximum(x + shortcut, 0.0)
 
 
-class Res2Net(jt.nn.Module):
-    """Res2Net feature extractor with keys as in the published segmentation checkpoints (`layer0` .. `layer4`).
+class Res2Net(LayeredBackbone):
+    """Res2Net with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
 
-    Attributes:
-        out_channels: channels of c1..c4.
-        feature_strides: (4, 8, 16, 32).
+    Args:
+        depth: 50 or 101.
+
+    Raises:
+        ValueError: another depth.
     """
 
     feature_strides = (4, 8, 16, 32)
     out_channels = (256, 512, 1024, 2048)
 
-    def __init__(self, depth: int = 101, base_width: int = 26, scale: int = 4) -> None:
-        """Build the network for `depth` 50 or 101; raises ValueError for another one."""
+    def __init__(self, depth: int) -> None:
         super().__init__()
-        if depth not in _BLOCKS:
+        if depth not in _DEPTHS:
             raise ValueError(
-                f"Res2Net of depth {depth} is unknown; use one of {sorted(_BLOCKS)} (config: model.backbone.depth)"
+                f"Res2Net of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
             )
+        counts = _DEPTHS[depth]
         self.layer0 = nn.Sequential(
             Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
             BatchNormReLU(64),
-            nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
+            nn.Identity(),  # keeps the published numbers, in which ReLU is a module
             nn.Pool(3, stride=2, padding=1, op="maximum"),
         )
-        channels = 64
-        for index, (width, count) in enumerate(zip((64, 128, 256, 512), _BLOCKS[depth], strict=True), 1):
-            stride, out = (1 if index == 1 else 2), width * 4
-            downsample = nn.Sequential(Conv2d(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-            blocks = [Bottle2neck(channels, width, stride, downsample, True, base_width, scale)]
-            blocks += [Bottle2neck(out, width, 1, None, False, base_width, scale) for _ in range(count - 1)]
-            setattr(self, f"layer{index}", nn.Sequential(*blocks))
-            channels = out
+        self.layer1 = _layer(64, 64, counts[0], stride=1)
+        self.layer2 = _layer(256, 128, counts[1], stride=2)
+        self.layer3 = _layer(512, 256, counts[2], stride=2)
+        self.layer4 = _layer(1024, 512, counts[3], stride=2)
         initialise_convolutions(self)
 
     rename_pretrained = staticmethod(ResNet.rename_pretrained)
+
+
+def _layer(in_channels: int, channels: int, count: int, *, stride: int) -> nn.Sequential:
+    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
+    out = channels * Bottle2neck.expansion
+    downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
+    blocks = [Bottle2neck(in_channels, channels, stride, downsample)]
+    blocks += [Bottle2neck(out, channels, 1, None) for _ in range(count - 1)]
+    return nn.Sequential(*blocks)

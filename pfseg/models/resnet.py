@@ -1,22 +1,18 @@
-"""ResNet-18/50/101 with the deep stem and "variant D" dilation of the published PFNet.
+"""ResNet-18/50/101 with the deep stem and the "variant D" dilation of the published PFNet.
 
 Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from pfseg.models.network import LayeredBackbone
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
-from pfseg.ops.resampling import BatchNormReLU
+from pfseg.ops.layers import BatchNormReLU
 from pfseg.runtime import jt
 
 nn = jt.nn
-Var = Any  # jittor.Var, which ships no types
-
-# Dilation of the 3x3 `conv2` of layer1..layer4; the strides stay 2, unlike the usual output-stride-8 networks.
-_DILATION = (1, 1, 2, 4)
+Var = jt.Var
 
 
 class BasicBlock(jt.nn.Module):
@@ -24,7 +20,9 @@ class BasicBlock(jt.nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Sequential | None
+    ) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -44,7 +42,9 @@ class Bottleneck(jt.nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, downsample: Any) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Sequential | None
+    ) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -62,68 +62,83 @@ class Bottleneck(jt.nn.Module):
         return jt.maximum(self.bn3(self.conv3(x)) + shortcut, 0.0)
 
 
-_DEPTHS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {
+Block = type[BasicBlock] | type[Bottleneck]
+
+_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
 }
 
 
-class ResNet(jt.nn.Module):
-    """ResNet feature extractor with keys as in the published segmentation checkpoints (`layer0` .. `layer4`).
+class ResNet(LayeredBackbone):
+    """ResNet with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
 
-    Attributes:
-        out_channels: channels of c1..c4.
-        feature_strides: (4, 8, 16, 32).
+    `layer3` and `layer4` dilate their 3x3 `conv2` while the strides stay 2, unlike the usual output-stride-8 networks.
+
+    Args:
+        depth: 18, 50 or 101.
+
+    Raises:
+        ValueError: another depth.
     """
 
     feature_strides = (4, 8, 16, 32)
 
     def __init__(self, depth: int) -> None:
-        """Build the network for `depth` 18, 50 or 101; raises ValueError for another one."""
         super().__init__()
         if depth not in _DEPTHS:
             raise ValueError(
                 f"ResNet of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
             )
         block, counts = _DEPTHS[depth]
-        self.out_channels = tuple(c * block.expansion for c in (64, 128, 256, 512))
-        stem = nn.Sequential(
-            Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
-            BatchNormReLU(64),
-            nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
-            Conv2d(64, 64, 3, padding=1, bias=False),
-            BatchNormReLU(64),
-            nn.Identity(),
-            Conv2d(64, 128, 3, padding=1, bias=False),
-        )
-        self.layer0 = nn.Sequential(
-            stem, BatchNormReLU(128), nn.Identity(), nn.Pool(3, stride=2, padding=1, op="maximum")
-        )
-        channels = 128
-        for index, (width, count, dilation) in enumerate(zip((64, 128, 256, 512), counts, _DILATION, strict=True), 1):
-            stride = 1 if index == 1 else 2
-            out = width * block.expansion
-            downsample = nn.Sequential(Conv2d(channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-            if stride == 1 and channels == out:
-                downsample = None
-            blocks = [block(channels, width, stride, dilation, downsample)]
-            blocks += [block(out, width, 1, dilation, None) for _ in range(count - 1)]
-            setattr(self, f"layer{index}", nn.Sequential(*blocks))
-            channels = out
+        c1, c2, c3, c4 = (width * block.expansion for width in (64, 128, 256, 512))
+        self.out_channels = (c1, c2, c3, c4)
+        self.layer0 = _deep_stem()
+        self.layer1 = _layer(block, 128, 64, counts[0], stride=1, dilation=1)
+        self.layer2 = _layer(block, c1, 128, counts[1], stride=2, dilation=1)
+        self.layer3 = _layer(block, c2, 256, counts[2], stride=2, dilation=2)
+        self.layer4 = _layer(block, c3, 512, counts[3], stride=2, dilation=4)
         initialise_convolutions(self)
 
     @staticmethod
     def rename_pretrained(key: str) -> str:
-        """Key of an ImageNet file (`conv1.*`, `bn1.*`, ...) in this network."""
+        """Name of a weight of an ImageNet file (`conv1.*`, `bn1.*`, ...) in this network."""
         for old, new in (("conv1.", "layer0.0."), ("bn1.", "layer0.1.")):
             if key.startswith(old):
                 return new + key[len(old) :]
         return key
 
 
-def initialise_convolutions(module: Any) -> None:
+def _deep_stem() -> nn.Sequential:
+    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4.
+
+    The identities keep the published numbers, in which each ReLU is a module.
+    """
+    convolutions = nn.Sequential(
+        Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
+        BatchNormReLU(64),
+        nn.Identity(),
+        Conv2d(64, 64, 3, padding=1, bias=False),
+        BatchNormReLU(64),
+        nn.Identity(),
+        Conv2d(64, 128, 3, padding=1, bias=False),
+    )
+    pool = nn.Pool(3, stride=2, padding=1, op="maximum")
+    return nn.Sequential(convolutions, BatchNormReLU(128), nn.Identity(), pool)
+
+
+def _layer(block: Block, in_channels: int, channels: int, count: int, *, stride: int, dilation: int) -> nn.Sequential:
+    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
+    out = channels * block.expansion
+    downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
+    blocks = [block(in_channels, channels, stride, dilation, downsample)]
+    blocks += [block(out, channels, 1, dilation, None) for _ in range(count - 1)]
+    return nn.Sequential(*blocks)
+
+
+def initialise_convolutions(module: jt.nn.Module) -> None:
     """Kaiming normal (fan out) for every convolution, as ImageNet backbones are initialised."""
-    for m in module.modules():
-        if isinstance(m, nn.Conv):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+    for part in module.modules():
+        if isinstance(part, nn.Conv):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

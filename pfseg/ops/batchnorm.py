@@ -2,158 +2,68 @@
 
 Jittor's own takes the variance as E[x²] - E[x]², which loses the deviation of inputs far from zero, stores the biased
 variance, and runs several passes over memory. Here the variance is taken around the mean, the running variance is
-unbiased, and on a CPU the statistics, the normalisation and the ReLU that often follows are one C++ loop each.
+unbiased, and on a CPU the statistics, the normalisation and the ReLU that often follows are one C++ loop each
+(`batchnorm.h`).
 
 Shapes: x (N, C, H, W) float32; everything per channel (C,).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from pfseg.ops.source import header
 from pfseg.runtime import jt, world_size
 
-Var = Any  # jittor.Var, which ships no types
+Var = jt.Var
 
-_HEADER = "#include <cmath>\n#include <omp.h>\n"
-
-# in0 = x; out0 = mean, out1 = biased variance. Double sums over planes, float sums (vectorised) within one.
-_MOMENTS = """
-    const int64 N = in0_shape0, C = in0_shape1, L = in0_shape2 * in0_shape3;
-    #pragma omp parallel for
-    for (int64 c = 0; c < C; c++) {
-        double total = 0;
-        for (int64 n = 0; n < N; n++) {
-            const float* x = in0_p + (n * C + c) * L;
-            float s = 0;
-            #pragma omp simd reduction(+:s)
-            for (int64 i = 0; i < L; i++) s += x[i];
-            total += s;
-        }
-        const float mean = total / (N * L);
-        double square = 0;
-        for (int64 n = 0; n < N; n++) {
-            const float* x = in0_p + (n * C + c) * L;
-            float s = 0;
-            #pragma omp simd reduction(+:s)
-            for (int64 i = 0; i < L; i++) { const float d = x[i] - mean; s += d * d; }
-            square += s;
-        }
-        out0_p[c] = mean;
-        out1_p[c] = square / (N * L);
-    }
-"""
-
-# in0 = x, in1 = mean, in2 = scale (weight / deviation), in3 = bias.
-_NORMALISE = """
-    const int64 N = in0_shape0, C = in0_shape1, L = in0_shape2 * in0_shape3;
-    #pragma omp parallel for collapse(2)
-    for (int64 n = 0; n < N; n++)
-        for (int64 c = 0; c < C; c++) {
-            const float* x = in0_p + (n * C + c) * L;
-            float* y = out0_p + (n * C + c) * L;
-            const float mean = in1_p[c], scale = in2_p[c], bias = in3_p[c];
-            #pragma omp simd
-            for (int64 i = 0; i < L; i++) {
-                const float v = (x[i] - mean) * scale + bias;
-                y[i] = FLOOR;
-            }
-        }
-"""
-
-# in0 = x, in1 = upstream, in2 = mean, in3 = scale, in4 = bias; out0 = sum(g), out1 = sum(g * (x - mean)).
-_GRADIENT_SUMS = """
-    const int64 N = in0_shape0, C = in0_shape1, L = in0_shape2 * in0_shape3;
-    #pragma omp parallel for
-    for (int64 c = 0; c < C; c++) {
-        const float mean = in2_p[c], scale = in3_p[c], bias = in4_p[c];
-        double sum = 0, product = 0;
-        for (int64 n = 0; n < N; n++) {
-            const float* x = in0_p + (n * C + c) * L;
-            const float* u = in1_p + (n * C + c) * L;
-            float s = 0, p = 0;
-            #pragma omp simd reduction(+:s,p)
-            for (int64 i = 0; i < L; i++) {
-                const float d = x[i] - mean;
-                const float v = d * scale + bias;
-                const float g = MASK;
-                s += g;
-                p += g * d;
-            }
-            sum += s;
-            product += p;
-        }
-        out0_p[c] = sum;
-        out1_p[c] = product;
-    }
-"""
-
-# in5 = a, in6 = b per channel: gradient = scale * (g - a - (x - mean) * b).
-_GRADIENT = """
-    const int64 N = in0_shape0, C = in0_shape1, L = in0_shape2 * in0_shape3;
-    #pragma omp parallel for collapse(2)
-    for (int64 n = 0; n < N; n++)
-        for (int64 c = 0; c < C; c++) {
-            const float* x = in0_p + (n * C + c) * L;
-            const float* u = in1_p + (n * C + c) * L;
-            float* y = out0_p + (n * C + c) * L;
-            const float mean = in2_p[c], scale = in3_p[c], bias = in4_p[c], a = in5_p[c], b = in6_p[c];
-            #pragma omp simd
-            for (int64 i = 0; i < L; i++) {
-                const float d = x[i] - mean;
-                const float v = d * scale + bias;
-                const float g = MASK;
-                y[i] = scale * (g - a - d * b);
-            }
-        }
-"""
+_PLANES = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"  # N, C, L
 
 
-def _code(source: str, relu: bool) -> str:
-    return source.replace("FLOOR", "v > 0 ? v : 0" if relu else "v").replace(
-        "MASK", "v > 0 ? u[i] : 0" if relu else "u[i]"
+def _per_channel(call: str, inputs: list[Var]) -> tuple[Var, Var]:
+    """Run a function of `batchnorm.h` that gives two values per channel, from x (N, C, H, W) and more inputs."""
+    shape = (inputs[0].shape[1],)
+    first, second = jt.code(
+        [shape, shape], ["float32", "float32"], inputs, cpu_header=header("batchnorm"), cpu_src=f"pfseg::{call};"
     )
+    return first, second
+
+
+def _per_value(call: str, inputs: list[Var]) -> Var:
+    """Run a function of `batchnorm.h` that gives an array of the shape of x (N, C, H, W), the first input."""
+    return jt.code(inputs[0].shape, "float32", inputs, cpu_header=header("batchnorm"), cpu_src=f"pfseg::{call};")
 
 
 class _Normalise(jt.Function):
     """Training-mode normalisation on a CPU; returns (y, mean, biased variance over all ranks)."""
 
     def __init__(self, eps: float, relu: bool, sync: bool) -> None:
-        self.eps, self.relu, self.sync = eps, relu, sync
+        self.eps, self.sync = eps, sync
+        self.template = str(relu).lower()
 
     def execute(self, x: Var, weight: Var, bias: Var) -> tuple[Var, Var, Var]:
-        c = x.shape[1]
-        mean, var = jt.code([(c,), (c,)], ["float32", "float32"], [x], cpu_header=_HEADER, cpu_src=_MOMENTS)
+        mean, var = _per_channel(f"moments({_PLANES}, in0_p, out0_p, out1_p)", [x])
         if self.sync:
-            mean, var = _over_ranks(mean, var)
+            mean, var = _global_moments(mean, var)
         self.inverse = 1.0 / jt.sqrt(var + self.eps)
         self.x, self.mean, self.scale, self.bias = x, mean, weight * self.inverse, bias
-        y = jt.code(
-            x.shape, "float32", [x, mean, self.scale, bias], cpu_header=_HEADER, cpu_src=_code(_NORMALISE, self.relu)
-        )
-        return y, mean, var
+        call = f"normalise<{self.template}>({_PLANES}, in0_p, in1_p, in2_p, in3_p, out0_p)"
+        return _per_value(call, [x, mean, self.scale, bias]), mean, var
 
     def grad(self, upstream: Var, _mean: Var, _var: Var) -> tuple[Var, Var, Var]:
         n, c, height, width = self.x.shape
         inputs = [self.x, upstream, self.mean, self.scale, self.bias]
-        total, product = jt.code(
-            [(c,), (c,)],
-            ["float32", "float32"],
-            inputs,
-            cpu_header=_HEADER,
-            cpu_src=_code(_GRADIENT_SUMS, self.relu),
-        )
+        arguments = f"{_PLANES}, in0_p, in1_p, in2_p, in3_p, in4_p"
+        total, product = _per_channel(f"gradient_sums<{self.template}>({arguments}, out0_p, out1_p)", inputs)
         weight_grad, bias_grad = product * self.inverse, total
         count = n * height * width
         if self.sync:
             sums = jt.concat([total, product]).mpi_all_reduce("mean")
             total, product = sums[:c], sums[c:]
         inputs += [total / count, product * self.inverse * self.inverse / count]
-        x_grad = jt.code(self.x.shape, "float32", inputs, cpu_header=_HEADER, cpu_src=_code(_GRADIENT, self.relu))
+        x_grad = _per_value(f"gradient<{self.template}>({arguments}, in5_p, in6_p, out0_p)", inputs)
         return x_grad, weight_grad, bias_grad
 
 
-def _over_ranks(mean: Var, var: Var) -> tuple[Var, Var]:
+def _global_moments(mean: Var, var: Var) -> tuple[Var, Var]:
     """Moments over all ranks from each rank's own, for equally many values on each: batches are whole."""
     total = mean.mpi_all_reduce("mean")
     var = (var + (mean - total) * (mean - total)).mpi_all_reduce("mean")
@@ -191,7 +101,7 @@ class BatchNorm2d(jt.nn.Module):
         self.frozen = True
 
     def fold(self) -> None:
-        """Leave normalising to the convolution before, whose weights hold it from now on; see `inference.folding`."""
+        """Leave normalising to the convolution before, whose weights now include it; see `inference.folding`."""
         self.folded = True
 
     def reset_running_stats(self) -> None:

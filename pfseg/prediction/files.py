@@ -1,11 +1,10 @@
-"""Files that are written a few rows at a time, and appear under their name only when they are whole.
+"""Files that appear under their name only when they are whole; those of pixels are written a few rows at a time.
 
 Shapes: pixels (r, W, C), r rows from the top downwards, C channels.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,27 +22,26 @@ from pfseg.prediction.image import Georeference, import_rasterio
 _BLOCK = 256  # side of a GeoTIFF's tiles
 
 
-class RowFile(ABC):
-    """A file under way: `write` the rows, `close` it, then `publish` it; or `discard` it at any time.
+class PartFile(ABC):
+    """A file under way: fill it, `close` it, then `publish` it; or `discard` it at any time.
 
     Args:
         path: where it appears; its folder is made where missing.
+        suffix: of the temporary name, for libraries that go by it.
+
+    Attributes:
+        part: the temporary name.
 
     Raises:
         WriteError: by every method; the disk is full, or there is no permission.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(f".{path.name}{PART}")
-        try:
+    def __init__(self, path: Path, suffix: str = "") -> None:
+        self.path = path
+        self.part = path.with_name(f".{path.stem if suffix else path.name}{PART}{suffix}")
+        with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.part.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-    @abstractmethod
-    def write(self, pixels: np.ndarray) -> None:
-        """Add the next rows."""
 
     @abstractmethod
     def close(self) -> None:
@@ -51,78 +49,85 @@ class RowFile(ABC):
 
     def publish(self) -> None:
         """Give the closed file its name, in place of an earlier one."""
-        try:
-            os.replace(self.part, self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        with self.writing():
+            self.part.replace(self.path)
 
     def discard(self) -> None:
         """Remove what was written; does nothing to a published file."""
         with suppress(OSError):
             self.part.unlink(missing_ok=True)
 
-
-class _StreamFile(RowFile):
-    """A file written by Python itself, one call after the other."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with self._writing():
-            self._file = open(self.part, "wb")
-
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Turn the system's errors into ours."""
         try:
             yield
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
+
+class StreamFile(PartFile):
+    """A file written by Python itself, one call after the other."""
+
+    def __init__(self, path: Path, suffix: str = "") -> None:
+        super().__init__(path, suffix)
+        with self.writing():
+            self.file = open(self.part, "wb")
+
     def close(self) -> None:
         """Write the end."""
-        with self._writing():
-            self._file.close()
+        with self.writing():
+            self.file.close()
 
     def discard(self) -> None:
         """Remove what was written."""
         with suppress(OSError, AttributeError):  # a full disk, or not even opened
-            self._file.close()
+            self.file.close()
         super().discard()
 
 
-class PngFile(_StreamFile):
+class RowFile(PartFile):
+    """A file of pixels."""
+
+    @abstractmethod
+    def write(self, pixels: np.ndarray) -> None:
+        """Add the next rows."""
+
+
+class PngFile(StreamFile, RowFile):
     """PNG of 1, 3 or 4 channels; see `PngWriter`."""
 
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
-        with self._writing():
-            self._png = PngWriter(self._file, shape, channels=channels, dtype=np.dtype(dtype))
+        with self.writing():
+            self._png = PngWriter(self.file, shape, channels=channels, dtype=np.dtype(dtype))
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""
-        with self._writing():
+        with self.writing():
             self._png.write(pixels)
 
     def close(self) -> None:
         """Write the end."""
-        with self._writing():
+        with self.writing():
             self._png.close()
         super().close()
 
 
-class NpyFile(_StreamFile):
+class NpyFile(StreamFile, RowFile):
     """NumPy's .npy of the shape (H, W, C), for `numpy.load(..., mmap_mode="r")`."""
 
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
         self._dtype = np.dtype(dtype)
         description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
-        with self._writing():
-            np.lib.format.write_array_header_1_0(self._file, description)
+        with self.writing():
+            np.lib.format.write_array_header_1_0(self.file, description)
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""
-        with self._writing():
-            self._file.write(np.ascontiguousarray(pixels, self._dtype).data)
+        with self.writing():
+            self.file.write(np.ascontiguousarray(pixels, self._dtype).data)
 
 
 class TiffFile(RowFile):
@@ -155,8 +160,8 @@ class TiffFile(RowFile):
         colors: dict[int, tuple[int, int, int]] | None = None,
         names: Sequence[str] = (),
     ) -> None:
-        super().__init__(path)
         self._rasterio = import_rasterio(f"writing {path.name}")
+        super().__init__(path)
         self._shape = shape
         half = np.dtype(dtype) == np.float16
         profile: dict[str, Any] = {
@@ -171,7 +176,7 @@ class TiffFile(RowFile):
             profile |= {"photometric": "rgb", "alpha": "yes" if channels == 4 else "no"}
         self._bands = np.empty((channels, min(_BLOCK, shape[0]), shape[1]), profile["dtype"])  # a row of tiles
         self._top = self._filled = 0  # its first row in the file, and how many it holds
-        with self._writing():
+        with self.writing():
             self._file = self._rasterio.open(self.part, "w", **profile, **(place.profile if place else {}))
             if place and place.gcps:
                 self._file.gcps = place.gcps
@@ -190,8 +195,8 @@ class TiffFile(RowFile):
                 self._flush()
 
     def close(self) -> None:
-        """Write what is left; refuse a file that GDAL could not write in full, of which it doesn't always tell."""
-        with self._writing():
+        """Write what is left; raises WriteError also where GDAL doesn't tell that it could not write all of it."""
+        with self.writing():
             self._flush()
             self._file.close()
             with self._rasterio.open(self.part) as file:
@@ -209,34 +214,28 @@ class TiffFile(RowFile):
     def _flush(self) -> None:
         if self._filled:
             window = self._rasterio.windows.Window(0, self._top, self._shape[1], self._filled)
-            with self._writing():
+            with self.writing():
                 self._file.write(self._bands[:, : self._filled], window=window)
             self._top, self._filled = self._top + self._filled, 0
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turn rasterio's errors into ours; warnings of files without a georeference are of no account."""
+    def writing(self) -> Iterator[None]:
+        """Also rasterio's errors; warnings of files without a georeference are of no account."""
         errors = self._rasterio.errors
-        try:
-            with warnings.catch_warnings(action="ignore", category=errors.NotGeoreferencedWarning):
+        with super().writing(), warnings.catch_warnings(action="ignore", category=errors.NotGeoreferencedWarning):
+            try:
                 yield
-        except errors.RasterioError as error:
-            cause = " ".join(str(error.__cause__ or error).split())
-            raise cannot_write(self.path, OSError(None, f"{cause} (the disk may be full)")) from error
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+            except errors.RasterioError as error:
+                cause = " ".join(str(error.__cause__ or error).split())
+                raise OSError(None, f"{cause} (the disk may be full)") from error
 
 
 def _is_whole(file: Any, size: int) -> bool:
     """Whether all blocks of an open TIFF lie inside the file of `size` bytes."""
-    for band in range(1, file.count + 1):
-        rows, columns = (-(-side // block) for side, block in zip(file.shape, file.block_shapes[band - 1], strict=True))
-        for row in range(rows):
-            for column in range(columns):
-                place = f"{column}_{row}"
-                start, length = (
-                    file.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE")
-                )
-                if start is None or length is None or int(start) + int(length) > size:
-                    return False
+    for band, blocks in enumerate(file.block_shapes, 1):
+        for row, column in np.ndindex(*(-(-side // block) for side, block in zip(file.shape, blocks, strict=True))):
+            tags = (f"BLOCK_{kind}_{column}_{row}" for kind in ("OFFSET", "SIZE"))
+            start, length = (file.get_tag_item(tag, "TIFF", bidx=band) for tag in tags)
+            if start is None or length is None or int(start) + int(length) > size:
+                return False
     return True

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.data.preparation.files import cannot_write
 from pfseg.errors import DataError
-from pfseg.files import PART
+from pfseg.prediction.files import PartFile, StreamFile
 from pfseg.prediction.image import Georeference, import_rasterio
 
 _WGS84 = "EPSG:4326"  # GeoJSON (RFC 7946) knows no other
@@ -25,7 +23,13 @@ _CHUNK = 5000  # polygons that are converted and written at a time
 _DIGITS = 8  # of degrees: a millimetre
 _POLYGON = 3  # in WKB
 
-Area = tuple[dict[str, Any], ClassInfo, int]  # polygon as in GeoJSON, its class, and the class's id
+
+class Area(NamedTuple):
+    """A connected area of one class: polygon as in GeoJSON, class, and the class's id."""
+
+    polygon: dict[str, Any]
+    info: ClassInfo
+    id: int
 
 
 def write_polygons(
@@ -56,131 +60,92 @@ def write_polygons(
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
             with rasterio.open(labels) as source:
                 shapes = rasterio.features.shapes(rasterio.band(source, 1), transform=source.transform)
-                areas = ((polygon, by_id[int(i)], int(i)) for polygon, i in shapes if int(i) in by_id)
+                areas = (Area(polygon, by_id[int(i)], int(i)) for polygon, i in shapes if int(i) in by_id)
                 while some := list(islice(areas, _CHUNK)):
                     for file in files:
                         file.add(some)
         for file in files:
+            file.close()
             file.publish()
     finally:
         for file in files:
             file.discard()
-    return [note for file in files for note in file.notes]
+    return [warning for file in files for warning in file.warnings]
 
 
-class _PolygonFile(ABC):
-    """A file of polygons that appears under its name when it is whole.
+class _GeoJson(StreamFile):
+    """GeoJSON, a feature a line.
 
     Attributes:
-        notes: warnings for the user.
+        warnings: for the user.
     """
 
-    def __init__(self, target: Path, place: Georeference | None) -> None:
-        self.target, self.crs = target, place.crs if place else None
-        self.part = target.with_name(f".{target.stem}{PART}{target.suffix}")  # GDAL goes by the suffix
-        self.notes: list[str] = []
-        if self.crs is None:
-            self.notes.append(f"{target}: the image has no CRS, so that the polygons are in its own coordinates")
-        with self.writing():
-            self.part.unlink(missing_ok=True)
-
-    @abstractmethod
-    def add(self, areas: Sequence[Area]) -> None:
-        """Add polygons."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish the file under its temporary name."""
-
-    def publish(self) -> None:
-        """Finish the file and give it its name."""
-        with self.writing():
-            self.close()
-            self.part.replace(self.target)
-
-    def discard(self) -> None:
-        """Remove what was written and not published."""
-        with suppress(OSError):
-            self.part.unlink(missing_ok=True)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn the system's errors into ours."""
-        try:
-            yield
-        except OSError as error:
-            raise cannot_write(self.target, error) from error
-
-
-class _GeoJson(_PolygonFile):
-    """GeoJSON, a feature a line."""
-
-    def __init__(self, target: Path, place: Georeference | None) -> None:
-        super().__init__(target, place)
+    def __init__(self, path: Path, place: Georeference | None) -> None:
+        super().__init__(path)
         self._warp = import_rasterio("polygons").warp
-        if place is not None and self.crs is not None:
+        self._crs, self.warnings = _crs(path, place)
+        if place is not None and self._crs is not None:
             corner = place.profile["transform"]
             try:
-                self._warp.transform(self.crs, _WGS84, [corner.c], [corner.f])
+                self._warp.transform(self._crs, _WGS84, [corner.c], [corner.f])
             except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
-                what = f"its CRS can't be converted ({error})"
-                self.notes.append(f"{target}: {what}: the polygons are in the image's coordinates")
-                self.crs = None
+                cause = f"its CRS can't be converted ({error})"
+                self.warnings.append(f"{path}: {cause}: the polygons are in the image's coordinates")
+                self._crs = None
+        self._begun = False
         with self.writing():
-            self._file = self.part.open("w", encoding="utf-8")
-            self._file.write('{"type": "FeatureCollection", "features": [')
-        self._separator = "\n"
+            self.file.write(b'{"type": "FeatureCollection", "features": [')
 
     def add(self, areas: Sequence[Area]) -> None:
         """Add polygons."""
-        polygons = [polygon for polygon, _, _ in areas]
-        if self.crs is not None:
-            polygons = self._warp.transform_geom(self.crs, _WGS84, polygons, precision=_DIGITS)
-        with self.writing():
-            for polygon, (_, info, identity) in zip(polygons, areas, strict=True):
-                properties = {"class": info.name, "id": identity, "color": _hex(info)}
-                feature = {"type": "Feature", "properties": properties, "geometry": polygon}
-                self._file.write(self._separator + json.dumps(feature))
-                self._separator = ",\n"
+        polygons = [area.polygon for area in areas]
+        if self._crs is not None:
+            polygons = self._warp.transform_geom(self._crs, _WGS84, polygons, precision=_DIGITS)
+        for polygon, area in zip(polygons, areas, strict=True):
+            properties = {"class": area.info.name, "id": area.id, "color": area.info.hex_color}
+            feature = {"type": "Feature", "properties": properties, "geometry": polygon}
+            with self.writing():
+                self.file.write(f"{',' if self._begun else ''}\n{json.dumps(feature)}".encode())
+            self._begun = True
 
     def close(self) -> None:
         """Write the end."""
-        self._file.write("\n]}\n")
-        self._file.close()
-
-    def discard(self) -> None:
-        """Remove what was written and not published."""
-        with suppress(OSError):  # a full disk
-            self._file.close()
-        super().discard()
+        with self.writing():
+            self.file.write(b"\n]}\n")
+        super().close()
 
 
-class _GeoPackage(_PolygonFile):
-    """GeoPackage with one layer, named as the file."""
+class _GeoPackage(PartFile):
+    """GeoPackage with one layer, named as the file.
 
-    def __init__(self, target: Path, place: Georeference | None) -> None:
-        super().__init__(target, place)
-        self._pyogrio, self._begun = import_pyogrio(target), False
+    Attributes:
+        warnings: for the user.
+    """
+
+    def __init__(self, path: Path, place: Georeference | None) -> None:
+        super().__init__(path, path.suffix)  # GDAL goes by the suffix
+        self._pyogrio, self._begun = import_pyogrio(path), False
+        self._crs, self.warnings = _crs(path, place)
         self.discard()  # a journal that a kill left would be played back into the new file
 
     def add(self, areas: Sequence[Area]) -> None:
         """Add polygons."""
         fields = {
-            "class": np.array([info.name for _, info, _ in areas], object),
-            "id": np.array([identity for _, _, identity in areas], np.int32),
-            "color": np.array([_hex(info) for _, info, _ in areas], object),
+            "class": np.array([area.info.name for area in areas], object),
+            "id": np.array([area.id for area in areas], np.int32),
+            "color": np.array([area.info.hex_color for area in areas], object),
         }
         with self.writing(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a missing CRS
             try:
                 self._pyogrio.raw.write(
                     self.part,
-                    np.array([_wkb(polygon) for polygon, _, _ in areas], object),
+                    np.array([_wkb(area.polygon) for area in areas], object),
                     list(fields.values()),
                     list(fields),
-                    layer=self.target.stem,
+                    layer=self.path.stem,
                     driver="GPKG",
                     geometry_type="Polygon",
-                    crs=self.crs.to_wkt() if self.crs else None,
+                    crs=self._crs.to_wkt() if self._crs else None,
                     append=self._begun,
                 )
             except RuntimeError as error:  # all of pyogrio's own
@@ -200,6 +165,13 @@ class _GeoPackage(_PolygonFile):
                 self.part.with_name(self.part.name + suffix).unlink(missing_ok=True)
 
 
+def _crs(path: Path, place: Georeference | None) -> tuple[Any, list[str]]:
+    """Coordinate reference system of an image, None without one, and warnings for the user."""
+    if place and place.crs:
+        return place.crs, []
+    return None, [f"{path}: the image has no CRS, so that the polygons are in its own coordinates"]
+
+
 def import_pyogrio(target: Path) -> Any:
     """pyogrio; raises DataError where it isn't installed."""
     try:
@@ -207,10 +179,6 @@ def import_pyogrio(target: Path) -> Any:
     except ImportError as error:
         raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
     return pyogrio
-
-
-def _hex(info: ClassInfo) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*info.color)
 
 
 def _wkb(polygon: dict[str, Any]) -> bytes:

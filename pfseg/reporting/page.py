@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from pfseg.data.base import parse_classes
+from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run
-from pfseg.reporting.selection import compare_groups, group_seeds, show
+from pfseg.reporting.selection import compare_groups, group_seeds
 from pfseg.reporting.statistics import Spread
-from pfseg.reporting.table import Column, Row, Table, text
+from pfseg.reporting.table import Column, RunRow, RunTable, text
+from pfseg.tracking.terminal import as_typed
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _CHIP_SETTINGS = 4
@@ -34,7 +37,7 @@ class _Shown(NamedTuple):
     run: Run
 
 
-def to_html(table: Table) -> str:
+def to_html(table: RunTable) -> str:
     """Write the page.
 
     Args:
@@ -88,14 +91,14 @@ def _facts(runs: Sequence[Run]) -> Iterator[str]:
         yield f"{lines} unreadable line{'s' * (lines > 1)} left out"
 
 
-def _best(table: Table, column: Column) -> float | None:
+def _best(table: RunTable, column: Column) -> float | None:
     values = [v for row in table.rows if row.run and isinstance(v := row.cells.get(column.key), float)]
     if len(values) < 2:
         return None
     return min(values) if column.key == "loss" else max(values)
 
 
-def _sort_value(row: Row, column: Column) -> str:
+def _sort_value(row: RunRow, column: Column) -> str:
     """What the page's script sorts a cell by; cells without a value stay at the end."""
     value = row.run.steps if row.run and column.key == "steps" else row.cells.get(column.key)
     return "" if value is None or isinstance(value, Spread) else str(value)
@@ -106,7 +109,7 @@ def _apart(run: Run, columns: Sequence[Column]) -> str:
     settings = [column.key for column in columns if column.setting]
     if len(settings) > _CHIP_SETTINGS:
         return ""
-    return ", ".join(f"{k.rpartition('.')[2]} {show(run.settings[k])}" for k in settings if k in run.settings)
+    return ", ".join(f"{k.rpartition('.')[2]} {as_typed(run.settings[k])}" for k in settings if k in run.settings)
 
 
 def _curves(shown: Sequence[_Shown]) -> tuple[list[Markup], list[Markup]]:
@@ -147,12 +150,10 @@ def _class_scores(shown: Sequence[_Shown]) -> dict[str, list[tuple[int, Run, flo
 
 
 def _class_colors(run: Run) -> dict[str, str]:
-    colors = {}
-    for row in run.settings.get("dataset.classes") or []:
-        color = row.get("color") if isinstance(row, dict) else None
-        if isinstance(color, list) and len(color) == 3 and all(isinstance(part, int) for part in color):
-            colors[str(row.get("name"))] = "#" + "".join(f"{part & 255:02x}" for part in color)
-    return colors
+    try:
+        return {info.name: info.hex_color for info in parse_classes(run.settings.get("dataset.classes") or [])}
+    except (ConfigError, AttributeError, TypeError):  # none, or a damaged file
+        return {}
 
 
 def _confusions(shown: Sequence[_Shown]) -> Iterator[tuple[int, Run, int, list[str], list[list[int]]]]:

@@ -7,30 +7,22 @@ beside `.hydra`. Evaluations lie below the run that they score, and take its set
 from __future__ import annotations
 
 import glob
-import json
-import math
 import os
-import socket
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from pfseg.errors import ConfigError
-from pfseg.tracking.records import read_records
+from pfseg.reporting.reading import flatten, load_yaml, number
+from pfseg.reporting.status import open_logs, status_of
+from pfseg.tracking.records import Row, read_records
 
-FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
-_ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
-_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was up"}
 
 
 @dataclass
-class Validation:
+class ValidationPoint:
     """One scoring of a run.
 
     Attributes:
@@ -83,20 +75,20 @@ class Run:
     status: str = "lost"
     detail: str = ""
     train: list[TrainPoint] = field(default_factory=list)
-    validations: list[Validation] = field(default_factory=list)
+    validations: list[ValidationPoint] = field(default_factory=list)
     steps: int = 0
     total: int | None = None
     seconds: float | None = None
     unreadable: int = 0
 
     @property
-    def best(self) -> Validation | None:
+    def best(self) -> ValidationPoint | None:
         """The validation of the highest mIoU, the first of equal ones."""
         scored = [v for v in self.validations if v.miou is not None]
         return max(scored, key=lambda v: v.miou or 0.0, default=None)
 
     @property
-    def last(self) -> Validation | None:
+    def last(self) -> ValidationPoint | None:
         """The last validation."""
         return self.validations[-1] if self.validations else None
 
@@ -119,73 +111,32 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: nothing at a place, or no run below any.
     """
-    found: set[Path] = set()
+    folders: set[Path] = set()
     for place in places:
-        given = Path(place).expanduser()
-        matches = [given] if given.exists() else [Path(name) for name in glob.glob(str(given), recursive=True)]
+        path = Path(place).expanduser()
+        matches = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
         if not matches:
             raise ConfigError(
-                f"{place} does not exist and matches nothing (looked from {Path.cwd()}): give run folders"
+                f"{place} does not exist and matches nothing (looked from {Path.cwd()}); name run folders"
             )
         for match in matches:
-            found.update(_below(match if match.is_dir() else match.parent))
-    if not found:
+            folders.update(_below(match if match.is_dir() else match.parent))
+    if not folders:
         raise ConfigError(
             f"no run in {', '.join(places)}: expected folders with metrics.jsonl or resolved.yaml, such as "
             "outputs/<name>/<date>/<time>"
         )
-    return sorted(found, key=lambda path: [_natural(part) for part in path.parts])
+    return sorted(folders, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    open_logs = set(_open_logs())
-    runs = [_read(folder, str(folder.relative_to(common)), open_logs) for folder in folders]
+    logs = open_logs()
+    runs = [_read(folder, str(folder.relative_to(common)), logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
     return runs
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; None where there is no such file.
-
-    Raises:
-        ValueError: it can't be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
-
-
-def load_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file or it can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _below(top: Path) -> Iterator[Path]:
@@ -200,14 +151,14 @@ def _natural(part: str) -> tuple[int, int, str]:
     return (0, int(part), part) if part.isdecimal() else (1, 0, part)
 
 
-def _read(folder: Path, name: str, open_logs: set[Path]) -> Run:
+def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     run = Run(folder, name)
     _read_settings(run)
     rows = _read_rows(run)
     for row in rows:
         _take(run, row)
     run.seconds = _seconds(rows)
-    run.status, run.detail = _status(folder, rows, open_logs)
+    run.status, run.detail = status_of(folder, rows, logs)
     return run
 
 
@@ -232,14 +183,14 @@ def _read_settings(run: Run) -> None:
 
 def _yaml_of(run: Run, name: str) -> Any:
     try:
-        found = load_yaml(run.folder / name)
+        content = load_yaml(run.folder / name)
     except ValueError:
         run.unreadable += 1
         return None
-    return found if isinstance(found, list if name.endswith("overrides.yaml") else dict) else None
+    return content if isinstance(content, list if name.endswith("overrides.yaml") else dict) else None
 
 
-def _read_rows(run: Run) -> list[dict[str, Any]]:
+def _read_rows(run: Run) -> list[Row]:
     """The rows that have what every row has; the others are counted, but not a torn last line."""
     path = run.folder / "metrics.jsonl"
     lines = path.read_bytes().count(b"\n") if path.exists() else 0
@@ -252,7 +203,7 @@ def _read_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _take(run: Run, row: dict[str, Any]) -> None:
+def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
@@ -263,20 +214,21 @@ def _take(run: Run, row: dict[str, Any]) -> None:
         scores = {k.removeprefix("val/"): number(v) for k, v in row.items() if k.startswith("val/")}
         panels = row.get("panels")
         picture = run.folder / panels if isinstance(panels, str) else None
-        run.validations.append(Validation(step, scores, picture if picture and picture.is_file() else None))
+        run.validations.append(ValidationPoint(step, scores, picture if picture and picture.is_file() else None))
     elif event == "confusion" and run.validations and run.validations[-1].step == step:
         run.validations[-1].confusion = _matrix(row.get("confusion"))
     if event in ("train", "val", "end"):
         run.steps = max(run.steps, step)
 
 
-def _matrix(value: Any) -> list[list[int]] | None:
+def _matrix(value: object) -> list[list[int]] | None:
     """A square matrix of counts; None for anything else."""
-    square = isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)
-    return value if square and all(isinstance(n, int) and n >= 0 for r in value for n in r) else None
+    if not (isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)):
+        return None
+    return value if all(isinstance(count, int) and count >= 0 for row in value for count in row) else None
 
 
-def _seconds(rows: Sequence[dict[str, Any]]) -> float | None:
+def _seconds(rows: Sequence[Row]) -> float | None:
     """Time from each start to the last row before the next one, summed."""
     total, began, latest = 0.0, None, 0.0
     for row in rows:
@@ -285,56 +237,3 @@ def _seconds(rows: Sequence[dict[str, Any]]) -> float | None:
             began = row["time"]
         latest = row["time"]
     return total + latest - began if began is not None else None
-
-
-def _status(folder: Path, rows: Sequence[dict[str, Any]], open_logs: set[Path]) -> tuple[str, str]:
-    if folder.resolve() / "worker.log" in open_logs:
-        return "running", ""
-    errors = [load_json(path) for path in sorted((folder / "errors").glob("rank*.json"))]
-    errors = [error for error in errors if isinstance(error, dict) and "message" in error]
-    if errors:
-        first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
-        kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
-        return "failed", kind + _first_line(str(first["message"]))
-    result = load_json(folder / "result.json")
-    ending = result.get("status") if isinstance(result, dict) else _ending(rows)
-    if ending in _ENDS:
-        return _ENDS[ending], _DETAILS.get(ending, "")
-    if (text := folder / "error.txt").is_file():
-        return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
-    return _unended(folder)
-
-
-def _ending(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Status of the end row, if no start follows it."""
-    final: dict[str, Any] = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
-    return str(final.get("status")) if final.get("event") == "end" else None
-
-
-def _unended(folder: Path) -> tuple[str, str]:
-    host = (load_json(folder / "environment.json") or {}).get("hostname")
-    records = folder / "metrics.jsonl"
-    if host and host != socket.gethostname():
-        if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
-            return "running", f"on {host}"
-        return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
-    return "lost", "no end record and no live process"
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    traceback = bool(lines) and lines[0].startswith("Traceback")
-    return (lines[-1] if traceback else lines[0]) if lines else "no message"
-
-
-def _open_logs() -> Iterable[Path]:
-    """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
-    for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        try:
-            target = os.readlink(link)
-            if target.endswith("/worker.log"):
-                flags = Path(link.replace("/fd/", "/fdinfo/")).read_text().partition("flags:")[2].split()[0]
-                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-                    yield Path(target)
-        except OSError:  # the process has ended, or is another user's
-            continue

@@ -13,6 +13,7 @@ from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread
+from pfseg.tracking.terminal import as_typed
 
 MAX_PAIRS = 15
 # What doesn't change a result, or follows from other settings.
@@ -39,7 +40,7 @@ class SeedGroup:
     @property
     def seeds(self) -> list[str]:
         """The seeds as texts, in the order of their numbers."""
-        return sorted((show(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
+        return sorted((as_typed(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
 
     @property
     def best(self) -> Spread | None:
@@ -71,12 +72,12 @@ def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     for condition in conditions:
         key, equals, wanted = condition.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--where {condition}: expected key=value, such as model=pfnet_r50")
+            raise ConfigError(f"where=['{condition}']: expected key=value, such as where=['model=pfnet_r50']")
         _check_key(key, runs)
-        present = sorted({show(_lookup(run, key)) for run in kept})
+        present = sorted({as_typed(_lookup(run, key)) for run in kept})
         kept = [run for run in kept if _equal(_lookup(run, key), wanted)]
         if not kept:
-            raise ConfigError(f"--where {condition} leaves no run: {key} is {' | '.join(present)} in the runs found")
+            raise ConfigError(f"where=['{condition}'] leaves no run: {key} is {' | '.join(present)} in these runs")
     return kept
 
 
@@ -92,8 +93,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
     keys: dict[str, None] = {}
     for run in runs:
         keys |= dict.fromkeys(run.settings)
-    found = [key for key in keys if _counts(key) and _differs(key, runs)]
-    return sorted(found, key=lambda key: (key == "seed", key != "experiment", "." in key))
+    shown = [key for key in keys if _counts(key) and _differs(key, runs)]
+    return sorted(shown, key=lambda key: (key == "seed", key != "experiment", "." in key))
 
 
 def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
@@ -101,23 +102,23 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
     groups: defaultdict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         same = sorted(
-            (k, show(v)) for k, v in run.settings.items() if k != "seed" and k.partition(".")[0] not in _ASIDE
+            (k, as_typed(v)) for k, v in run.settings.items() if k != "seed" and k.partition(".")[0] not in _ASIDE
         )
         groups[run.job, *same].append(run)
     repeated = [members for members in groups.values() if _repeated(members)]
     shown = [key for key in differing(runs) if key != "seed"]
     apart = [key for key in differing([run for members in repeated for run in members]) if key != "seed"]
-    found = []
+    groups_of_seeds = []
     for members in repeated:
         settings = {key: members[0].settings[key] for key in shown if key in members[0].settings}
         job = [f"{members[0].job}:"] * (len({run.job for run in runs}) > 1)
         label = " ".join(
-            [*job, *(f"{key}={show(members[0].settings[key])}" for key in apart if key in members[0].settings)]
+            [*job, *(f"{key}={as_typed(members[0].settings[key])}" for key in apart if key in members[0].settings)]
         )
         scored = _scored(members)
         default = str(members[0].settings.get("name", "all runs"))
-        found.append(SeedGroup(label or default, settings, scored, len(members) - len(scored)))
-    return found
+        groups_of_seeds.append(SeedGroup(label or default, settings, scored, len(members) - len(scored)))
+    return groups_of_seeds
 
 
 def compare_groups(groups: Sequence[SeedGroup]) -> list[tuple[SeedGroup, SeedGroup, Difference]]:
@@ -132,17 +133,6 @@ def compare_groups(groups: Sequence[SeedGroup]) -> list[tuple[SeedGroup, SeedGro
     alike = [(a, b) for a, b in pairs if a.runs[0].job == b.runs[0].job]
     compared = [(a, b, paired_difference(_by_seed(a), _by_seed(b))) for a, b in alike]
     return [(a, b, difference) for a, b, difference in compared if difference]
-
-
-def show(value: Any) -> str:
-    """A setting as on a command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(show, value))}]"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _scored(members: Sequence[Run]) -> list[Run]:
@@ -171,16 +161,16 @@ def _check_key(key: str, runs: Sequence[Run]) -> None:
         raise unknown_key(key if near else key.partition(".")[0], names)
 
 
-def _lookup(run: Run, key: str) -> Any:
+def _lookup(run: Run, key: str) -> object:
     return {"status": run.status, "run": run.name}.get(key, run.settings.get(key))
 
 
-def _equal(value: Any, wanted: str) -> bool:
-    if show(value) == wanted:
+def _equal(value: object, wanted: str) -> bool:
+    if as_typed(value) == wanted:
         return True
     try:
-        return bool(value == yaml.safe_load(wanted) or float(value) == float(wanted))
-    except (yaml.YAMLError, TypeError, ValueError):
+        return bool(value == yaml.safe_load(wanted) or float(str(value)) == float(wanted))
+    except (yaml.YAMLError, ValueError):
         return False
 
 
@@ -195,7 +185,7 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
     jobs = {run.job for run in runs if key in run.settings}  # a training has no setting of evaluations to differ in
     values: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for run in runs:
-        choices = () if everywhere else tuple(show(run.settings.get(name)) for name in (top, "experiment", "debug"))
+        choices = () if everywhere else tuple(as_typed(run.settings.get(name)) for name in (top, "experiment", "debug"))
         if key in run.settings or (everywhere and run.job in jobs):
-            values[choices].add(show(run.settings[key]) if key in run.settings else "")
-    return any(len(found) > 1 for found in values.values())
+            values[choices].add(as_typed(run.settings[key]) if key in run.settings else "")
+    return any(len(texts) > 1 for texts in values.values())

@@ -68,9 +68,10 @@ def paired_difference(
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2:
         return None
-    found = spread([second[seed] - first[seed] for seed in seeds])
-    assert found.std is not None, "two values have a standard deviation"
-    return Difference(found.n, found.mean, t_quantile(found.n - 1, confidence) * found.std / math.sqrt(found.n))
+    differences = spread([second[seed] - first[seed] for seed in seeds])
+    assert differences.std is not None, "two values have a standard deviation"
+    half_width = t_quantile(differences.n - 1, confidence) * differences.std / math.sqrt(differences.n)
+    return Difference(differences.n, differences.mean, half_width)
 
 
 def t_quantile(freedom: int, confidence: float) -> float:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -14,8 +13,9 @@ from rich.text import Text
 
 from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
-from pfseg.reporting.runs import Run, number
-from pfseg.reporting.selection import SeedGroup, differing, group_seeds, show
+from pfseg.reporting.reading import number
+from pfseg.reporting.runs import Run
+from pfseg.reporting.selection import SeedGroup, differing, group_seeds
 from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal
 
@@ -41,7 +41,7 @@ class Column:
 
 
 @dataclass
-class Row:
+class RunRow:
     """Cells by column; `run` of a run's row, `group` of the row of a group's means."""
 
     cells: dict[str, Cell]
@@ -50,11 +50,11 @@ class Row:
 
 
 @dataclass
-class Table:
+class RunTable:
     """Runs in the order of the table, then the means of the seed groups."""
 
     columns: list[Column]
-    rows: list[Row]
+    rows: list[RunRow]
 
     @property
     def runs(self) -> list[Run]:
@@ -62,7 +62,7 @@ class Table:
         return [row.run for row in self.rows if row.run is not None]
 
 
-def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
+def build_table(runs: Sequence[Run], sort: str | None = None) -> RunTable:
     """Put the runs into a table.
 
     Args:
@@ -80,11 +80,11 @@ def build_table(runs: Sequence[Run], sort: str | None = None) -> Table:
     columns += [Column(key, key, setting=True, right=_numeric(key, runs)) for key in settings]
     columns += [Column(name, name, _DIGITS.get(name, 2), right=True) for name in names if name != "mIoU"]
     columns += [Column("steps", "steps", right=True), Column("time", "time", right=True), Column("detail", "note")]
-    rows = _sorted([Row(_cells(run, settings), run) for run in runs], sort)
-    means = [Row(_means(group, columns), group=group) for group in group_seeds(runs)]
+    rows = _sorted([RunRow(_cells(run, settings), run) for run in runs], sort)
+    means = [RunRow(_means(group, columns), group=group) for group in group_seeds(runs)]
     used = {c.key for c in columns for row in rows if row.cells.get(c.key) not in (None, "")}
     kept = [column for column in columns if column.key in used or column.key in ("mIoU", "last")]
-    return Table(kept, rows + means)
+    return RunTable(kept, rows + means)
 
 
 def text(column: Column, cell: Cell) -> str:
@@ -98,7 +98,7 @@ def text(column: Column, cell: Cell) -> str:
     return f"{cell:.{column.digits}f}" if column.digits is not None else str(cell)
 
 
-def print_table(table: Table, console: Console) -> None:
+def print_table(table: RunTable, console: Console) -> None:
     """Print to a terminal: a line for each run, or where it is narrow a few."""
     if console.width < _WIDE:
         _print_stacked(table, console)
@@ -125,41 +125,45 @@ def print_table(table: Table, console: Console) -> None:
             console.print(Text.assemble((f"{row.cells['run']}: ", "bold"), str(row.cells["detail"])), soft_wrap=True)
 
 
-def to_csv(table: Table) -> str:
+def to_csv(table: RunTable) -> str:
     """Values in full precision; of a seed group a row of means and one of standard deviations."""
+    rows: list[list[object]] = []
+    for row in table.rows:
+        cells = [row.cells.get(column.key) for column in table.columns]
+        if row.group is None:
+            rows.append([*cells])
+            continue
+        for word in ("mean", "std"):
+            name = f"{word} of {len(row.group.runs)} seeds"  # the first column is the run
+            rows.append([name, *(getattr(cell, word) if isinstance(cell, Spread) else cell for cell in cells[1:])])
+    return csv_text(_heads(table), rows)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file; None and NaN are empty cells."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.title for column in table.columns])
-    for row in table.rows:
-        if row.group is None:
-            writer.writerow(["" if (cell := row.cells.get(c.key)) is None else cell for c in table.columns])
-        else:
-            n = len(row.group.runs)
-            writer.writerow(_csv_group(row, table.columns, f"mean of {n} seeds", lambda cell: cell.mean))
-            writer.writerow(_csv_group(row, table.columns, f"std of {n} seeds", lambda cell: cell.std))
+    writer.writerow(head)
+    writer.writerows([["" if cell is None or cell != cell else cell for cell in row] for row in rows])
     return file.getvalue()
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: RunTable) -> str:
     """A table of GitHub's Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |\n"
-
-    escaped = [[_markdown(text(c, row.cells.get(c.key))) for c in table.columns] for row in table.rows]
-    rule = ["---:" if column.right else "---" for column in table.columns]
-    return line([_markdown(c.title) for c in table.columns]) + line(rule) + "".join(map(line, escaped))
+    lines = [[_markdown(cell) for cell in row] for row in (_heads(table), *(_texts(table, row) for row in table.rows))]
+    lines.insert(1, ["---:" if column.right else "---" for column in table.columns])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_latex(table: Table) -> str:
+def to_latex(table: RunTable) -> str:
     r"""A `tabular` for `\usepackage{booktabs}`."""
 
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(map(_latex, cells))} \\\\\n"
 
-    head = line([column.title for column in table.columns])
-    runs = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group is None]
-    means = [line([text(c, row.cells.get(c.key)) for c in table.columns]) for row in table.rows if row.group]
+    head = line(_heads(table))
+    runs = [line(_texts(table, row)) for row in table.rows if row.group is None]
+    means = [line(_texts(table, row)) for row in table.rows if row.group]
     layout = "".join("r" if column.right else "l" for column in table.columns)
     body = "".join(runs) + ("    \\midrule\n" + "".join(means) if means else "")
     return (
@@ -168,12 +172,20 @@ def to_latex(table: Table) -> str:
     )
 
 
+def _heads(table: RunTable) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def _texts(table: RunTable, row: RunRow) -> list[str]:
+    return [text(column, row.cells.get(column.key)) for column in table.columns]
+
+
 def _numeric(key: str, runs: Sequence[Run]) -> bool:
     return all(number(run.settings[key]) is not None for run in runs if run.settings.get(key) is not None)
 
 
 def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {key: show(run.settings[key]) for key in settings if key in run.settings}
+    cells: dict[str, Cell] = {key: terminal.as_typed(run.settings[key]) for key in settings if key in run.settings}
     scores = dict(run.best.scores) if run.best else {}
     faults = f"{run.unreadable} unreadable line{'s' * (run.unreadable > 1)} left out" if run.unreadable else ""
     steps = f"{run.steps}/{run.total}" if run.total and run.steps < run.total else run.steps
@@ -192,7 +204,7 @@ def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
 
 
 def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {key: show(value) for key, value in group.settings.items()}
+    cells: dict[str, Cell] = {key: terminal.as_typed(value) for key, value in group.settings.items()}
     cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
     members = [_cells(run, ()) for run in group.runs]
     for column in columns:
@@ -202,10 +214,10 @@ def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
     return cells
 
 
-def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+def _sorted(rows: list[RunRow], sort: str | None) -> list[RunRow]:
     key, _, direction = (sort or "mIoU:desc").partition(":")
     if direction not in ("", "asc", "desc"):
-        raise ConfigError(f"--sort {sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
+        raise ConfigError(f"sort={sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
     values = {id(row): _sort_value(row, key) for row in rows}
     if sort and all(value is None for value in values.values()):
         known = {name for row in rows if row.run for name in (*row.cells, *row.run.settings)}
@@ -213,28 +225,29 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
             raise unknown_key(
                 key, {name for name in known if "." not in name or name.startswith(key.partition(".")[0])}
             )
-    with_value = [row for row in rows if values[id(row)] is not None]
-    numeric = all(isinstance(values[id(row)], float) for row in with_value)
+    known_rows = [row for row in rows if values[id(row)] is not None]
+    numeric = all(isinstance(values[id(row)], float) for row in known_rows)
 
-    def order(row: Row) -> Any:
-        return values[id(row)] if numeric else str(values[id(row)])
+    def order(row: RunRow) -> tuple[float, str]:
+        value = values[id(row)]
+        return (value, "") if numeric and isinstance(value, float) else (0.0, str(value))
 
-    without = [row for row in rows if values[id(row)] is None]
-    return sorted(with_value, key=order, reverse=direction == "desc") + without
+    unknown_rows = [row for row in rows if values[id(row)] is None]
+    return sorted(known_rows, key=order, reverse=direction == "desc") + unknown_rows
 
 
-def _sort_value(row: Row, key: str) -> float | str | None:
+def _sort_value(row: RunRow, key: str) -> float | str | None:
     assert row.run is not None, "means are not sorted"
-    value: Any = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
+    value: object = row.run.steps if key == "steps" else row.cells.get(key, row.run.settings.get(key))
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             return str(value)
-    return None if value is None else show(value)
+    return None if value is None else terminal.as_typed(value)
 
 
-def _fitting(table: Table, columns: list[Column], settings: list[Column], width: int) -> list[Column]:
+def _fitting(table: RunTable, columns: list[Column], settings: list[Column], width: int) -> list[Column]:
     """Leave out the further scores, the last ones first, until the rest fits."""
 
     def needed(column: Column) -> int:
@@ -250,7 +263,7 @@ def _fitting(table: Table, columns: list[Column], settings: list[Column], width:
     return shown
 
 
-def _print_stacked(table: Table, console: Console) -> None:
+def _print_stacked(table: RunTable, console: Console) -> None:
     settings = [column for column in table.columns if column.setting]
     plain = [c for c in table.columns if not c.setting and c.key not in ("run", "status", "detail")]
     for row in table.rows:
@@ -262,26 +275,19 @@ def _print_stacked(table: Table, console: Console) -> None:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
-def _settings(row: Row, settings: Sequence[Column]) -> str:
+def _settings(row: RunRow, settings: Sequence[Column]) -> str:
     return " ".join(f"{c.key}={row.cells[c.key]}" for c in settings if row.cells.get(c.key) is not None)
 
 
-def _styled(column: Column, row: Row) -> Text:
+def _styled(column: Column, row: RunRow) -> Text:
     cell = text(column, row.cells.get(column.key))
     if column.key == "status":
         return Text(cell, style=STYLES.get(cell, ""))
     return Text(cell, style="bold" if column.key in ("run", "mIoU") else "")
 
 
-def _last_run(table: Table, row: Row) -> bool:
+def _last_run(table: RunTable, row: RunRow) -> bool:
     return row.run is not None and row is [r for r in table.rows if r.run][-1]
-
-
-def _csv_group(
-    row: Row, columns: Sequence[Column], name: str, part: Callable[[Spread], float | None]
-) -> list[str | float | None]:
-    cells: dict[str, Any] = {**row.cells, "run": name}
-    return [part(cell) if isinstance(cell := cells.get(c.key), Spread) else cell for c in columns]
 
 
 def _markdown(value: str) -> str:

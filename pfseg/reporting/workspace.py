@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import differing
-from pfseg.tracking.records import read_records
+from pfseg.tracking.records import Row, read_records
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"
@@ -29,7 +32,7 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
     return names | ({"best/mIoU"} if "val/mIoU" in names else set())
 
 
-def build_workspace(runs: Sequence[Run], entity: str, project: str) -> Any:
+def build_workspace(runs: Sequence[Run], entity: str, project: str) -> ws.Workspace:
     """Lay out the panels; runs that differ in nothing but the seed are grouped.
 
     Args:
@@ -38,10 +41,8 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str) -> Any:
         project: where the runs are.
 
     Returns:
-        A `wandb_workspaces.workspaces.Workspace` that nothing has saved yet.
+        A workspace that nothing has saved yet.
     """
-    import wandb_workspaces.workspaces as ws
-
     names = logged_names(runs)
     keys = [_config_key(key, runs) for key in differing(runs)]
     settings = [key for key in keys if key] or _SETTINGS
@@ -70,12 +71,12 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str) -> Any:
     )
 
 
-def spec(workspace: Any) -> dict[str, Any]:
+def spec(workspace: ws.Workspace) -> dict[str, Any]:
     """The workspace as W&B stores it, ready for JSON."""
     return dict(workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _pictures(row: dict[str, Any], run: Run) -> Iterable[str]:
+def _pictures(row: Row, run: Run) -> Iterable[str]:
     if row.get("panels"):
         yield "val/samples"
     if samples := row.get("samples"):
@@ -108,25 +109,19 @@ def _losses(names: set[str]) -> list[str]:
     return sorted(set(_prefixed(names, "train/")) - others, key=lambda key: (key != "train/loss", key))
 
 
-def _lines(keys: Iterable[str], x: str = "Step") -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
+def _lines(keys: Iterable[str], x: str = "Step") -> list[wr.LinePlot]:
     return [
         wr.LinePlot(title=key.partition("/")[2], x=x, y=[key], groupby_aggfunc="mean", groupby_rangefunc="minmax")
         for key in keys
     ]
 
 
-def _media(key: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
+def _media(key: str) -> wr.MediaBrowser:
     return wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2)
 
 
 def _charts(names: set[str]) -> list[Any]:
     """Bars of the IoU, the confusion matrix and the table of classes."""
-    import wandb_workspaces.reports.v2 as wr
-
     charts = {
         "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
         "val/confusion_table": (
@@ -135,7 +130,7 @@ def _charts(names: set[str]) -> list[Any]:
             "Confusion, pixels",
         ),
     }
-    found: list[Any] = [
+    panels: list[Any] = [
         wr.CustomChart(
             query={"summaryTable": {"tableKey": key}},
             chart_name=chart,
@@ -145,12 +140,10 @@ def _charts(names: set[str]) -> list[Any]:
         for key, (chart, fields, title) in charts.items()
         if key in names
     ]
-    return found + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
+    return panels + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
 
 
 def _sweep(settings: Sequence[str]) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
     metrics = [*(wr.Config(key) for key in settings), wr.SummaryMetric("best/mIoU")]
     return [
         wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in metrics]),

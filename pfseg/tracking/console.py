@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
+from pfseg.data.base import parse_classes
 from pfseg.files import shown
 from pfseg.tracking import terminal
 from pfseg.tracking.records import Row, Sink
+from pfseg.tracking.settings_tree import settings_tree
 
 PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")
@@ -53,12 +54,10 @@ class RunConsole(Sink):
     def show_config(self, config: Mapping[str, Any]) -> None:
         """Show the composed configuration as a tree."""
         classes = (config.get("dataset") or {}).get("classes") or []
-        self._colors = {row["name"]: _hex(row["color"]) for row in classes}
+        self._colors = {info.name: info.hex_color for info in parse_classes(classes)} if classes else {}
         self._lr = (config.get("optimizer") or {}).get("lr")
         self._split = config["split"] if config.get("job") == "evaluate" else None
-        tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
-        _grow(tree, {key: value for key, value in config.items() if key != "name"})
-        self.console.print(tree)
+        self.console.print(settings_tree(config))
         if self.folder is not None:
             self._line(f"run folder: {shown(self.folder)}", "dim")
 
@@ -229,35 +228,6 @@ class _Share(ProgressColumn):
         return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
 
 
-def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
-    """Add the plain values packed into lines, then each group as a branch."""
-    groups = {key: value for key, value in values.items() if isinstance(value, dict) and value}
-    plain = Text()
-    for key, value in values.items():
-        if key == "classes" and isinstance(value, list) and value:
-            text = Text(f"{len(value)} classes: ")
-            for row in value:
-                text.append("■ ", style=_hex(row["color"])).append(f"{row['name']}   ")
-            tree.add(text)
-        elif key not in groups:
-            plain.append(f"{key}=", style="dim").append(_value(value)).append("  ")
-    if plain:
-        plain.rstrip()
-        tree.add(plain)
-    for key, value in groups.items():
-        target = str(value.get("_target_", "")).rpartition(".")[2]
-        label = Text.assemble((key, "bold cyan"), (f"  {target}" if target else "", "cyan"))
-        _grow(tree.add(label), {k: v for k, v in value.items() if k != "_target_"})
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{','.join(map(_value, value))}]" if isinstance(value, list) else str(value)
-
-
 def _batch(row: Row) -> str:
     """The global batch and what it is made of."""
     whole, size, ranks = row.get("global_batch"), row.get("batch_size"), row.get("ranks")
@@ -265,7 +235,3 @@ def _batch(row: Row) -> str:
         return f"global batch {whole or '?'}"
     accumulated = int(whole) // (int(size) * int(ranks))
     return f"global batch {whole} ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
-
-
-def _hex(color: str | Sequence[int]) -> str:
-    return f"#{color.lstrip('#')}" if isinstance(color, str) else "#" + "".join(f"{part:02x}" for part in color)

@@ -206,7 +206,8 @@ def _thin(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     method = cv2.INTER_NEAREST if size[0] > image.shape[1] else cv2.INTER_AREA
-    return cv2.resize(np.ascontiguousarray(_thin(image, size)), size, interpolation=method)
+    pixels: np.ndarray = cv2.resize(np.ascontiguousarray(_thin(image, size)), size, interpolation=method)
+    return pixels
 
 
 def _colored(labels: np.ndarray, classes: Sequence[ClassInfo], size: tuple[int, int]) -> np.ndarray:

@@ -12,8 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pfseg.data.preparation.preparation import ProgressListener
-
 _PLAIN_SECONDS = 15.0  # between lines where nobody sees a bar
 
 
@@ -37,7 +35,7 @@ def collected_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-class ConsoleProgress(ProgressListener):
+class ConsoleProgress:
     """A bar with the time left on a terminal, a line now and then elsewhere.
 
     Args:

@@ -8,14 +8,13 @@ writer removes and no reader returns.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfseg.files import cannot_write, write_atomic
+from pfseg.files import cannot_write, plain, write_atomic
 
 Row = dict[str, Any]  # of the records file
 
@@ -200,16 +199,3 @@ def _parse(line: bytes) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def plain(value: object) -> Any:
-    """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)

@@ -91,7 +91,8 @@ def read_maps(folder: Path, rows: Sequence[MapFiles]) -> list[SampleMaps]:
     """Read what `save_maps` wrote; samples whose files have gone are left out."""
 
     def read(name: str) -> np.ndarray | None:
-        return cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
+        pixels: np.ndarray | None = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
+        return pixels
 
     samples = []
     for row in rows:

@@ -20,7 +20,7 @@ def console() -> Console:
 
 
 def line(console: Console, text: str, style: str = "") -> None:
-    """Print a text as it is: no markup, no highlighting, and nobody breaks its paths and commands."""
+    """Print a text as it is: without markup and highlighting, and without breaking paths and commands."""
     console.print(Text(text, style), soft_wrap=True)
 
 
@@ -32,7 +32,7 @@ def table(*columns: str, numbers: Collection[str] = (), title: str = "") -> Tabl
         numbers: those of `columns` that are aligned on the right and never wrapped.
         title: above the table.
     """
-    made = Table(
+    grid = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_header=bool(columns),
@@ -41,10 +41,10 @@ def table(*columns: str, numbers: Collection[str] = (), title: str = "") -> Tabl
     )
     for column in columns:
         if column in numbers:
-            made.add_column(column, justify="right", no_wrap=True)
+            grid.add_column(column, justify="right", no_wrap=True)
         else:
-            made.add_column(column, overflow="fold")
-    return made
+            grid.add_column(column, overflow="fold")
+    return grid
 
 
 def duration(seconds: float | None) -> str:
@@ -54,6 +54,17 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def as_typed(value: object) -> str:
+    """A setting as on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def number(value: float | None, form: str = ".2f") -> str:

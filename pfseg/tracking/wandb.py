@@ -82,7 +82,7 @@ class WandbLogger(Sink):
 
     def on_val(self, row: Row) -> None:
         """Log scores, their tables and the pictures of the samples."""
-        values: dict[str, Any] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | class_scores(row)
+        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | class_scores(row)
         if (miou := row.get("val/mIoU")) is not None:
             self._best = miou if self._best is None else max(miou, self._best)
             values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
@@ -128,8 +128,8 @@ class WandbLogger(Sink):
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
 
 
-def _start(run: RunContext, mode: str, **options: Any) -> Any:
-    """Start a W&B run, online where that is possible; returns a `wandb.Run`."""
+def _start(run: RunContext, mode: str, **options: Any) -> wandb.Run:
+    """Start a W&B run, online where that is possible."""
     chosen, reason = choose_mode(mode)
     arguments = {
         **options,

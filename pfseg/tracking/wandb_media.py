@@ -15,7 +15,7 @@ _IGNORED = 255
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 
 
-def class_scores(row: Row) -> dict[str, Any]:
+def class_scores(row: Row) -> dict[str, object]:
     """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
     names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
     boundary = [key[4:] for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
@@ -28,7 +28,7 @@ def class_scores(row: Row) -> dict[str, Any]:
     }
 
 
-def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
+def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, object]:
     """W&B's chart of a confusion matrix, [truth][prediction] in pixels."""
     data = [[truth, guess, confusion[i][j]] for i, truth in enumerate(names) for j, guess in enumerate(names)]
     fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
@@ -39,7 +39,7 @@ def confusion_chart(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
 
 def sample_pictures(
     folder: Path, rows: Sequence[MapFiles], names: Sequence[str], edge: Mapping[str, Any] | None
-) -> dict[str, Any]:
+) -> dict[str, list[wandb.Image]]:
     """Pictures of the validation samples.
 
     Args:
@@ -72,7 +72,7 @@ def sample_pictures(
     return {key: images for key, images in pictures.items() if images}
 
 
-def _overlay(sample: SampleMaps, labels: dict[int, str]) -> Any:
+def _overlay(sample: SampleMaps, labels: dict[int, str]) -> wandb.Image:
     maps = {"ground_truth": sample.mask, "prediction": sample.pred}
     masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
     return wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg")

@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file that is whole at any moment, and a JSON beside it to read.
+"""Checkpoints: a safetensors file that is complete at any moment, and beside it a JSON file for people.
 
-`<name>.safetensors` holds the weights that validation saw under their published names, further sections under
-`train/`, `optimizer/` (what training goes on with), and in its header the JSON text of everything else, so that one
-rename replaces all of it at once. `<name>.json` repeats that text for people.
+`<name>.safetensors` holds the weights that validation saw, under their published names; further sections under `train/`
+and `optimizer/`, from which training continues; and in its header everything else as JSON, so that a single rename
+replaces all of it at once. `<name>.json` repeats the header.
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pfseg.errors import CheckpointError, WriteError
-from pfseg.files import PART, write_atomic
-from pfseg.tracking.records import plain
+from pfseg.files import PART, plain, write_atomic
 
 _HEADER = "pfseg"
-# Settings that earlier versions didn't write, with the value that means what those did.
-_LATER = {"dataset": {"eval_contrast": None}}
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
 
 
 def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write `path` (.safetensors) and its JSON; a kill or a full disk leaves the previous ones whole.
+    """Write `path` (.safetensors) and its JSON file; a kill or a full disk leaves the previous ones intact.
 
     Args:
         path: file to write.
         arrays: weights and further sections.
-        meta: what JSON can hold: config, step, metrics, versions, ...
+        meta: values that JSON can hold: config, step, metrics, versions, ...
 
     Raises:
         WriteError: the disk is full or not writable.
@@ -39,24 +36,24 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
-        for killed in path.parent.glob(f".{path.name}.*{PART}"):  # a kill while saving left it
-            killed.unlink()
+        for leftover in path.parent.glob(f".{path.name}.*{PART}"):  # of a run that was killed while saving
+            leftover.unlink()
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
     except WriteError as error:
-        raise WriteError(f"checkpoint not saved, the previous one is whole: {error}") from error
+        raise WriteError(f"checkpoint not saved, the previous one is intact: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All arrays and the metadata of a checkpoint; raises CheckpointError."""
-    meta, keys = _open(path)
+    meta, keys = _read_header(path)
     with safe_open(path, framework="np") as file:
         return {key: file.get_tensor(key) for key in keys}, meta
 
 
 def load_meta(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint, with its `config`; raises CheckpointError."""
-    meta = _open(path)[0]
+    meta = _read_header(path)[0]
     if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"{path} doesn't say how it was trained (no config in it); use another checkpoint")
     return meta
@@ -70,21 +67,15 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _rename(config: Any) -> None:
-    """Give settings of earlier versions their present names."""
-    data = config.get("dataset") if isinstance(config, dict) else None
-    if isinstance(data, dict) and "resolution" in data:
-        data["scale"] = data.pop("resolution")
-
-
-def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The metadata and the keys of the arrays."""
     try:
         with safe_open(path, framework="np") as file:
             header, keys = file.metadata() or {}, list(file.keys())
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); use another checkpoint") from error
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); use another checkpoint") from error
     if _HEADER not in header:
         raise CheckpointError(
             f"{path} holds weights but no pfseg metadata: expected a file written by train.py; "
@@ -94,9 +85,4 @@ def _open(path: Path) -> tuple[dict[str, Any], list[str]]:
         meta = json.loads(header[_HEADER])
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
-    config = meta.get("config") if isinstance(meta, dict) else None
-    _rename(config)
-    for group, later in _LATER.items():
-        if isinstance(config, dict) and isinstance(stored := config.get(group), dict):
-            config[group] = later | stored
     return meta, keys

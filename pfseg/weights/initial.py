@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from pfseg.errors import CheckpointError
 from pfseg.runtime import jt
 from pfseg.weights.checkpoint import read_meta
-from pfseg.weights.reading import WeightMatch, match_weights, read_weights
+from pfseg.weights.matching import WeightMatch, match_weights
+from pfseg.weights.reading import read_weights
 
-Module = Any  # jittor.Module, which ships no types
+
+class Network(Protocol):
+    """What starting weights need of a network; it may also have a `variant`."""
+
+    num_classes: int
+
+    def state_dict(self) -> dict[str, jt.Var]: ...  # noqa: D102
 
 
-def load_backbone(model: Module, path: Path, rename: Callable[[str], str] | None) -> str:
-    """Load a backbone file into `layer0` .. `layer4`; `rename` turns its names into the network's.
+def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | None) -> str:
+    """Load a backbone file into all of a network but its head.
+
+    Args:
+        model: network whose head's weights begin with `head.`.
+        path: safetensors, `.pth` or `.pkl`.
+        rename: turns the file's names into the network's.
 
     Returns:
         What was loaded, skipped and reshaped.
@@ -34,7 +46,7 @@ def load_backbone(model: Module, path: Path, rename: Callable[[str], str] | None
     return match.report()
 
 
-def load_network(model: Module, path: Path) -> str:
+def load_network(model: Network, path: Path) -> str:
     """Load a whole network's weights; layers that differ in the number of classes alone keep their initialisation.
 
     Args:
@@ -50,11 +62,15 @@ def load_network(model: Module, path: Path) -> str:
     state = model.state_dict()
     weights = read_weights(path)
     match = match_weights(_shapes(state), weights)
-    names = [text.partition(":")[0] for text in match.mismatched]
-    other = [name for name in names if not _differs_in_classes(weights[name].shape, state[name].shape, model)]
-    if match.missing or other:
+    names = list(match.mismatched)
+    for_classes = [
+        name
+        for name in names
+        if state[name].shape[0] == model.num_classes and weights[name].shape[1:] == tuple(state[name].shape[1:])
+    ]
+    if match.missing or for_classes != names:
         raise CheckpointError(
-            f"{path} is no such network: {_line(match)}. Give a file of the same network, with any number of "
+            f"{path} holds another network: {_line(match)}. Give a file of the same network, with any number of "
             "classes (config: model.init, model), or one of the backbone alone as model.pretrained"
         )
     meta, variant = read_meta(path), getattr(model, "variant", None)
@@ -69,18 +85,14 @@ def load_network(model: Module, path: Path) -> str:
     return f"started from {path}: {len(match.loaded)} of {len(state)} weights{left}"
 
 
-def _differs_in_classes(theirs: tuple[int, ...], ours: list[int], model: Module) -> bool:
-    return ours[0] == model.num_classes and list(theirs[1:]) == list(ours[1:])
-
-
 def _line(match: WeightMatch) -> str:
     return match.report().replace("\n", "; ")
 
 
-def _shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(state: Mapping[str, jt.Var]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(var.shape) for key, var in state.items()}
 
 
-def _assign(state: dict[str, Any], match: WeightMatch) -> None:
+def _assign(state: Mapping[str, jt.Var], match: WeightMatch) -> None:
     for key, value in match.loaded.items():
         state[key].assign(jt.array(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -11,8 +10,8 @@ from pfseg.errors import CheckpointError
 from pfseg.runtime import jt
 
 Arrays = dict[str, np.ndarray]
-Module = Any  # jittor.Module, which ships no types
-Var = Any  # jittor.Var, likewise
+Module = jt.nn.Module
+Var = jt.Var
 
 
 def export_weights(model: Module) -> Arrays:

@@ -16,13 +16,16 @@ import golden
 import numpy as np
 import pytest
 from data.published import isaid
-from runs import ROOT, rows, stored
+from runs import ROOT, command, rows, run_worker, stored
 from safetensors.numpy import save_file
 from weight_files import add_names, jittor_file, tensor, torch_stream, torch_zip
 
-from pfseg.build import build_dataset, build_model, run_worker
-from pfseg.commands.convert import identify, main
-from pfseg.config.compose import check, compose
+from pfseg.build import build_dataset, build_model
+from pfseg.commands.convert import identify
+from pfseg.config.check import check, checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
+from pfseg.config.stored import training_settings
 from pfseg.errors import ConfigError
 from pfseg.metrics.confusion import confusion_matrix
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -36,7 +39,7 @@ SMALL = {  # names and shapes that tell as much as a whole network's
     "head.conv_last.1.weight": (16, 256, 1, 1),
     "head.conv_last.1.bias": (16,),
 }
-OPTIONS = ["--to", "safetensors", "--variant", "pytorch", "--dataset", "isaid"]
+OPTIONS = ["to=safetensors", "variant=pytorch", "dataset=isaid"]
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def official(form: str, weights: dict[str, np.ndarray]) -> bytes:
 
 def convert(path: Path, content: bytes, *options: str) -> int:
     path.write_bytes(content)
-    return main([str(path), *options])
+    return command("convert", str(path), *options)
 
 
 def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -107,7 +110,13 @@ def test_backbones_are_identified(stem: str, names: str, counts: tuple[int, ...]
 def test_shown_without_writing(small, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert convert(tmp_path / "r50.pth", official("zip", small)) == 0
     told = capsys.readouterr().out
-    for text in ("ResNet-50, deep stem", "PFNet, model=pfnet_r50", "16", "fpn_dim=256, match_dim=64", "--variant"):
+    for text in (
+        "ResNet-50, deep stem",
+        "PFNet, model=pfnet_r50",
+        "16",
+        "fpn_dim=256, match_dim=64",
+        "variant, data set",
+    ):
         assert text in told
     assert f"{len(small)}, of them 1 running statistics" in told
     assert f"{sum(a.size for a in small.values()) - 4:,} (" in told
@@ -119,13 +128,13 @@ def test_our_own_checkpoints_say_more(small, tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "best.safetensors"
     arrays = small | {"optimizer/values/x": np.ones(3, np.float32)}
     save_checkpoint(path, arrays, {"config": config, "progress": {"step": 77}})
-    assert main([str(path)]) == 0
+    assert command("convert", str(path)) == 0
     told = capsys.readouterr().out
     for text in ("variant=jittor, edge_pool=9", "isaid", "77"):
         assert text in told
-    assert main([str(path), *OPTIONS, "--out", str(tmp_path / "x.safetensors")]) == 1
-    assert "best.safetensors is a checkpoint of pfseg already: evaluate.py takes it" in capsys.readouterr().err
-    assert main([str(path), "--to", "pth"]) == 0
+    assert command("convert", str(path), *OPTIONS, f"out={tmp_path}/x.safetensors") == 1
+    assert "best.safetensors is a checkpoint of pfseg already: pfseg evaluate takes it" in capsys.readouterr().err
+    assert command("convert", str(path), "to=pth") == 0
     same(read_weights(tmp_path / "best.pth"), small)
 
 
@@ -134,7 +143,7 @@ def test_our_own_checkpoints_say_more(small, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "jittor"])
 def test_every_form_becomes_the_same_pth(form: str, small, tmp_path: Path):
-    assert convert(tmp_path / "given.bin", official(form, small), "--to", "pth") == 0
+    assert convert(tmp_path / "given.bin", official(form, small), "to=pth") == 0
     same(read_weights(tmp_path / "given.pth"), small)
     with zipfile.ZipFile(tmp_path / "given.pth") as archive:
         assert archive.testzip() is None
@@ -148,7 +157,7 @@ def test_types_views_and_alignment_of_a_pth(tmp_path: Path):
     arrays = {kind: values.astype(kind) for kind in ("u1", "i1", "i2", "i4", "i8", "f4", "f8", "?")}
     arrays |= {"scalar": np.array(3, np.float32), "empty": np.zeros((0, 3), np.float32)}
     save_file(arrays, tmp_path / "all.safetensors")
-    assert main([str(tmp_path / "all.safetensors"), "--to", "pth"]) == 0
+    assert command("convert", str(tmp_path / "all.safetensors"), "to=pth") == 0
     same(read_weights(tmp_path / "all.pth"), arrays)
     data = (tmp_path / "all.pth").read_bytes()
     with zipfile.ZipFile(tmp_path / "all.pth") as archive:
@@ -161,7 +170,7 @@ def test_types_views_and_alignment_of_a_pth(tmp_path: Path):
 
 def test_types_that_pytorch_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_file({"a": np.ones(2, np.uint16)}, tmp_path / "a.safetensors")
-    assert main([str(tmp_path / "a.safetensors"), "--to", "pth"]) == 1
+    assert command("convert", str(tmp_path / "a.safetensors"), "to=pth") == 1
     assert "a is of type uint16, which PyTorch lacks; expected bool, " in capsys.readouterr().err
     assert not (tmp_path / "a.pth").exists()
 
@@ -184,7 +193,7 @@ def test_a_file_that_wants_to_run_something_is_refused(form: str, tmp_path: Path
         content = jittor_file({"state_dict": {"a": np.ones(2)}, "extra": Touch(mark)})
     else:
         content = {"zip": torch_zip, "legacy": torch_stream}[form]({"state_dict": {}, "extra": Touch(mark)})
-    assert convert(tmp_path / "bad.pth", content, "--to", "pth", "--out", str(tmp_path / "o.pth")) == 1
+    assert convert(tmp_path / "bad.pth", content, "to=pth", f"out={tmp_path}/o.pth") == 1
     told = capsys.readouterr()
     assert told.err.startswith(f"error: weights file {tmp_path}/bad.pth asks for `posix.system`")
     assert "refused, nothing was executed" in told.err and told.err.count("\n") == 1 and not told.out
@@ -196,19 +205,17 @@ def test_a_file_that_wants_to_run_something_is_refused(form: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--to", "safetensors", "--dataset", "isaid"], "--variant is not given, and the file can't tell: the two fam"),
-        (
-            ["--to", "safetensors", "--variant", "jittor"],
-            "--dataset is not given, .* whose 16 classes .* --dataset isa",
-        ),
-        ([*OPTIONS, "--dataset", "potsdam"], "r50.pth has 16 classes, --dataset potsdam has 6: name the data set that"),
-        ([*OPTIONS, "--dataset", "isad"], "unknown choice `dataset=isad`: did you mean `dataset=isaid`"),
+        (["to=safetensors", "dataset=isaid"], "variant is not given, and the file can't tell: the two families"),
+        (["to=safetensors", "variant=jittor"], "dataset is not given, .* whose 16 classes .* dataset=isaid"),
+        ([*OPTIONS[:2], "dataset=potsdam"], "r50.pth has 16 classes, dataset=potsdam has 6: name the data set that"),
+        ([*OPTIONS[:2], "dataset=isad"], "unknown choice `dataset=isad`: did you mean `dataset=isaid`"),
         ([*OPTIONS, "dataset.evalsize=9"], "unknown key `dataset.evalsize`: did you mean `dataset.eval_size`"),
-        (["--out", "x.pth"], "--out says where, not what to write: add --to safetensors or --to pth"),
-        (["--variant", "jittor"], "--variant, --dataset, --config-dir and settings go with --to safetensors only"),
-        (["--to", "pth", "dataset.eval_size=9"], "settings go with --to safetensors only: leave them out"),
-        (["--to", "pth", "--out", "x.bin"], r"--out x.bin must end in \.pth, by which the file is recognised"),
-        (["--to", "pth"], r"r50.pth exists already: give another file by --out"),
+        (["out=x.pth"], "out says where to write, but not what: add to=safetensors or to=pth"),
+        (["variant=jittor"], "variant and dataset go with to=safetensors only"),
+        (["to=pth", "dataset=isaid"], "variant and dataset go with to=safetensors only: leave them out"),
+        (["to=pth", "out=x.bin"], r"out=x.bin must end in \.pth, by which the file is recognised"),
+        (["to=pth"], r"r50.pth exists already: give another file by out="),
+        (["--to", "pth"], "unrecognized arguments: --to pth: settings are given as key=value, without dashes"),
     ],
 )
 def test_options_that_do_not_fit(options, said, small, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -220,7 +227,7 @@ def test_options_that_do_not_fit(options, said, small, tmp_path: Path, capsys: p
 
 def test_a_backbone_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_file(blocks("conv1 conv2", (2, 2, 2, 2)), tmp_path / "r18.anything")
-    assert main([str(tmp_path / "r18.anything"), *OPTIONS]) == 1
+    assert command("convert", str(tmp_path / "r18.anything"), *OPTIONS) == 1
     told = capsys.readouterr()
     assert "none of PFNet: a backbone alone goes to model.pretrained" in told.out
     assert "r18.anything holds no whole PFNet on one of its backbones" in told.err
@@ -232,7 +239,7 @@ def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
-        assert main([str(path), "--to", "pth"]) == 1
+        assert command("convert", str(path), "to=pth") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"{tmp_path}/a.pth can't be written (File too large): give another place" in capsys.readouterr().err
@@ -241,8 +248,13 @@ def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_as_a_command_without_jittor(tmp_path: Path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
-    code = "import sys; from pfseg.commands.convert import main as m; sys.exit(m(sys.argv[1:]) or 9 * ('jittor' in sys.modules))"
-    command = [sys.executable, "-c", code, str(tmp_path / "a.safetensors"), "--to", "pth"]
+    code = """if True:
+        import sys
+        from pfseg.commands import app
+        code = app.run("convert", sys.argv[1:])
+        sys.exit(code or 9 * ("jittor" in sys.modules))
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "a.safetensors"), "to=pth"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"written: {tmp_path}/a.pth" in done.stdout
@@ -260,13 +272,13 @@ def test_published_weights_give_the_published_logits(form, variant, file, size, 
     from pfseg.weights.transfer import load_weights
 
     weights = {name: golden.weight(name, tuple(shape)) for name, shape in golden.shapes("pfnet_r50").items()}
-    options = [*OPTIONS, "--variant", variant, "--out", str(tmp_path / "out.safetensors")]
+    options = [OPTIONS[0], OPTIONS[2], f"variant={variant}", f"out={tmp_path}/out.safetensors"]
     assert convert(tmp_path / "published.bin", official(form, weights), *options) == 0
     arrays, meta = load_checkpoint(tmp_path / "out.safetensors")
     same(arrays, weights)
     model = meta["config"]["model"]
     assert (model["variant"], model["num_classes"], model["backbone"]["depth"]) == (variant, 16, 50)
-    network = build_model(model, 16)
+    network = build_model(training_settings(tmp_path / "out.safetensors").model, 16)
     load_weights(network, arrays, "out")
     network.eval()
     expected = golden.load(file)
@@ -284,9 +296,9 @@ def check_evaluation(folder: Path, network: Any, size: int) -> None:
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     isaid(folder / "data", masks_in="masks", size=(size, size))
     settings = [f"checkpoint={folder}/out.safetensors", f"dataset.root={folder}/data", "gpus=0", "ranks=1"]
-    run_worker(check(compose("evaluate", settings)), folder / "scores", lambda: False)
-    data = load_checkpoint(folder / "out.safetensors")[1]["config"]["dataset"]
-    dataset = build_dataset(data | {"root": str(folder / "data")}, "val")
+    run_worker(check(compose("evaluate", settings)).dump(), folder / "scores", lambda: False)
+    data = training_settings(folder / "out.safetensors", {"root": str(folder / "data")}).dataset
+    dataset = build_dataset(data, "val")
     sample = dataset.read(0)
     with jt.no_grad():
         image = ((sample.image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None]
@@ -301,15 +313,15 @@ def test_converted_and_evaluated(tmp_path: Path):
     from pfseg.weights.transfer import export_weights
 
     settings = ["model=pfnet_r18", "model.fpn_dim=32", "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]
-    network = build_model(check(compose("train", settings))["model"], 6)
+    network = build_model(checked(compose("train", settings), Train).model, 6)
     weights = export_weights(network)
-    scenes = ["dataset.size=64", "dataset.val_images=2", "--dataset", "synthetic"]
-    options = ["--to", "safetensors", "--variant", "pytorch", *scenes]
+    scenes = ["dataset.size=64", "dataset.val_images=2", "dataset=synthetic"]
+    options = ["to=safetensors", "variant=pytorch", *scenes]
     assert convert(tmp_path / "r18.pth", official("legacy", weights), *options) == 0
     path = tmp_path / "r18.safetensors"
     same(load_checkpoint(path)[0], weights)
     config = check(compose("evaluate", [f"checkpoint={path}", "gpus=0", "ranks=1", "boundary=true"]))
-    run_worker(config, tmp_path / "scores", lambda: False)
+    run_worker(config.dump(), tmp_path / "scores", lambda: False)
     results = stored(tmp_path / "scores" / "results.json")
     assert (results["images"], results["step"], len(results["classes"])) == (2, 0, 6)
     (row,) = rows(tmp_path / "scores", "val")
@@ -319,10 +331,10 @@ def test_converted_and_evaluated(tmp_path: Path):
 
 
 def test_the_checkpoint_knows_no_place_of_the_data(tmp_path: Path):
-    config = check(compose("train", ["dataset=isaid", f"dataset.root={tmp_path}", "gpus=0", "ranks=1"]))
+    config = checked(compose("train", ["dataset=isaid", f"dataset.root={tmp_path}", "gpus=0", "ranks=1"]), Train)
     for source in ("patches", "scenes"):
         with pytest.raises(ConfigError, match=r"dataset\.root is null, but FolderDataset needs it: add dataset\.root="):
-            build_dataset(config["dataset"] | {"root": None, "source": source}, "val")
+            build_dataset(config.dataset.model_copy(update={"root": None, "source": source}), "val")
 
 
 def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -331,10 +343,9 @@ def test_a_data_set_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[st
     table = "classes: [{name: soil, color: A07850}, {name: tree, color: 14783C}]"
     (folder / "orchard.yaml").write_text(f"defaults: [folder, _self_]\nname: orchard\n{table}\n")
     weights = {name: golden.weight(name, shape) for name, shape in SMALL.items()}
-    options = ["--to", "safetensors", "--variant", "pytorch", "--dataset", "orchard"]
-    options += ["--config-dir", str(tmp_path / "conf")]
+    options = ["to=safetensors", "variant=pytorch", "dataset=orchard", "--config-dir", str(tmp_path / "conf")]
     assert convert(tmp_path / "r50.pth", official("zip", weights), *options) == 2
-    assert "r50.pth has 16 classes, --dataset orchard has 2" in capsys.readouterr().err
+    assert "r50.pth has 16 classes, dataset=orchard has 2" in capsys.readouterr().err
 
 
 def test_a_network_that_lacks_weights(small, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

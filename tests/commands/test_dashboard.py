@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from logged import wandb_history, wandb_records
 from run_folders import NAMES, make_run
+from runs import command
 
-from pfseg.commands.dashboard import main
 from pfseg.reporting.runs import Run, read_runs
 from pfseg.reporting.workspace import build_workspace, logged_names
 from pfseg.tracking.loggers import RunContext
@@ -46,7 +46,7 @@ def asked(spec: Any) -> set[str]:
 
 def written(folder: Path, *options: str) -> Any:
     file = folder / "workspace.json"
-    assert main([str(folder), "--json", str(file), *options]) == 0
+    assert command("dashboard", str(folder), f"json={file}", *options) == 0
     return json.loads(file.read_text())
 
 
@@ -114,15 +114,15 @@ def test_faults_are_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     plain = make_run(tmp_path / "plain" / "run", steps=2)
-    assert main([str(plain)]) == 2
+    assert command("dashboard", str(plain)) == 2
     assert f"no run in {plain} was logged to W&B: train with logger=wandb first" in capsys.readouterr().err
     run = logged_run(tmp_path / "run")
-    assert main([str(run)]) == 2
-    assert "error: no W&B key is known: run `wandb login` or set WANDB_API_KEY, or write" in capsys.readouterr().err
+    assert command("dashboard", str(run)) == 2
+    assert "error: no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main([str(run), "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert command("dashboard", str(run), f"json={tmp_path}/file/x.json") == 2
     assert "can't be written (" in capsys.readouterr().err
     monkeypatch.setattr("pfseg.commands.dashboard.has_key", lambda: True)
     monkeypatch.setattr("pfseg.commands.dashboard.unreachable", lambda url: f"{url} can't be reached: no route")
-    assert main([str(run)]) == 1
+    assert command("dashboard", str(run)) == 1
     assert "can't be reached: no route; try again with a network, or write" in capsys.readouterr().err

@@ -27,7 +27,9 @@ from runs import ENVIRONMENT, ROOT
 from tiny_network import CLASSES, make_checkpoint
 
 from pfseg.commands.predict import run
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check, checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
 from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
 from pfseg.prediction.image import Image
 from pfseg.weights.checkpoint import save_checkpoint
@@ -389,7 +391,9 @@ def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
     with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \('mean' is missing"):
         predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
-    with pytest.raises(ConfigError, match=r"weights.pth is no .safetensors file: .*; pfseg convert makes one"):
+    with pytest.raises(
+        ConfigError, match=r"weights.pth must be a run folder or a .safetensors file.*; pfseg convert makes one"
+    ):
         predict(f"checkpoint={tmp_path / 'weights.pth'}")
 
 
@@ -416,7 +420,7 @@ def test_without_pyogrio(predict, tmp_path, monkeypatch):
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pfseg.commands.predict", *arguments]
+    command = [sys.executable, "-m", "pfseg", "predict", *arguments]
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=ENVIRONMENT | paths | environment, cwd=ROOT, **pipes)
@@ -446,9 +450,11 @@ def test_the_challenge(tmp_path):
 
     root = DATA / "gaofen_like" / "sar"
     settings = ["dataset=gaofen_sar", f"dataset.root={root}", "model=pfnet_r18", "model.fpn_dim=32"]
-    config = check(compose("train", [*settings, "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]))
-    weights = export_weights(build_model(config["model"], 2))
-    save_checkpoint(tmp_path / "net.safetensors", weights, {"config": config, "progress": {"step": 0}, "epoch": 0})
+    config = checked(compose("train", [*settings, "model.match_dim=16", "gpus=0", "ranks=1", "logger=none"]), Train)
+    weights = export_weights(build_model(config.model, 2))
+    save_checkpoint(
+        tmp_path / "net.safetensors", weights, {"config": config.dump(), "progress": {"step": 0}, "epoch": 0}
+    )
     (folder,) = root.glob("val/image")
     process = start(
         f"input={folder}", f"output={tmp_path / 'out'}", "preset=gaofen", "resize=128",

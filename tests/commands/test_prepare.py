@@ -21,7 +21,7 @@ SCENES = 12
 
 
 def start(src: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pfseg.commands.prepare", "dataset=isaid", f"src={src}", f"out={out}", "workers=1"]
+    command = [sys.executable, "-m", "pfseg", "prepare", "dataset=isaid", f"src={src}", f"out={out}", "workers=1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *SIZES, *overrides], env=environment, cwd=out.parent, **pipes)
@@ -109,5 +109,5 @@ def test_a_scene_that_fails_ends_with_exit_code_1(tmp_path: Path):
     shown, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.startswith("error: 1 of 4 scenes failed and the archive has 0 faults, listed in ")
-    assert "train: python train.py dataset=isaid dataset.root=" in shown
+    assert "train: pfseg train dataset=isaid dataset.root=" in shown
     assert (out / "report.md").is_file()

@@ -10,15 +10,18 @@ import pytest
 from data.fakes import write
 from runs import ENVIRONMENT, ROOT
 
-from pfseg.commands.preview import class_shares, preview
-from pfseg.config.compose import check, compose
+from pfseg.commands.preview import class_shares
+from pfseg.commands.preview import run as preview
+from pfseg.config.check import check, checked
+from pfseg.config.commands import Preview
+from pfseg.config.compose import compose
 from pfseg.errors import ConfigError, WriteError
 
 SMALL = ["dataset.size=64", "dataset.train_images=6", "dataset.crop_size=64", "samples=8"]
 
 
-def configured(out: Path, *overrides: str) -> dict:
-    return check(compose("preview", [f"out='{out}'", *SMALL, *overrides]))
+def configured(out: Path, *overrides: str) -> Preview:
+    return checked(compose("preview", [f"out='{out}'", *SMALL, *overrides]), Preview)
 
 
 def test_a_picture_and_the_shares_of_the_classes(tmp_path, capsys):
@@ -48,7 +51,7 @@ def test_rare_classes_come_up_more_often_when_drawn_by_class(tmp_path, monkeypat
     for share in (0.0, 1.0):
         given = ["dataset=folder", f"dataset.root={tmp_path}", table, f"dataset.class_uniform={share}"]
         given += ["dataset.crop_size=64", "dataset.scale_range=[1.0,1.0]", "samples=60", f"out={tmp_path / 'p.png'}"]
-        preview(check(compose("preview", given)))
+        preview(checked(compose("preview", given), Preview))
         line = next(line for line in capsys.readouterr().out.splitlines() if "rare" in line)
         shares.append(int(line.split()[-1]))
     assert shares[0] < 25
@@ -67,7 +70,7 @@ def test_shares_leave_out_what_is_ignored():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["out=a.jpg"], r"out=a.jpg is no .png file: set out=<name>.png"),
+        (["out=a.jpg"], r"out=a.jpg must end in .png: set out=<name>.png"),
         (["rows=0"], "rows=0"),
         (["dataset=folder", "dataset.root=nowhere", "dataset.classes=[{name: a, color: '000000'}]"], "nowhere"),
         (["dataset.crop_size=16"], "dataset.crop_size=16 is too small"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from run_folders import fail, make_run
+from runs import command
 
-from pfseg.commands.report import main
 from pfseg.errors import ConfigError
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import Run, find_runs, read_runs
@@ -272,7 +272,7 @@ def test_terminal_table_fits_its_width(
     sweep(tmp_path / "s")
     fail(make_run(tmp_path / "s" / "größer", model="pfnet_r50", status=None, panels=False), "out of memory")
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert main([str(tmp_path / "s")]) == 0
+    assert command("report", str(tmp_path / "s")) == 0
     out = capsys.readouterr().out
     for expected in ("größer", "failed", "out of memory", "edge_weight=25", "± ", "95 % interval"):
         assert expected in " ".join(out.split()), out
@@ -281,20 +281,20 @@ def test_terminal_table_fits_its_width(
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 2
+    assert command("report", str(tmp_path / "empty")) == 2
     assert "no run in" in (err := capsys.readouterr().err) and err.count("\n") == 1
-    assert main([str(tmp_path / "nothing*")]) == 2
+    assert command("report", str(tmp_path / "nothing*")) == 2
     assert "does not exist and matches nothing" in capsys.readouterr().err
     make_run(tmp_path / "run", panels=False)
     (tmp_path / "file").touch()
-    assert main([str(tmp_path / "run"), "--csv", str(tmp_path / "file" / "x.csv")]) == 2
-    assert "--csv" in (err := capsys.readouterr().err) and "can't be written" in err
+    assert command("report", str(tmp_path / "run"), f"csv={tmp_path}/file/x.csv") == 2
+    assert "csv=" in (err := capsys.readouterr().err) and "can't be written" in err
 
 
 def test_the_command_writes_all_files(tmp_path: Path):
     sweep(tmp_path / "s")
-    files = [f"--{form}={tmp_path / form}" for form in ("html", "csv", "markdown", "latex")]
-    command = [sys.executable, "-m", "pfseg.commands.report", str(tmp_path / "s" / "*"), *files, "--where", "seed=1"]
+    files = [f"{form}={tmp_path / form}" for form in ("html", "csv", "markdown", "latex")]
+    command = [sys.executable, "-m", "pfseg", "report", str(tmp_path / "s" / "*"), *files, "where=['seed=1']"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "loss.edge_weight" in done.stdout and not done.stderr
     assert len((tmp_path / "csv").read_text().splitlines()) == 3

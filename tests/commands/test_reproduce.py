@@ -9,8 +9,9 @@ import pytest
 import runs
 import yaml
 
-from pfseg.commands.reproduce import compare, compare_data, main, pinned_overrides, read_stored
-from pfseg.config.compose import check, compose
+from pfseg.commands.reproduce import compare, compare_data, pinned_overrides, read_stored
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.errors import ConfigError
 from pfseg.launch.provenance import data_state, environment
 
@@ -19,7 +20,7 @@ OVERRIDES = ["gpus=0", "logger=none", "optimizer.lr=0.002", "augment.hflip=0.25"
 
 def store(folder: Path, *overrides: str, **changes: Any) -> Path:
     """What a start leaves; `changes` are made to the environment."""
-    config = check(compose("train", [*OVERRIDES, *overrides]))
+    config = check(compose("train", [*OVERRIDES, *overrides])).dump()
     sources = [{"provider": "main", "path": "conf"}]
     hydra = {"hydra": {"job": {"config_name": "train"}, "runtime": {"config_sources": sources}}}
     (folder / ".hydra").mkdir(parents=True)
@@ -69,7 +70,7 @@ def test_changed_defaults_are_pinned_to_the_stored_values(tmp_path: Path):
     change(folder, "dataset", classes=classes)
     overrides, lost = pinned_overrides(read_stored(folder))
     assert not lost and {"optimizer.weight_decay=0.25", "trainer.ema=0.5"} <= set(overrides)
-    again = check(compose("train", overrides))
+    again = check(compose("train", overrides)).dump()
     assert again == yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
 
 
@@ -93,7 +94,7 @@ def test_relative_paths_become_those_of_then(tmp_path: Path, monkeypatch: pytest
     folder = store(tmp_path / "run", *own)
     monkeypatch.chdir("/")
     overrides, lost = pinned_overrides(read_stored(folder))
-    assert not lost and check(compose("train", overrides))["dataset"]["root"] == str(tmp_path / "my data=1")
+    assert not lost and check(compose("train", overrides)).dump()["dataset"]["root"] == str(tmp_path / "my data=1")
 
 
 def test_code_refuses_versions_and_machines_warn():
@@ -142,31 +143,31 @@ def test_damaged_folders_are_refused(tmp_path: Path, name: str, content: str | N
 
 
 def test_the_command_prints_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main([str(tmp_path / "none")]) == 2
+    assert runs.command("reproduce", str(tmp_path / "none")) == 2
     assert "does not exist" in capsys.readouterr().err
     folder = store(tmp_path / "ein Lauf", git={"revision": "b" * 40, "dirty": False})
-    assert main([str(folder)]) == 0
+    assert runs.command("reproduce", str(folder)) == 0
     out = capsys.readouterr().out
     assert "bbbbbbbbbbbb" in out and "differs: refuse" in out
     words = shlex.split(out.splitlines()[-1])
-    assert words[:2] == ["cd", str(runs.ROOT)] and words[4] == "train.py" and words[5:9] == OVERRIDES
+    assert words[1:4] == ["-m", "pfseg", "train"] and words[4:8] == OVERRIDES
     assert words[-1].startswith(f"hydra.run.dir='{folder}-again-")
-    assert main([str(folder), "--run"]) == 2
+    assert runs.command("reproduce", str(folder), "start=true") == 2
     assert f"git checkout {'b' * 40}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["ein Lauf"]
 
 
 def test_run_starts_it_in_a_new_folder_and_gives_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     folder = store(tmp_path / "run")
-    dump(folder / ".hydra" / "overrides.yaml", [*OVERRIDES, "optimizer.lrr=1"])  # train.py refuses it
-    assert main([str(folder), "--run", "--force"]) == 2
+    dump(folder / ".hydra" / "overrides.yaml", [*OVERRIDES, "optimizer.lrr=1"])  # which pfseg train rejects
+    assert runs.command("reproduce", str(folder), "start=true", "force=true") == 2
     assert "did you mean `optimizer.lr`" in capfd.readouterr().err
 
 
 def test_a_reproduced_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in `runs.train`: another number rounds sums otherwise
     runs.train(tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--run"]) == 0
+    assert runs.command("reproduce", str(tmp_path / "run"), "start=true") == 0
     (again,) = tmp_path.glob("run-again-*")
 
     def losses(folder: Path) -> list[float]:

@@ -24,8 +24,7 @@ from runs import ENVIRONMENT, ROOT, SCENES, TINY, configured, finished, start, s
 from test_experiments import fake
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-import train
-from pfseg.config.compose import main
+from pfseg.commands.app import main
 
 SWEEP = ROOT / "sweep"
 ONCE = ["trainer.max_epochs=1", "launch=inline"]
@@ -43,7 +42,7 @@ def command(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run train.py in this process."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main(train.train, "train")
+        main("train")
     assert ended.value.code == 0
 
 
@@ -173,7 +172,7 @@ def test_an_optuna_study_is_killed_continued_and_prunes(tmp_path: Path):
     again = ["hydra.sweeper.n_trials=1", "optimizer.lr=0.002", f"hydra.sweep.dir={tmp_path}/more", *pruner]
     said = finished(start("train.py", *study(tmp_path, *again)))
     last = trials(tmp_path)[-1]
-    assert len(trials(tmp_path)) == len(failed) + 2 and last.state.name == "COMPLETE"
+    assert len(trials(tmp_path)) == len(failed) + 2 and last.state.name == "PRUNED"
     assert last.user_attrs["pruned_at_epoch"] == 1 and "pruned after epoch 1: below the study's" in said
     result = stored(tmp_path / "more" / "0" / "result.json")
     assert result["status"] == "stopped" and result["step"] < 4 and last.value == result["best/mIoU"]

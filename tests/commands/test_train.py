@@ -20,7 +20,8 @@ import pytest
 from data.fakes import write
 from runs import TINY, finished, resume, rows, start, stored, train, worked
 
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.errors import CheckpointError, DataError, JobError
 from pfseg.launch.worker import job as run_worker
 from pfseg.weights.checkpoint import load_checkpoint
@@ -189,7 +190,7 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, who
 
     files = sorted(path.name for path in last.parent.iterdir())
     told = resume(folder, code=1, preexec_fn=fill_disk)
-    assert told.startswith("error: checkpoint not saved, the previous one is whole: ")
+    assert told.startswith("error: checkpoint not saved, the previous one is intact: ")
     assert "safetensors can't be written (File too large)" in told
     assert load_checkpoint(last)[1]["progress"]["step"] == step
     assert sorted(path.name for path in last.parent.iterdir()) == files
@@ -227,7 +228,7 @@ def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole
     filler = small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
     told = resume(folder, code=1)
-    assert told.startswith("error: checkpoint not saved, the previous one is whole: ")
+    assert told.startswith("error: checkpoint not saved, the previous one is intact: ")
     assert "(No space left on device); free some space on this disk" in told
     assert load_checkpoint(last)[1]["progress"]["step"] == step
     filler.unlink()
@@ -314,7 +315,7 @@ def test_a_run_always_ends_with_a_validation(tmp_path: Path):
 
 def evaluated(folder: Path, *overrides: str) -> dict[str, Any]:
     config = check(compose("evaluate", ["gpus=0", "ranks=1", *overrides]))
-    run_worker(config, folder, lambda: False)
+    run_worker(config.dump(), folder, lambda: False)
     return stored(folder / "results.json")
 
 
@@ -343,7 +344,7 @@ def test_evaluate_refuses_half_a_file(undisturbed: Path, tmp_path: Path):
     content = (undisturbed / "checkpoints" / "best.safetensors").read_bytes()
     half.write_bytes(content[: len(content) // 2])
     told = finished(start("evaluate.py", "gpus=0", f"checkpoint={half}"), 1)
-    assert told.startswith(f"error: {half} is no whole safetensors file (")
+    assert told.startswith(f"error: {half} is not a complete safetensors file (")
     assert told.count("\n") == 1
 
 
@@ -473,6 +474,6 @@ def test_nothing_to_score_is_an_error(town: Path):
     for path in (town / "val" / "images").iterdir():
         path.write_bytes(path.read_bytes()[:-500])
     config = check(compose("train", [text for text in of(town) if not text.startswith("hydra.")]))
-    config["dataset"]["on_error"] = "skip"
+    config.dataset.on_error = "skip"
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
-        run_worker(config, town / "run", lambda: False)
+        run_worker(config.dump(), town / "run", lambda: False)

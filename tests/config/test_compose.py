@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from pfseg.config.checks import find_checkpoint
-from pfseg.config.compose import check, compose, config_dir, main, run_folder
+from pfseg.commands.app import main
+from pfseg.config.check import check, find_checkpoint
+from pfseg.config.compose import compose, config_dir, run_folder
 from pfseg.config.resume import expand_resume
 from pfseg.config.schema import Augment, FolderData, SyntheticData
+from pfseg.config.settings import Settings
 from pfseg.errors import ConfigError
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -29,7 +30,7 @@ CONF = config_dir()
 
 
 def checked(*overrides: str) -> dict[str, Any]:
-    return check(compose("train", ["gpus=0", *overrides]))
+    return check(compose("train", ["gpus=0", *overrides])).dump()
 
 
 def options(group: str) -> list[str]:
@@ -112,10 +113,10 @@ def test_schemas_name_what_the_constructors_take():
     from pfseg.data.synthetic import SyntheticDataset
     from pfseg.data.transforms import Augment as AugmentClass
 
-    def names(schema: type) -> set[str]:
-        return {field.name for field in fields(schema)}
+    def names(schema: type[Settings]) -> set[str]:
+        return set(schema.model_fields) - {"target"}
 
-    assert set(inspect.signature(AugmentClass).parameters) == names(Augment) - {"_target_"}
+    assert set(inspect.signature(AugmentClass).parameters) == names(Augment)
     assert set(inspect.signature(FolderDataset).parameters) - {"split"} <= names(FolderData)
     assert set(inspect.signature(SyntheticDataset).parameters) - {"split"} <= names(SyntheticData)
 
@@ -154,7 +155,10 @@ def test_schemas_name_what_the_constructors_take():
         ),
         (["pruner={_target_:optuna.pruners.Nix}"], "pruner._target_=optuna.pruners.Nix: no such class; write it as"),
         (["optimizer.lr"], "cannot read `optimizer.lr`"),
-        (["optimizer.lr=1,2"], "Ambiguous value for argument 'optimizer.lr=1,2' .* add --multirun"),
+        (
+            ["optimizer.lr=1,2"],
+            "`optimizer.lr=1,2` has several values: add -m .--multirun. to run them all, or put",
+        ),
         (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number above 0, got text"),
         (["optimizer.lr="], "optimizer.lr=: expected a number above 0, got nothing"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: expected a number above 0$"),
@@ -211,7 +215,7 @@ def test_a_dataset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = check(compose("train", ["dataset=town"], folder=tmp_path))
-    assert config["dataset"]["streets"] == 7
+    assert config.dataset.streets == 7 and config.dump()["dataset"]["streets"] == 7
     with pytest.raises(ConfigError, match=r"dataset\.std=3: expected 3 values"):
         check(compose("train", ["dataset=town", "dataset.std=3"], folder=tmp_path))
     with pytest.raises(ConfigError, match=r"town_data\.City: no such class"):
@@ -273,29 +277,31 @@ def test_evaluate_finds_the_checkpoint(run: Path):
     assert find_checkpoint(run) == best
     assert run_folder(str(run)) == run_folder(str(last)) == str(run)
     config = check(compose("evaluate", [f"checkpoint='{last}'", "eval_size=512"]))
-    assert (config["checkpoint"], config["eval_size"]) == (str(last), [512, 512])
+    assert (config.checkpoint, config.eval_size) == (str(last), (512, 512))
     for value, text in {
         "nowhere": "checkpoint=nowhere does not exist",
         str(run / ".hydra"): r"holds no checkpoints/best\.safetensors",
-        str(run / ".hydra" / "overrides.yaml"): r"is no \.safetensors file",
+        str(run / ".hydra" / "overrides.yaml"): r"must be a run folder or a \.safetensors file",
         "???": "checkpoint is not set: add checkpoint=<run folder",
     }.items():
         with pytest.raises(ConfigError, match=text):
             check(compose("evaluate", [f"checkpoint='{value}'"]))
 
 
-# A stand-in for train.py, which does nothing but say where it runs.
+# `pfseg train`, which does nothing but say where it runs.
 COMMAND = """
 import sys
 from hydra.core.hydra_config import HydraConfig
-from pfseg.config.compose import main
+from pfseg.commands import train
+from pfseg.commands.app import main
 
-def run(config):
-    if config["seed"] == 13:
+def run(settings):
+    if settings.seed == 13:
         raise RuntimeError("boom")
     sys.stdout.write(HydraConfig.get().runtime.output_dir)
 
-main(run, "train")
+train.run = run
+main("train")
 """
 
 
@@ -316,7 +322,8 @@ def test_a_fault_is_one_line_before_anything_is_written(tmp_path: Path):
 
 
 def test_checking_loads_neither_jittor_nor_opencv(tmp_path: Path):
-    code = "import sys; from pfseg.config.compose import check, compose; check(compose('train'))\n"
+    code = "import sys\nfrom pfseg.config.check import check\nfrom pfseg.config.compose import compose\n"
+    code += "check(compose('train'))\n"
     done = command(tmp_path, code=code + "sys.exit(bool({'jittor', 'cv2', 'wandb'} & set(sys.modules)))")
     assert done.returncode == 0, done.stderr
 
@@ -357,7 +364,7 @@ def test_a_sweep_keeps_each_failure(tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "env", "text"),
     [
-        ([], {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, "python train.py ranks=4"),
+        ([], {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, "pfseg train ranks=4"),
         (["--lr", "3"], {}, "settings are given as key=value, without dashes"),
     ],
 )
@@ -366,6 +373,6 @@ def test_command_lines_that_are_refused(args, env, text, monkeypatch: pytest.Mon
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(SystemExit) as caught:
-        main(lambda config: None, "train")
+        main("train")
     assert caught.value.code == 2
     assert text in capsys.readouterr().err

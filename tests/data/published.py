@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from data.fakes import write
 
 from pfseg.build import build_dataset
 from pfseg.commands.prepare import run
-from pfseg.config.compose import check, compose
+from pfseg.config.check import checked
+from pfseg.config.commands import PrepareJob
+from pfseg.config.compose import compose
+from pfseg.config.schema import FolderData
 from pfseg.data.base import parse_classes
 from pfseg.data.folder import FolderDataset
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def configured(dataset: str, src: Path, out: Path, *overrides: str) -> dict[str, Any]:
+def configured(dataset: str, src: Path, out: Path, *overrides: str) -> PrepareJob:
     given = [f"dataset={dataset}", f"src='{src}'", f"out='{out}'", "workers=2", *overrides]
-    return check(compose("prepare", given))
+    return checked(compose("prepare", given), PrepareJob)
 
 
-def prepared(dataset: str, src: Path, out: Path, *overrides: str) -> dict[str, Any]:
+def prepared(dataset: str, src: Path, out: Path, *overrides: str) -> FolderData:
     """Prepare in this process; returns the settings of the data set, to be read from `out`."""
     config = configured(dataset, src, out, *overrides)
     run(config)
-    return config["dataset"] | {"root": str(out)}
+    return config.dataset.model_copy(update={"root": str(out)})
 
 
-def opened(data: dict[str, Any], split: str) -> FolderDataset:
+def opened(data: FolderData, split: str) -> FolderDataset:
     found = build_dataset(data, split)
     assert isinstance(found, FolderDataset)
     return found

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from data.building import synthetic
 
 from pfseg.data.base import ClassInfo, class_ids, parse_classes, parse_color
 from pfseg.errors import ConfigError
@@ -14,13 +12,6 @@ def test_class_table_is_read():
     assert classes == (ClassInfo("roof", (60, 16, 152)), ClassInfo("road", (1, 2, 3), 7))
     assert class_ids(classes) == [0, 7]
     assert parse_classes(classes) == classes
-
-
-def test_palette_follows_the_table():
-    dataset = synthetic("val")
-    assert dataset.palette.shape == (dataset.num_classes, 3) == (6, 3)
-    assert dataset.palette.dtype == np.uint8
-    assert tuple(dataset.palette[1]) == dataset.classes[1].color
 
 
 @pytest.mark.parametrize(

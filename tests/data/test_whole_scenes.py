@@ -13,7 +13,9 @@ from data.building import augmentation, scene_dataset, train_loader
 from data.fakes import COLORS, write
 
 from pfseg.build import build_dataset
+from pfseg.config.check import checked
 from pfseg.config.compose import compose
+from pfseg.config.schema import FolderData, Train
 from pfseg.data.base import Scene
 from pfseg.data.tiling import windows
 from pfseg.errors import ConfigError, DataError, JobError
@@ -199,11 +201,9 @@ def test_classes_are_sampled_from_windows(scenes, cache):
     assert list(cache.glob("classes-*"))
 
 
-def configured(root: Path, *overrides: str) -> dict:
-    from omegaconf import OmegaConf
-
-    composed = compose("train", [f"dataset.root='{root}'", "dataset.source=scenes", *overrides])
-    return OmegaConf.to_container(composed.dataset, resolve=True)
+def configured(root: Path, *overrides: str) -> FolderData:
+    composed = compose("train", [f"dataset.root='{root}'", "dataset.source=scenes", "gpus=0", *overrides])
+    return checked(composed, Train).dataset
 
 
 def test_folders_as_scenes_by_configuration(town):
@@ -218,7 +218,7 @@ def test_folders_as_scenes_by_configuration(town):
     (town / "val" / "masks" / "tile 0.png").unlink()
     with pytest.raises(DataError, match=r"tile 0.jpg has no mask"):
         build_dataset(config, "val")
-    assert len(build_dataset({**config, "on_error": "skip"}, "val")) == 4
+    assert len(build_dataset(config.model_copy(update={"on_error": "skip"}), "val")) == 4
 
 
 def test_an_archive_as_scenes_by_configuration(tmp_path):

@@ -62,12 +62,10 @@ def test_errors_keep_their_type(count):
     workers.close()
 
 
-def test_a_killed_worker_is_an_error_soon():
+def test_a_killed_worker_is_an_error():
     workers = Workers(die, 2)
-    begin = time.monotonic()
     with pytest.raises(DataError, match=r"a loading process was killed.*trainer.workers=0"):
         list(workers.map(range(5), ahead=2))
-    assert time.monotonic() - begin < 20
     assert list(workers.map(range(2), ahead=2)) == [0, 1]  # new processes start
     workers.close()
 

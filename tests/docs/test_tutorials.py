@@ -62,10 +62,14 @@ def test_own_loss(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_contributing_data_set(tmp_path: Path):
-    """The example of CONTRIBUTING.md: a class and a YAML file in the working folder."""
-    follow(ROOT / "CONTRIBUTING.md", tmp_path, commands=["pfseg preview dataset=checkerboard out=samples.png"])
-    assert (tmp_path / "samples.png").is_file()
+def test_examples_of_contributing(tmp_path: Path):
+    """The data set and the logger of CONTRIBUTING.md."""
+    command = (
+        "pfseg train dataset=checkerboard logger=scores model.fpn_dim=16 model.match_dim=8 dataset.crop_size=64 "
+        "gpus=0 trainer.max_steps=2 trainer.bn_batches=0 hydra.run.dir=run"
+    )
+    follow(ROOT / "CONTRIBUTING.md", tmp_path, commands=[command])
+    assert re.fullmatch(r"2 \d+\.\d\d\n", (tmp_path / "run" / "scores.txt").read_text())
 
 
 def test_each_tutorial_is_followed():

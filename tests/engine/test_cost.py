@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from pfseg import create_model
-from pfseg.commands.profile import profile
-from pfseg.config.compose import check, compose
+from pfseg.commands.profile import run as profile
+from pfseg.config.check import check
+from pfseg.config.compose import compose
 from pfseg.engine.cost import clock, count
 from pfseg.errors import ConfigError
-from pfseg.inference.fold import fold_batchnorm
+from pfseg.inference.folding import fold_batchnorm
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from data.building import eval_loader
+from numpy_networks import evaluation_settings
 
 from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
-from pfseg.devices import Nodes
-from pfseg.engine.evaluator import Evaluator, window_starts
+from pfseg.engine.evaluator import Evaluator
 from pfseg.errors import DataError
-from pfseg.launch.mpirun import _command, _environment
 from pfseg.metrics.boundary import BoundaryScores
 from pfseg.runtime import jt
 
@@ -52,27 +48,11 @@ class Network:
 
 
 def evaluator(dataset: SegmentationDataset, **options: Any) -> Evaluator:
-    settings = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "window": None, **options}
-    return Evaluator(eval_loader(dataset), **settings)
+    return Evaluator(eval_loader(dataset), **evaluation_settings(**{"num_panels": 4} | options))
 
 
 def ignore(done: int, total: int) -> None:
     pass
-
-
-@pytest.mark.parametrize(("size", "window", "starts"), [(512, 512, [0]), (1000, 512, [0, 488]), (9, 3, [0, 3, 6])])
-def test_window_starts(size: int, window: int, starts: list[int]):
-    assert window_starts(size, window) == starts
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 7, 10])
-def test_windows_cover_everything_without_leaving_the_image(window: int):
-    for size in range(window, 40):
-        starts = window_starts(size, window)
-        assert starts == sorted(set(starts))
-        assert (starts[0], starts[-1]) == (0, size - window)
-        assert len(starts) == -(-size // window)
-        assert {place + start for start in starts for place in range(window)} == set(range(size))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -163,20 +143,3 @@ def test_boundary_scores_over_the_images():
 def test_nothing_to_score():
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
         evaluator(Pictures()).run(Network(), ignore)
-
-
-def test_the_sum_over_ranks_is_exact(tmp_path: Path):
-    script = tmp_path / "sum.py"
-    script.write_text(
-        "import numpy as np\n"
-        "from pfseg.engine.evaluator import sum_ranks\n"
-        "from pfseg.runtime import rank\n"
-        "counts = sum_ranks(np.array([2**40 + 1, rank()]))\n"
-        "assert counts.tolist() == [2**41 + 2, 1], counts\n"
-        "shares = sum_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
-        "assert shares.tolist() == [2 / 3, 0.1], shares\n"
-    )
-    env = _environment({"PFSEG_DEVICE": "cpu"})
-    command = [*_command(2, Nodes(), env), sys.executable, str(script)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr

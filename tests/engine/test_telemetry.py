@@ -6,12 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.telemetry import gradient_norms, memory_mib, predict_edges
-from pfseg.models.pfnet import SegOutput
+from pfseg.engine.telemetry import gradient_norms, memory_mib
 from pfseg.runtime import jt
-
-MEAN, STD = [0.5] * 3, [0.25] * 3
 
 
 class Two(jt.nn.Module):
@@ -45,39 +41,3 @@ def test_memory_is_that_of_this_process():
     status = Path("/proc/self/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0]) / 1024
     assert memory_mib()["rank_mib"] == pytest.approx(resident, rel=0.05)
-
-
-def network(image: Any) -> SegOutput:
-    """Edges where the red channel is bright."""
-    return SegOutput(image, (image[:, 1:2] * 0, image[:, :1] * 100))
-
-
-def evaluator(**options: Any) -> Evaluator:
-    return Evaluator(None, num_classes=2, mean=MEAN, std=STD, **options)  # type: ignore[arg-type]
-
-
-def half_red(height: int, width: int) -> np.ndarray:
-    image = np.zeros((height, width, 3), np.uint8)
-    image[:, width // 2 :, 0] = 255
-    return image
-
-
-@pytest.mark.parametrize(
-    ("size", "options", "expected"),
-    [
-        ((64, 96), {"window": (32, 64)}, (32, 64)),
-        ((20, 96), {"window": (32, 64)}, (20, 64)),
-        ((40, 50), {"window": None}, (40, 50)),
-        ((20, 50), {"window": None, "min_size": 64}, (20, 50)),
-        ((64, 96), {"window": (32, 32), "scale": 0.5}, (64, 64)),
-    ],
-)
-def test_edges_of_the_first_window(size: tuple[int, int], options: dict[str, Any], expected: tuple[int, int]):
-    found = predict_edges(network, evaluator(**options), half_red(*size))
-    assert found is not None and found.shape == expected and found.dtype == np.uint8
-    middle = size[1] // 2
-    assert (found[:, : middle - 1] == 0).all() and (found[:, middle + 1 :] == 255).all()
-
-
-def test_a_network_without_edges_has_none():
-    assert predict_edges(lambda image: SegOutput(image), evaluator(window=(32, 32)), half_red(32, 32)) is None

@@ -16,7 +16,9 @@ from data.published import labels, pixels, prepared
 from runs import finished, rows, start, stored
 
 from pfseg.build import build_model
-from pfseg.config.compose import check, compose, run_folder
+from pfseg.config.check import check, checked
+from pfseg.config.compose import compose, run_folder
+from pfseg.config.schema import Train
 from pfseg.errors import CheckpointError, ConfigError, DataError
 from pfseg.launch.worker import job as run_worker
 from pfseg.metrics.confusion import scores
@@ -49,9 +51,9 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoints(town: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two networks without training, each in a run folder of its own."""
     given = ["dataset=folder", f"dataset.root={town}", *TABLE, "dataset.crop_size=64", "model=pfnet_r18", *SMALL]
-    config = check(compose("train", given))
+    settings = checked(compose("train", given), Train)
     found = []
-    network = golden.fill(build_model(config["model"], 2))
+    network = golden.fill(build_model(settings.model, 2))
     weights = export_weights(network)
     image = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     with jt.no_grad():
@@ -62,13 +64,13 @@ def checkpoints(town: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
         weights["head.conv_last.1.weight"] = -weights["head.conv_last.1.weight"]
         weights["head.conv_last.1.bias"] = -weights["head.conv_last.1.bias"]
         path = tmp_path_factory.mktemp(name) / "checkpoints" / "best.safetensors"
-        save_checkpoint(path, weights, {"config": config, "progress": {"step": 7}, "epoch": 0})
+        save_checkpoint(path, weights, {"config": settings.dump(), "progress": {"step": 7}, "epoch": 0})
         found.append(path)
     return found
 
 
 def evaluated(folder: Path, *overrides: str) -> dict[str, Any]:
-    run_worker(check(compose("evaluate", ["gpus=0", "ranks=1", *overrides])), folder, lambda: False)
+    run_worker(check(compose("evaluate", ["gpus=0", "ranks=1", *overrides])).dump(), folder, lambda: False)
     return stored(folder / "results.json")
 
 
@@ -216,7 +218,7 @@ def test_settings_that_do_not_fit(options: list[str], message: str, checkpoints:
 
 def test_windows_may_be_small_where_scales_are_large(checkpoints: list[Path]):
     given = [f"checkpoint={checkpoints[0]}", "gpus=0", "eval_size=48", "scales=[1.5,2]"]
-    assert check(compose("evaluate", given))["eval_size"] == [48, 48]
+    assert check(compose("evaluate", given)).dump()["eval_size"] == [48, 48]
 
 
 def test_checkpoints_that_cannot_be_compared(checkpoints: list[Path], tmp_path: Path):
@@ -229,7 +231,7 @@ def test_checkpoints_that_cannot_be_compared(checkpoints: list[Path], tmp_path: 
     ):
         check(compose("evaluate", [given, "gpus=0"]))
     (tmp_path / "torn.safetensors").write_bytes(checkpoints[1].read_bytes()[:999])
-    with pytest.raises(CheckpointError, match=r"torn.safetensors is no whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"torn.safetensors is not a complete safetensors file"):
         check(compose("evaluate", [f"checkpoint=[{checkpoints[0]},{tmp_path}/torn.safetensors]", "gpus=0"]))
 
 
@@ -238,9 +240,9 @@ def test_a_checkpoint_that_names_foreign_code_needs_trust(checkpoints: list[Path
     meta["config"]["model"]["backbone"]["_target_"] = "subprocess.run"
     save_checkpoint(tmp_path / "best.safetensors", weights, meta)
     given = [f"checkpoint={tmp_path}/best.safetensors", "gpus=0"]
-    with pytest.raises(CheckpointError, match=r"best.safetensors wants to run subprocess.run, .*nothing was executed"):
+    with pytest.raises(CheckpointError, match=r"best.safetensors names subprocess.run, .*nothing was executed"):
         check(compose("evaluate", given))
-    assert check(compose("evaluate", [*given, "trust=true"]))["trust"]
+    assert check(compose("evaluate", [*given, "trust=true"])).dump()["trust"]
 
 
 def test_images_without_an_index_are_no_scenes(checkpoints: list[Path], town: Path, tmp_path: Path):

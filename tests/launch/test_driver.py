@@ -21,7 +21,7 @@ from stand_in import settings
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.launch.driver import JobStopped, run_job
-from pfseg.launch.mpirun import _environment
+from pfseg.launch.mpirun import _environment, _scratch_folder
 from pfseg.tracking.records import Sink, read_records
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -307,6 +307,19 @@ def test_a_killed_driver_leaves_no_orphans(driver: subprocess.Popen[str], tmp_pa
     started = pids(tmp_path, 2)
     driver.kill()
     wait_until(lambda: not any(alive(pid) for pid in started), 10)
+
+
+def test_the_scratch_folder_of_a_killed_driver_is_removed_by_the_next_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with _scratch_folder() as running:
+        left = running.with_name("left")
+        (left / "prte.vm").mkdir(parents=True)
+        with _scratch_folder() as next_one:
+            assert running.is_dir() and next_one.is_dir() and not left.exists()
+    assert list(running.parent.iterdir()) == []
 
 
 def test_a_killed_mpirun_leaves_no_orphans(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ TESTS = ROOT / "tests"
 
 def sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start a sweep of jobs of two ranks each."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "COLUMNS": "150"}
+    path = os.pathsep.join([str(TESTS / "sweep_ranks"), str(ROOT), *sys.path[1:]])
+    env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "150"}
     env.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, str(TESTS / "sweep_job.py"), "-m", "gpus=0", "ranks=2", "logger=none", *arguments]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "gpus=0", "ranks=2", "logger=none", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, f"hydra.sweep.dir={folder}"], env=env, cwd=ROOT, **pipes)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import golden
 import numpy as np
 import pytest
+from building import build_loss
 
 from pfseg import create_model
-from pfseg.losses import PFNetLoss
 from pfseg.models.pfnet import PyramidPooling
 from pfseg.models.pointflow import PointFlow
 from pfseg.ops.batchnorm import BatchNorm2d
@@ -115,7 +115,7 @@ def test_loss_and_gradients_of_the_whole_network():
         if isinstance(module, BatchNorm2d):
             module.freeze()
     network.head.ppm.bottleneck[3].p = 0.0
-    terms = PFNetLoss()(network(jt.array(image)), {"mask": jt.array(mask), "edge": jt.array(edge)})
+    terms = build_loss(edge_weight=25.0)(network(jt.array(image)), {"mask": jt.array(mask), "edge": jt.array(edge)})
     assert list(terms) == ["seg", "edge_layer3", "edge_layer2", "edge_layer1"]
     np.testing.assert_allclose([float(v) for v in terms.values()], stored["terms"], rtol=1e-4)
     keys = [key.removeprefix("grad/") for key in stored if key.startswith("grad/")]

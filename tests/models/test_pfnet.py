@@ -42,8 +42,9 @@ def test_too_small_an_input_names_the_minimum(small):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ConfigError, match=r"pfnet_r50"):
         create_model("pfnet_r5O", num_classes=3)
+    sizes = dict(num_edge_points=1, match_dim=1, fpn_dim=1, edge_pool=1, salient_pool=1, pool_sizes=None, dropout=0)
     with pytest.raises(ValueError, match=r"variant 'tf' is unknown; use one of \['jittor', 'pytorch'\]"):
-        PFNet(ResNet(18), 3, variant="tf")
+        PFNet(ResNet(18), 3, variant="tf", **sizes)
     with pytest.raises(ValueError, match=r"ResNet of depth 34 is unknown; use one of \[18, 50, 101\]"):
         ResNet(34)
     with pytest.raises(ValueError, match=r"Res2Net of depth 34 is unknown; use one of \[50, 101\]"):

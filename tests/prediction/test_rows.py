@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy_networks import sliding
 
 from pfseg.data.normalise import Normalise
-from pfseg.inference.windows import Inference
+from pfseg.inference.sliding import SlidingWindows
 from pfseg.prediction.image import Image
 from pfseg.prediction.rows import predict_resized, predict_rows
 
@@ -24,8 +25,8 @@ def near_sighted(batch: np.ndarray) -> np.ndarray:
     return 2 * np.array(means, np.float32)
 
 
-def inference(overlap: float = 0.25, window: tuple[int, int] = (64, 64), **options) -> Inference:
-    return Inference(near_sighted, num_classes=3, window=window, overlap=overlap, stride=1, **options)
+def near_sighted_windows(overlap: float = 0.25, window: tuple[int, int] = (64, 64), **options) -> SlidingWindows:
+    return sliding(near_sighted, num_classes=3, window=window, overlap=overlap, stride=1, **options)
 
 
 def saved(path: Path, pixels: np.ndarray) -> Image:
@@ -33,7 +34,7 @@ def saved(path: Path, pixels: np.ndarray) -> Image:
     return Image(path, bands=None, stretch=None)
 
 
-def predicted(image: Image, how: Inference) -> tuple[np.ndarray, np.ndarray]:
+def predicted(image: Image, how: SlidingWindows) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) and probabilities (K, H, W)."""
     parts: list[float] = []
     found = predict_rows(image, how, NORMALISE, probabilities=True, progress=parts.append)
@@ -48,7 +49,7 @@ def predicted(image: Image, how: Inference) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
 def test_equal_to_the_whole_image_at_once(shape, overlap, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    how = inference(overlap, window=(64, 48), batch_size=3)
+    how = near_sighted_windows(overlap, window=(64, 48), batch_size=3)
     labels, found = predicted(saved(tmp_path / "a.png", pixels), how)
     whole = np.empty((3, *shape), np.float32)
     NORMALISE(pixels, whole)
@@ -67,11 +68,12 @@ def test_no_seam_on_a_constant_image(tmp_path):
     """Towards a window's edges the network errs; away from the image's edges little of it may be left."""
     image = saved(tmp_path / "a.png", np.full((200, 200, 3), (180, 140, 120), np.uint8))
     spread = [
-        np.ptp(predicted(image, inference(overlap))[1][:, 60:-60, 60:-60], axis=(1, 2)).max() for overlap in SHARES
+        np.ptp(predicted(image, near_sighted_windows(overlap))[1][:, 60:-60, 60:-60], axis=(1, 2)).max()
+        for overlap in SHARES
     ]
     assert spread[0] > 0.1  # the test would show them
     assert spread[1] < spread[0] * 0.6 and spread[2] < spread[0] / 6
-    exact = Inference(lambda batch: batch, num_classes=3, window=(64, 64), overlap=0.3, stride=1)
+    exact = sliding(lambda batch: batch, num_classes=3, window=(64, 64), overlap=0.3, stride=1)
     labels, found = predicted(image, exact)
     assert not np.ptp(labels) and np.ptp(found, axis=(1, 2)).max() <= 0.0005  # as half precision rounds
 
@@ -81,10 +83,10 @@ def test_no_seam_on_a_textured_image(tmp_path):
     rng = np.random.default_rng(0)
     smooth = cv2.GaussianBlur(rng.standard_normal((200, 240, 3)).astype(np.float32), (0, 0), 8)
     image = saved(tmp_path / "a.png", np.clip(150 + smooth * (60 / smooth.std()), 0, 255).astype(np.uint8))
-    how = inference(0.0)
-    ends = [window.x1 - 1 for window in how.windows(image.shape) if 20 < window.x1 < 220]
+    how = near_sighted_windows(0.0)
+    ends = [window.x1 - 1 for window in how.grid.windows(image.shape) if 20 < window.x1 < 220]
     for overlap, worst in ((0.0, False), (0.25, True), (0.5, True)):
-        change = steps(predicted(image, inference(overlap))[1])
+        change = steps(predicted(image, near_sighted_windows(overlap))[1])
         assert (change[ends].mean() < 1.5 * np.median(change[20:-20])) == worst, overlap
 
 
@@ -99,11 +101,11 @@ def test_windows_without_data_do_not_go_through_the_network(tmp_path):
         seen.append(batch)
         return near_sighted(batch)
 
-    how = Inference(note, num_classes=3, window=(64, 64), overlap=0.25, stride=1)
+    how = sliding(note, num_classes=3, window=(64, 64), overlap=0.25, stride=1)
     (rows,) = predict_rows(
         Image(path, bands=None, stretch=None), how, NORMALISE, probabilities=True, progress=lambda count: None
     )
-    assert len(seen) == 4 < len(how.windows((64, 320)))
+    assert len(seen) == 4 < len(how.grid.windows((64, 320)))
     assert np.array_equal(rows.labels == 255, pixels[..., 3] == 0)
     assert rows.probabilities is not None and not rows.probabilities[:, 64:256].any()
     assert all((batch[0][:, :, -16:] == 0).all() for batch in seen[1:2])  # the mean colour where there is no data
@@ -113,7 +115,7 @@ def test_resized_as_a_whole(tmp_path):
     pixels = np.zeros((100, 80, 3), np.uint8)
     pixels[:50, :, 0], pixels[50:, :, 2] = 255, 255
     image = saved(tmp_path / "a.png", pixels)
-    how = inference(window=(64, 64))
+    how = near_sighted_windows(window=(64, 64))
     (rows,) = predict_resized(image, (64, 64), how, NORMALISE, probabilities=False, progress=lambda count: None)
     assert rows.labels.shape == (100, 80) and rows.probabilities is None
     assert set(rows.labels[:48].ravel()) == {0} and set(rows.labels[52:].ravel()) == {2}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from browser import Browser
 from run_folders import NAMES, fail, make_run
 
@@ -62,6 +63,18 @@ def test_a_run_without_rows_still_gives_a_page(tmp_path: Path):
     (tmp_path / "run" / "metrics.jsonl").touch()
     html = page_of(tmp_path)
     assert "1 run: 1 lost" in html and "<h2>Curves</h2>" not in html and "<h2>Samples</h2>" not in html
+
+
+def test_class_colours_may_be_written_in_hex_or_be_damaged(tmp_path: Path):
+    folder = make_run(tmp_path / "run", panels=False)
+    settings = folder / "resolved.yaml"
+    config = yaml.safe_load(settings.read_text())
+    config["dataset"]["classes"][0]["color"] = "0A0BFF"
+    settings.write_text(yaml.safe_dump(config))
+    assert '<span class="swatch" style="background:#0a0bff"></span>land' in page_of(tmp_path)
+    config["dataset"]["classes"][0] = "land"
+    settings.write_text(yaml.safe_dump(config))
+    assert "<h3>land</h3>" in page_of(tmp_path)
 
 
 def test_a_damaged_picture_is_left_out(tmp_path: Path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pfseg.config.check import checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
 from pfseg.errors import ConfigError
 from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.records import Row, Sink
@@ -32,6 +36,7 @@ class NoSink:
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_loggers.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_loggers", raising=False)
 
 
 def made(folder: Path, **logger: Any) -> list[Sink]:
@@ -49,6 +54,16 @@ def test_a_class_of_the_users_gets_the_run_and_its_own_settings(tmp_path: Path):
     logger.finish()
     assert (tmp_path / "scores.txt").read_text() == "1 40.0\n3 41.0\n"
     assert logger.group == "sweep"  # type: ignore[attr-defined]
+
+
+def test_a_logger_of_the_users_is_one_yaml_file_and_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "logger").mkdir()
+    text = "# @package logger.scores\n_target_: own_loggers.ScoresLogger\nfile: scores.txt\n"
+    (tmp_path / "logger" / "scores.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    settings = checked(compose("train", ["logger=[scores,tensorboard]", "gpus=0"], folder=tmp_path), Train)
+    first, second = make_loggers(RunContext(tmp_path, settings.dump(), Sink()))
+    assert {type(first).__name__, type(second).__name__} == {"ScoresLogger", "TensorBoardLogger"}
 
 
 def test_no_logger_is_fine(tmp_path: Path):

@@ -9,7 +9,11 @@ from typing import Any
 
 import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hydra_plugins.pfseg_optuna import OptunaSweeper, _distribution
 from pfseg.errors import ConfigError
 from pfseg.tracking.optuna import TrialReporter
 from pfseg.tracking.records import Sink
@@ -41,16 +45,9 @@ def stored(tmp_path: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/s.db").trials
 
 
-def ask(study: optuna.Study, lr: float) -> int:
-    trial = study.ask()
-    trial.suggest_float("optimizer.lr", lr, lr)
-    trial.suggest_categorical("model.num_edge_points", [32])
-    return trial.number
-
-
-def report(tmp_path: Path, pruner: Any, lr: float = 0.25, folder: str = "run") -> TrialReporter:
-    overrides = ["model.num_edge_points=32", f"optimizer.lr={lr}", "seed=0"]
-    reporter = TrialReporter(tmp_path / folder, pruner, f"sqlite:///{tmp_path}/s.db", "s", overrides, Sink())
+def report(tmp_path: Path, trial: optuna.Trial, pruner: Any) -> TrialReporter:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    reporter = TrialReporter(tmp_path / "run", pruner, storage, "s", trial._trial_id, Sink())
     reporter.record({"event": "start", "step": 0, "epoch": 0, "steps": STEPS})
     return reporter
 
@@ -58,47 +55,68 @@ def report(tmp_path: Path, pruner: Any, lr: float = 0.25, folder: str = "run") -
 def test_the_best_score_so_far_is_reported_to_the_jobs_own_trial(
     study: optuna.Study, tmp_path: Path, stopped: list[int]
 ):
-    numbers = [ask(study, lr) for lr in (0.5, 0.25, 0.25)]
-    for folder in ("newest", "older"):
-        reporter = report(tmp_path, NEVER, folder=folder)
-        for epoch, miou in enumerate((10.0, 30.0, 20.0)):
-            reporter.record(validation(epoch, miou))
-        reporter.record({"event": "train", "step": 31, "epoch": 3, "train/loss": 1.0})
-        reporter.finish()
-    other, older, newest = (stored(tmp_path)[number] for number in numbers)
-    assert other.intermediate_values == {} and "folder" not in other.user_attrs
-    assert newest.intermediate_values == older.intermediate_values == {1: 10, 2: 30, 3: 30}
-    assert [trial.user_attrs["folder"] for trial in (newest, older)] == [
-        str(tmp_path / "newest"),
-        str(tmp_path / "older"),
-    ]
+    other, own = study.ask(), study.ask()
+    reporter = report(tmp_path, own, NEVER)
+    for epoch, miou in enumerate((10.0, 30.0, 20.0)):
+        reporter.record(validation(epoch, miou))
+    reporter.record({"event": "train", "step": 31, "epoch": 3, "train/loss": 1.0})
+    reporter.finish()
+    trials = stored(tmp_path)
+    assert trials[other.number].intermediate_values == {} and "folder" not in trials[other.number].user_attrs
+    assert trials[own.number].intermediate_values == {1: 10, 2: 30, 3: 30}
+    assert trials[own.number].user_attrs == {"folder": str(tmp_path / "run")}
     assert not stopped and not reporter.pruned
 
 
 def test_a_bad_trial_is_stopped_once_but_not_at_its_last_step(study: optuna.Study, tmp_path: Path, stopped: list[int]):
-    ask(study, 0.25)
-    reporter = report(tmp_path, ALWAYS)
+    reporter = report(tmp_path, study.ask(), ALWAYS)
     reporter.record(validation(1, 5.0))
     reporter.record(validation(2, 6.0))
     assert reporter.pruned and stopped == [signal.SIGUSR1]
     trial = stored(tmp_path)[0]
     assert trial.user_attrs["pruned_at_epoch"] == 2 and trial.intermediate_values == {2: 5}
-    ask(study, 0.5)
-    last = report(tmp_path, ALWAYS, lr=0.5)
+    last = report(tmp_path, study.ask(), ALWAYS)
     last.record(validation(3, 5.0))  # step 40 of 40
     assert not last.pruned
 
 
 def test_where_nobody_hears_the_signal_no_trial_is_stopped(study: optuna.Study, tmp_path: Path):
-    ask(study, 0.25)
-    reporter = report(tmp_path, ALWAYS)
+    reporter = report(tmp_path, study.ask(), ALWAYS)
     reporter.record(validation(0, 5.0))
     assert not reporter.pruned and stored(tmp_path)[0].intermediate_values == {1: 5}
 
 
-def test_a_study_in_memory_and_a_trial_that_is_not_there_are_refused(study: optuna.Study, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("choice(0.0,1.0,25.0)", CategoricalDistribution((0.0, 1.0, 25.0))),
+        ("32,64", CategoricalDistribution((32, 64))),
+        ("choice([1],[1,2])", CategoricalDistribution(("[1]", "[1,2]"))),
+        ("range(1,6,2)", IntDistribution(1, 5, step=2)),
+        ("range(0.5,2.0,0.5)", FloatDistribution(0.5, 1.5, step=0.5)),
+        ("shuffle(range(1,4))", CategoricalDistribution((1, 2, 3))),
+        ("interval(0,1)", FloatDistribution(0.0, 1.0)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("tag(log,int(interval(1,512)))", IntDistribution(1, 512, log=True)),
+    ],
+)
+def test_hydras_syntax_says_what_is_searched(text: str, distribution: BaseDistribution):
+    override = OverridesParser.create().parse_override(f"a.b={text}")
+    found = _distribution(override)
+    if isinstance(found, CategoricalDistribution) and text.startswith("shuffle"):
+        found = CategoricalDistribution(sorted(found.choices))
+    assert found == distribution
+
+
+def test_a_pruner_needs_a_stored_study():
+    sweeper = OptunaSweeper(1, 1, {}, {}, study_name="s", storage=None)
     with pytest.raises(ConfigError, match=r"^pruner is set, but the study is kept in memory.*hydra.sweeper.storage="):
-        TrialReporter(tmp_path, NEVER, None, "s", [], Sink())
-    ask(study, 0.5)
-    with pytest.raises(ConfigError, match=r"^study s in sqlite:///.* has no running trial with the settings of this"):
-        report(tmp_path, NEVER)
+        sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({"pruner": {"_target_": "x"}}))
+
+
+def test_without_optuna_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hydra_plugins.pfseg_optuna.find_spec", lambda name: None)
+    sweeper = OptunaSweeper(1, 1, {}, {})
+    with pytest.raises(ConfigError, match=r"needs Optuna: pip install 'pfseg\[sweep\]'$"):
+        sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))

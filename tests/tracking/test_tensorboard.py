@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from logged import tensorboard_events, tensorboard_values
-from pfseg.config.checks import check_loggers
 
+from pfseg.config.check import checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
 from pfseg.errors import ConfigError
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Sink
@@ -59,10 +61,12 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path):
     assert [event.step for event in found if event.session_log.status == event.session_log.START] == [4]
 
 
-def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch):
-    check_loggers({"tensorboard": {}, "wandb": {}})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_loggers({"wandb": {}})
+def test_without_the_package_it_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    settings = compose("train", ["logger=[tensorboard,wandb]", "gpus=0"])
+    assert checked(settings, Train).logger.chosen().keys() == {"tensorboard", "wandb"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else find(name))
+    assert checked(compose("train", ["logger=wandb", "gpus=0"]), Train).logger.chosen().keys() == {"wandb"}
     text = r"^logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg\[tensorboard\]'$"
     with pytest.raises(ConfigError, match=text):
-        check_loggers({"tensorboard": {}})
+        checked(settings, Train)

@@ -4,13 +4,10 @@ import errno
 import json
 import math
 import os
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from pfseg.config.validate import check_fits
 from safetensors.numpy import save_file
 
 from pfseg.errors import CheckpointError, WriteError
@@ -55,7 +52,7 @@ def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     said = (
-        rf"not saved, the previous one is whole: {path} can't be written \(No space left on device\); free some space"
+        rf"not saved, the previous one is intact: {path} can't be written \(No space left on device\); free some space"
     )
     with pytest.raises(WriteError, match=said):
         save_checkpoint(path, ARRAYS, META | {"step": 4})
@@ -78,7 +75,9 @@ def test_missing(path: Path):
 def test_truncated(path: Path, keep: int):
     save_checkpoint(path, ARRAYS, META)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"last\.safetensors is no whole safetensors file \(.+\); use another"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.safetensors is not a complete safetensors file \(.+\); use another"
+    ):
         load_checkpoint(path)
 
 
@@ -101,45 +100,8 @@ def test_metadata_alone(path: Path, tmp_path: Path):
     assert read_meta(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("model.variant", "jittor", "was trained with model.variant=pytorch, this run has jittor; resume without"),
-        ("model.num_classes", 5, "was trained with model.num_classes=6, this run has 5;"),
-        ("model.backbone.depth", 50, "was trained with model.backbone.depth=18, this run has 50;"),
-        ("optimizer.name", "adamw", "was trained with optimizer.name=sgd, this run has adamw;"),
-    ],
-)
-def test_another_network_or_optimizer_is_refused(key: str, value: object, said: str):
-    with pytest.raises(WriteError, match=said):
-        check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
-
-
-@pytest.mark.parametrize(("key", "value"), [("model.dropout", 0.0), ("model.name", "mine"), ("optimizer.lr", 0.1)])
-def test_other_changes_are_taken(key: str, value: object):
-    check_fits(Path("last.safetensors"), CONFIG, changed(key, value))
-
-
-def changed(key: str, value: object) -> dict[str, Any]:
-    config = deepcopy(CONFIG)
-    *groups, name = key.split(".")
-    node: Any = config
-    for group in groups:
-        node = node[group]
-    node[name] = value
-    return config
-
-
 def test_a_checkpoint_without_its_settings(path: Path):
     save_checkpoint(path, ARRAYS, {"step": 3})
     with pytest.raises(CheckpointError, match=r"last.safetensors doesn't say how it was trained \(no config in it\)"):
         load_meta(path)
     assert read_meta(path) is None
-
-
-def test_a_checkpoint_of_an_earlier_version(path: Path):
-    """It lacks settings that came later, and is taken as what it was."""
-    save_checkpoint(path, ARRAYS, META | {"config": {"dataset": {"scale": 0.5}}})
-    assert load_meta(path)["config"] == {"dataset": {"scale": 0.5, "eval_contrast": None}}
-    save_checkpoint(path, ARRAYS, META | {"config": {"dataset": {"eval_contrast": 75.0}}})
-    assert load_meta(path)["config"]["dataset"]["eval_contrast"] == 75.0

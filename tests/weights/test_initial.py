@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import configured, rows, worked
+from runs import rows, worked
 from safetensors.numpy import save_file
 
 from pfseg.build import build_model
+from pfseg.config.check import checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
 from pfseg.errors import CheckpointError
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.weights.initial import load_network
@@ -20,7 +23,8 @@ SMALL = ["model.fpn_dim=32", "model.match_dim=16"]
 
 
 def network(num_classes: int, *overrides: str) -> Any:
-    return build_model(configured(*SMALL, "gpus=0", "ranks=1", *overrides)["model"], num_classes)
+    settings = checked(compose("train", [*SMALL, "gpus=0", "ranks=1", *overrides]), Train)
+    return build_model(settings.model, num_classes)
 
 
 def test_another_class_count_leaves_the_classifier(tmp_path: Path):
@@ -54,7 +58,7 @@ def test_other_networks_are_refused_and_nothing_is_changed(tmp_path: Path):
     backbone = {key: value for key, value in before.items() if not key.startswith("head.")}
     for arrays, said in ((other, "1 of another shape, not loaded"), (backbone, "missing in the file .head")):
         save_file(arrays, path)
-        with pytest.raises(CheckpointError, match=rf"weights.safetensors is no such network: .*{said}.*pretrained"):
+        with pytest.raises(CheckpointError, match=rf"weights.safetensors holds another network: .*{said}.*pretrained"):
             load_network(ours, path)
     save_checkpoint(path, before, {"config": {"model": {"variant": "jittor"}}})
     said = r"trained with model\.variant=jittor, this run has pytorch, .*; set model\.variant=jittor"

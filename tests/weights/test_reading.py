@@ -16,7 +16,7 @@ from safetensors.numpy import save, save_file
 from weight_files import Parameter, Storage, Tensor, add_names, jittor_file, tensor, torch_stream, torch_zip
 
 from pfseg.errors import CheckpointError
-from pfseg.weights.reading import match_weights, read_weights
+from pfseg.weights.reading import read_weights
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -323,32 +323,6 @@ def test_no_weights_inside(read):
 
 
 # --- matching
-
-
-def test_match_sorts_every_name():
-    weights = {"x.a": A, "x.b": np.ones((3, 1, 1, 1)), "x.c": np.ones((16, 2)), "x.t": A, "x.d": A}
-    state = {"a": (3, 4), "b": (3,), "c": (6, 2), "t": (4, 3), "e": (1,)}
-    match = match_weights(state, weights, rename=lambda key: key.removeprefix("x."))
-    assert list(match.loaded) == ["a", "b"] and match.loaded["a"] is A and match.loaded["b"].shape == (3,)
-    assert match.reshaped == ["b"] and match.skipped == ["x.d"] and match.missing == ["e"]
-    assert match.mismatched == ["c: file (16, 2), network (6, 2)", "t: file (3, 4), network (4, 3)"]
-    assert match.report().splitlines() == [
-        "loaded 2 of the network's 5 weights; 1 reshaped (b)",
-        "1 missing in the file (e); "
-        "2 of another shape, not loaded (c: file (16, 2), network (6, 2), t: file (3, 4), network (4, 3))",
-        "1 in the file only (x.d)",
-    ]
-
-
-def test_report_is_short():
-    assert match_weights({"a": (3, 4)}, {"a": A}).report() == "loaded 1 of the network's 1 weights"
-    report = match_weights({f"w{index}": (1,) for index in range(9)}, {}).report()
-    assert report == "loaded 0 of the network's 9 weights\n9 missing in the file (w0, w1, w2, and 6 more)"
-
-
-def test_two_weights_of_one_name():
-    with pytest.raises(CheckpointError, match="a and b of the weights file both become x: keep one of them"):
-        match_weights({}, {"a": A, "b": A}, rename=lambda key: "x")
 
 
 def test_needs_neither_jittor_nor_torch():

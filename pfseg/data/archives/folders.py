@@ -1,4 +1,4 @@
-"""Scenes of an archive as users have it on disk, and what is missing there."""
+"""Scenes of an archive as it lies on disk, and what is missing there."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SHOWN = 6  # names in a message
 
 
 class SceneList(list[Scene]):
-    """Scenes, with what a report should say about where they come from.
+    """Scenes, with the remarks of a report on where they come from.
 
     Attributes:
-        faults: what has to be mended or lived with, such as an image without its mask.
+        faults: what the user should mend or know to be missing, such as an image without its mask.
         notes: what is merely worth knowing, such as how many scenes of a complete archive there are.
     """
 
@@ -63,7 +63,7 @@ def find_in_folders(
     if splits is None:
         splits = {split: split for split in ("train", "val", "test") if split != "test" or (src / split).is_dir()}
     names = ("train", "val") if isinstance(splits.get("val"), float) else tuple(splits)
-    found, errors, folders = SceneList(), [], set()
+    scenes, errors, folders = SceneList(), [], set()
     for split in names:
         try:
             dataset = build(split)
@@ -73,14 +73,14 @@ def find_in_folders(
         source = splits.get(split)
         base = src / source if isinstance(source, str) and (src / source).is_dir() else src
         folders |= {(image.parent, mask.parent) for image, mask in dataset.files}
-        found += [Scene(_scene_name(image, base, images), split, image, mask) for image, mask in dataset.files]
-        found.faults += dataset.warnings
-    if not found:
+        scenes += [Scene(_scene_name(image, base, images), split, image, mask) for image, mask in dataset.files]
+        scenes.faults += dataset.warnings
+    if not scenes:
         looked_for = f"{{{', '.join(map(str, splits.values()))}}} with folders {images}"
         raise nothing_found(src, "the folders", f"{looked_for} ({errors[0]})" if errors else looked_for)
-    found.faults += [str(error) for error in errors]
-    found.faults += [fault for pair in sorted(folders) for fault in _orphans(*pair, mask_suffix)]
-    return found
+    scenes.faults += [str(error) for error in errors]
+    scenes.faults += [fault for pair in sorted(folders) for fault in _orphans(*pair, mask_suffix)]
+    return scenes
 
 
 def _scene_name(image: Path, base: Path, images: str) -> str:

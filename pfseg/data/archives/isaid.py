@@ -17,13 +17,13 @@ _COLORS, _INSTANCES = "_instance_color_RGB", "_instance_id_RGB"
 _MASK_FOLDERS = ("images", "Semantic_masks/images", "Semantic_masks")
 
 
-def find_scenes(src: Path, leave_out: Sequence[str] = ()) -> SceneList:
+def find_scenes(src: Path, leave_out: Sequence[str]) -> SceneList:
     """Find the scenes of the archive.
 
     Args:
         src: folder with `{train,val,test}/images/P0000.png`; masks `P0000_instance_color_RGB.png` lie beside the
             images or in `{train,val}/Semantic_masks`, there also in a folder `images`.
-        leave_out: scenes that are not wanted.
+        leave_out: names of scenes to leave out.
 
     Returns:
         Scenes by split and name. Faults: images without mask (but in `test`), masks without image.
@@ -31,7 +31,7 @@ def find_scenes(src: Path, leave_out: Sequence[str] = ()) -> SceneList:
     Raises:
         DataError: no scene at all.
     """
-    found = SceneList()
+    scenes = SceneList()
     for split, complete in SCENES.items():
         images = {path.stem: path for path in _png_files(src / split / "images") if not _is_label(path)}
         masks = {
@@ -41,17 +41,17 @@ def find_scenes(src: Path, leave_out: Sequence[str] = ()) -> SceneList:
             if path.stem.endswith(_COLORS)
         }
         wanted = {name: path for name, path in images.items() if name not in leave_out}
-        found += [Scene(name, split, wanted[name], masks.get(name)) for name in sorted(wanted)]
-        found.faults += [
+        scenes += [Scene(name, split, wanted[name], masks.get(name)) for name in sorted(wanted)]
+        scenes.faults += [
             f"mask {masks[name]} has no image: expected {src / split / 'images' / name}.png"
             for name in sorted(set(masks) - set(images))
         ]
         if split != "test" or images:
-            found.notes += _compare(split, wanted, complete, leave_out)
-    if not found:
+            scenes.notes += _compare(split, wanted, complete, leave_out)
+    if not scenes:
         layout = "{train,val,test}/images/P0000.png with masks P0000_instance_color_RGB.png"
         raise nothing_found(src, "iSAID", layout)
-    return found
+    return scenes
 
 
 def _compare(split: str, wanted: dict[str, Path], complete: int, leave_out: Sequence[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pfseg.data.archives.folders import SceneList, nothing_found, some
@@ -18,24 +18,21 @@ from pfseg.errors import ConfigError
 
 POTSDAM = {
     "train": (
-        *("2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12"),
-        *("6_7", "6_8", "6_9", "6_10", "6_11", "6_12", "7_7", "7_8", "7_9", "7_10", "7_11", "7_12"),
-    ),
-    "test": (
-        *("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15"),
-        *("5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"),
-    ),
+        "2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12 "
+        "6_7 6_8 6_9 6_10 6_11 6_12 7_7 7_8 7_9 7_10 7_11 7_12"
+    ).split(),
+    "test": "2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split(),
 }
 VAIHINGEN = {
-    "train": tuple("1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37".split()),
-    "test": tuple("2 4 6 8 10 12 14 16 20 22 24 27 29 31 33 35 38".split()),
+    "train": "1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37".split(),
+    "test": "2 4 6 8 10 12 14 16 20 22 24 27 29 31 33 35 38".split(),
 }
 _BANDS = {"rgb": "2_Ortho_RGB", "irrg": "3_Ortho_IRRG", "rgbir": "4_Ortho_RGBIR"}
 _DEPTH = 4  # levels of folders below `src`
 _LABEL_FOLDER = re.compile(r"ground_?truth|(^|_)(labels?|gts?)(_|$)", re.IGNORECASE)
 
 
-def find_potsdam(src: Path, bands: str = "rgb", eroded: bool = False, holdout: Sequence[str | int] = ()) -> SceneList:
+def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
     """Find the tiles of Potsdam.
 
     Args:
@@ -45,10 +42,10 @@ def find_potsdam(src: Path, bands: str = "rgb", eroded: bool = False, holdout: S
         holdout: training tiles such as `2_12` that become the split `val`.
 
     Returns:
-        Tiles of the official lists by split. Notes: tiles that are not there.
+        Tiles of the official lists by split. Notes: missing tiles.
 
     Raises:
-        ConfigError: unknown `bands`, or a tile of `holdout` that is no training tile.
+        ConfigError: unknown `bands`, or a tile of `holdout` that is not a training tile.
         DataError: no tile at all.
     """
     if bands not in _BANDS:
@@ -58,24 +55,27 @@ def find_potsdam(src: Path, bands: str = "rgb", eroded: bool = False, holdout: S
     images = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{bands}\.tif")
     masks = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{label}\.tif")
     looked_for = f"{_BANDS[bands]}/top_potsdam_2_10_{bands.upper()}.tif and 5_Labels_all/top_potsdam_2_10_{label}.tif"
-    return _pair(src, "Potsdam", POTSDAM, images, masks, holdout, looked_for)
+    scenes = _pair(POTSDAM, images, masks, holdout)
+    if not scenes:
+        raise nothing_found(src, "Potsdam", looked_for)
+    return scenes
 
 
-def find_vaihingen(src: Path, bands: None = None, eroded: bool = False, holdout: Sequence[str | int] = ()) -> SceneList:
+def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
     """Find the areas of Vaihingen.
 
     Args:
-        src: folder with `top/top_mosaic_09cm_area1.tif` and, in a folder whose name tells ground truth
+        src: folder with `top/top_mosaic_09cm_area1.tif` and, in a folder named as ground truth
             (`ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE`), a file of the same name.
         bands: null; the archive has one order, infrared, red and green.
         eroded: take the ground truth without the pixels along outlines, `..._noBoundary.tif`.
         holdout: training areas such as 7 that become the split `val`.
 
     Returns:
-        Areas of the official lists by split. Notes: areas that are not there.
+        Areas of the official lists by split. Notes: missing areas.
 
     Raises:
-        ConfigError: `bands` is given, or an area of `holdout` is no training area.
+        ConfigError: `bands` is not null, or an area of `holdout` is not a training area.
         DataError: no area at all.
     """
     if bands is not None:
@@ -83,58 +83,48 @@ def find_vaihingen(src: Path, bands: None = None, eroded: bool = False, holdout:
             f"bands={bands}: Vaihingen has one order, infrared, red, green: leave it null "
             "(config: dataset.prepare.scenes.bands)"
         )
-    labels: list[Path] = []
-    others: list[Path] = []
-    for path in _files(src):
-        (labels if _is_label(path, src) else others).append(path)
-    name = r"top_mosaic_09cm_area(\d+)"
-    images = _by_tile(others, rf"{name}\.tif")
-    masks = _by_tile(labels, rf"{name}_noBoundary\.tif" if eroded else rf"{name}\.tif")
+    files = {path: any(map(_LABEL_FOLDER.search, path.relative_to(src).parent.parts)) for path in _files(src)}
     end = "_noBoundary" if eroded else ""
-    looked_for = (
-        f"top/top_mosaic_09cm_area1.tif and "
-        f"ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE/top_mosaic_09cm_area1{end}.tif"
-    )
-    return _pair(src, "Vaihingen", VAIHINGEN, images, masks, holdout, looked_for)
+    images = _by_tile((path for path in files if not files[path]), r"top_mosaic_09cm_area(\d+)\.tif")
+    masks = _by_tile((path for path in files if files[path]), rf"top_mosaic_09cm_area(\d+){end}\.tif")
+    truth = f"ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE/top_mosaic_09cm_area1{end}.tif"
+    scenes = _pair(VAIHINGEN, images, masks, holdout)
+    if not scenes:
+        raise nothing_found(src, "Vaihingen", f"top/top_mosaic_09cm_area1.tif and {truth}")
+    return scenes
 
 
 def _pair(
-    src: Path,
-    what: str,
     lists: Mapping[str, Sequence[str]],
     images: Mapping[str, Path],
     masks: Mapping[str, Path],
     holdout: Sequence[str | int],
-    looked_for: str,
 ) -> SceneList:
     held_out = _held_out(holdout, lists["train"])
     train = [tile for tile in lists["train"] if tile not in held_out]
-    found = SceneList()
+    scenes = SceneList()
     for split, tiles in {"train": train, "val": held_out, "test": lists["test"]}.items():
         there = [tile for tile in tiles if tile in images]
-        found += [Scene(images[tile].stem, split, images[tile], masks.get(tile)) for tile in there]
+        scenes += [Scene(images[tile].stem, split, images[tile], masks.get(tile)) for tile in there]
         if missing := [tile for tile in tiles if tile not in images]:
-            found.notes.append(f"{len(there)} of {len(tiles)} {split} tiles found; missing: {', '.join(missing)}")
-        found.faults += [f"mask {masks[tile]} has no image" for tile in tiles if tile in masks and tile not in images]
-    if not found:
-        raise nothing_found(src, what, looked_for)
-    known = {*lists["train"], *lists["test"]}
-    if others := sorted(set(images) - known):
-        found.notes.append(f"left out, in none of the official lists: {some(images[tile].name for tile in others)}")
-    return found
+            scenes.notes.append(f"{len(there)} of {len(tiles)} {split} tiles found; missing: {', '.join(missing)}")
+        scenes.faults += [f"mask {masks[tile]} has no image" for tile in missing if tile in masks]
+    if others := sorted(set(images) - {*lists["train"], *lists["test"]}):
+        scenes.notes.append(f"left out, in none of the official lists: {some(images[tile].name for tile in others)}")
+    return scenes
 
 
 def _held_out(holdout: Sequence[str | int], train: Sequence[str]) -> list[str]:
     """Tiles of `holdout` as the lists spell them: YAML reads an unquoted 2_12 as the number 212."""
     known = {tile.replace("_", ""): tile for tile in train}
-    given = [str(tile).replace("_", "") for tile in holdout]
-    for tile, key in zip(holdout, given, strict=True):
+    wanted = {str(tile).replace("_", ""): tile for tile in holdout}
+    for key, tile in wanted.items():
         if key not in known:
             raise ConfigError(
                 f"holdout: {tile} is no training tile; there are {', '.join(train)} "
                 "(config: dataset.prepare.scenes.holdout)"
             )
-    return [tile for key, tile in known.items() if key in given]
+    return [tile for key, tile in known.items() if key in wanted]
 
 
 def _files(src: Path) -> Iterator[Path]:
@@ -151,14 +141,10 @@ def _files(src: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if name.lower().endswith(".tif"))
 
 
-def _by_tile(files: Sequence[Path], pattern: str) -> dict[str, Path]:
+def _by_tile(files: Iterable[Path], pattern: str) -> dict[str, Path]:
     """The first file of each tile whose whole name fits the pattern."""
-    found: dict[str, Path] = {}
+    tiles: dict[str, Path] = {}
     for path in files:
         if match := re.fullmatch(pattern, path.name, re.IGNORECASE):
-            found.setdefault(match[1], path)
-    return found
-
-
-def _is_label(path: Path, src: Path) -> bool:
-    return any(_LABEL_FOLDER.search(part) for part in path.relative_to(src).parent.parts)
+            tiles.setdefault(match[1], path)
+    return tiles

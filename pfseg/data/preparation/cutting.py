@@ -30,45 +30,30 @@ _SIDES = ("top", "bottom", "left", "right")
 
 
 class PatchRow(TypedDict):
-    """What the journal and the index say about a patch.
+    """What the journal and the index say about a patch; the last two only if it has a mask."""
 
-    Attributes:
-        name: of the image's file.
-        window: [y0, y1, x0, x1] in the scene.
-        border: the sides of the scene that the window touches.
-        pixels: with a mask, the number of pixels of each class in it.
-        ignored: with a mask, the number of pixels without a class.
-    """
-
-    name: str
-    window: list[int]
-    border: list[str]
-    pixels: NotRequired[dict[str, int]]
-    ignored: NotRequired[int]
+    name: str  # of the image's file
+    window: list[int]  # [y0, y1, x0, x1] in the scene
+    border: list[str]  # the sides of the scene that the window touches
+    pixels: NotRequired[dict[str, int]]  # of each class that occurs
+    ignored: NotRequired[int]  # pixels without a class
 
 
 class UnknownColors(TypedDict):
-    """Pixels of colours that the class table lacks: pixels and colours in all, and the most frequent as RRGGBB."""
+    """Colours of a mask that the class table lacks."""
 
     pixels: int
     colors: int
-    most: list[str]
+    most: list[str]  # the most frequent as RRGGBB
 
 
 class SceneRecord(TypedDict):
-    """What the journal says about a finished scene.
+    """What the journal says about a finished scene."""
 
-    Attributes:
-        source: path, bytes and time of change of its image and mask.
-        size: [H, W].
-        unknown: colours of its mask that the class table lacks.
-        patches: from the top left, row by row.
-    """
-
-    source: list[list[str | int]]
-    size: list[int]
+    source: list[list[str | int]]  # path, bytes and time of change of its image and mask
+    size: list[int]  # [H, W]
     unknown: UnknownColors | None
-    patches: list[PatchRow]
+    patches: list[PatchRow]  # row by row
 
 
 @dataclass(frozen=True)
@@ -195,9 +180,8 @@ class Cutter:
 
 
 class MaskCodes(NamedTuple):
-    """How labels are written: the value of each class, that of "no class" (None: there is none), and all as a table."""
+    """How labels are written: the value of "no class" (None: there is none), and the values of all labels, (256,)."""
 
-    ids: list[int]
     ignore: int | None
     table: np.ndarray
 
@@ -210,7 +194,7 @@ def mask_codes(classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry]) -> M
     table = np.zeros(256, dtype=np.uint16 if max(ids) > 255 else np.uint8)
     table[: len(ids)] = ids
     table[IGNORE] = nothing or 0
-    return MaskCodes(ids, nothing, table)
+    return MaskCodes(nothing, table)
 
 
 def unknown_colors(counts: Mapping[int, int]) -> UnknownColors | None:

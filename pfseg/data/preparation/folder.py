@@ -104,9 +104,6 @@ class PatchFolder:
             else:
                 _compare(self.out, earlier, settings, set(self.done) - set(scenes))
             self._clean(scenes if earlier is not None else (), leftovers)
-            for split in self.layout.folders:
-                for file in self.layout.files(split, ".png", True):
-                    (self.out / file).parent.mkdir(parents=True, exist_ok=True)
             if earlier is None or overwrite:
                 self._append({"settings": settings, "layout": asdict(self.layout)})
         except BaseException:

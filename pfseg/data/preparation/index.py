@@ -7,58 +7,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids
-from pfseg.data.decode import read_image
+from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids, parse_classes
+from pfseg.data.decode import MaskReader, read_image
 from pfseg.data.preparation.cutting import MaskCodes, SceneRecord
-from pfseg.data.preparation.files import mask_counts, write_file
+from pfseg.data.preparation.files import count_labels, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
 from pfseg.data.tiling import Window
-from pfseg.errors import DataError, PfsegError
+from pfseg.errors import ConfigError, DataError, PfsegError
 
 
 @dataclass(frozen=True)
 class IndexedPatch:
-    """A row of the index.
-
-    Attributes:
-        split: `train`, `val` or `test`.
-        scene: name, unique within the split.
-        scene_size: (H, W) of the scene.
-        window: part of the scene.
-        shape: (h, w) of the patch, padding included.
-        files: path of its image and, if it has one, its mask, below the folder of patches.
-        pixels: number of pixels of each class in the mask, by the class's name.
-        ignored: number of pixels without a class.
-    """
+    """A patch as `index.json` describes it."""
 
     split: str
     scene: str
     scene_size: tuple[int, int]
     window: Window
-    shape: tuple[int, int]
-    files: list[str]
-    pixels: dict[str, int]
-    ignored: int
+    shape: tuple[int, int]  # of the patch, padding included
+    files: list[str]  # its image and, if it has one, its mask, below the folder of patches
+    counts: np.ndarray  # pixels of each label in its mask, (256,) int64
 
 
-@dataclass(frozen=True)
-class PatchIndex:
-    """What `index.json` says.
-
-    Attributes:
-        layout: where patches lie.
-        ids: value of each class in the masks, by the class's name.
-        ignore: value of "no class"; None if masks have none.
-        patches: split by split, scene by scene.
-    """
+class PatchIndex(NamedTuple):
+    """What `index.json` says: where patches lie, what their masks hold, and the patches scene by scene."""
 
     layout: Layout
-    ids: dict[str, int]
-    ignore: int | None
+    reader: MaskReader
     patches: list[IndexedPatch]
 
 
@@ -109,7 +88,6 @@ def write_index(out: Path, index: Mapping[str, Any]) -> None:
     layout = Layout(**index["layout"])
     for split, name in layout.lists.items():
         images = [layout.files(split, row["name"], False)[0] for row in index["splits"][split]["patches"]]
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(out / name, "".join(f"{image}\n" for image in images).encode())
     # A quotation mark within a text would be escaped: this is the beginning of a row.
     text = json.dumps(index, ensure_ascii=False).replace('{"name"', '\n{"name"')
@@ -126,14 +104,11 @@ def read_index(out: Path) -> PatchIndex:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         layout = Layout(**index["layout"])
-        patches = [
-            _parse_row(index["size"], layout, split, row)
-            for split, part in index["splits"].items()
-            for row in part["patches"]
-        ]
-        ids = {str(info["name"]): int(info["id"]) for info in index["classes"]}
-        ignore = index["ignore_value"]
-        return PatchIndex(layout, ids, ignore if ignore is None else int(ignore), patches)
+        classes = parse_classes(index["classes"])
+        ignore = {index["ignore_value"], IGNORE} - {None, *class_ids(classes)}
+        rows = ((split, row) for split, part in index["splits"].items() for row in part["patches"])
+        patches = [_parse_row(index["size"], classes, layout, split, row) for split, row in rows]
+        return PatchIndex(layout, MaskReader(classes, sorted(ignore)), patches)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): {out} is no finished preparation; give the command without "
@@ -141,7 +116,7 @@ def read_index(out: Path) -> PatchIndex:
         ) from error
     except KeyError as error:
         raise DataError(f"{path} is damaged (it lacks {error}): prepare anew with overwrite=true") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{path} is damaged ({error}): prepare anew with overwrite=true") from error
 
 
@@ -160,7 +135,7 @@ def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
     """
     index = read_index(out)
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda patch: _patch_fault(out, index, patch), index.patches)
+        yield from pool.map(lambda patch: _patch_fault(out, index.reader, patch), index.patches)
     indexed = {file for patch in index.patches for file in patch.files} | set(index.layout.lists.values())
     for file in sorted({file for _, file in index.layout.all_files(out)} - indexed):
         yield f"{file} is not in the index: no preparation wrote it, or one was interrupted"
@@ -169,9 +144,15 @@ def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
             yield f"{name} is missing"
 
 
-def _parse_row(size: Sequence[int] | None, layout: Layout, split: str, row: Mapping[str, Any]) -> IndexedPatch:
+def _parse_row(
+    size: Sequence[int] | None, classes: Sequence[ClassInfo], layout: Layout, split: str, row: Mapping[str, Any]
+) -> IndexedPatch:
     window = Window(*map(int, row["window"]))
     (height, width), (rows, columns) = size or window.shape, row["size"]
+    pixels = row.get("pixels", {})
+    counts = np.zeros(256, dtype=np.int64)
+    counts[: len(classes)] = [pixels.get(info.name, 0) for info in classes]
+    counts[IGNORE] = row.get("ignored", 0)
     return IndexedPatch(
         split=split,
         scene=str(row["scene"]),
@@ -179,32 +160,21 @@ def _parse_row(size: Sequence[int] | None, layout: Layout, split: str, row: Mapp
         window=window,
         shape=(int(height), int(width)),
         files=layout.files(split, row["name"], "pixels" in row),
-        pixels={str(name): int(count) for name, count in row.get("pixels", {}).items()},
-        ignored=int(row.get("ignored", 0)),
+        counts=counts,
     )
 
 
-def _patch_fault(out: Path, index: PatchIndex, patch: IndexedPatch) -> str | None:
+def _patch_fault(out: Path, reader: MaskReader, patch: IndexedPatch) -> str | None:
     image, *masks = patch.files
     try:
         height, width = read_image(out / image).shape[:2]
+        if (height, width) != patch.shape:
+            return f"{image} has {width}x{height} px, expected {patch.shape[1]}x{patch.shape[0]}"
+        for mask in masks:
+            counts = count_labels(reader.read_counted(out / mask, mask)[0])
+            for label in np.flatnonzero(counts != patch.counts):
+                name = reader.classes[label].name if label != IGNORE else "ignore"
+                return f"{mask} has {counts[label]} pixels of {name}, expected {patch.counts[label]}"
     except PfsegError as error:
         return str(error)
-    if (height, width) != patch.shape:
-        return f"{image} has {width}x{height} px, expected {patch.shape[1]}x{patch.shape[0]}"
-    return _mask_fault(out, index, patch, masks[0]) if masks else None
-
-
-def _mask_fault(out: Path, index: PatchIndex, patch: IndexedPatch, mask: str) -> str | None:
-    if not (out / mask).is_file():
-        return f"{mask} is missing"
-    counts = mask_counts(out / mask, list(index.ids.values()), index.ignore)
-    if not counts.any():
-        return f"{mask} is unreadable, or holds values outside the class table"
-    expected = np.zeros(256, dtype=np.int64)
-    expected[: len(index.ids)] = [patch.pixels.get(name, 0) for name in index.ids]
-    expected[IGNORE] = patch.ignored
-    names = dict(enumerate(index.ids)) | {IGNORE: "ignore"}
-    for label in np.flatnonzero(counts != expected):
-        return f"{mask} has {counts[label]} pixels of {names[label]}, expected {expected[label]}"
     return None

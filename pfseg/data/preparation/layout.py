@@ -85,7 +85,8 @@ def patch_name(scene: str, window: Window) -> str:
 
 
 def scene_of(name: str, mask_suffix: str) -> str:
-    """The scene in the file name of a patch or its mask, finished or being written; empty for any other name."""
-    stem = name.removeprefix(".").removesuffix(PART).removesuffix(".png").removesuffix(mask_suffix)
-    scene, *window = stem.rsplit("_", 4)
+    """The scene in the name of a patch's image or mask, finished or being written; empty for any other name."""
+    if name.endswith(PART):
+        name = name[1 : name.index(".png") + 4] if ".png" in name else ""
+    scene, *window = name.removesuffix(".png").removesuffix(mask_suffix).rsplit("_", 4)
     return scene if len(window) == 4 and all(side.isdecimal() for side in window) else ""

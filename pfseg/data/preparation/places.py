@@ -39,7 +39,7 @@ def scene_places(dataset: SegmentationDataset, split: str, root: Path | None) ->
         root: folder of the prepared patches; None where the data set has none.
 
     Raises:
-        DataError: no index, a sample that it doesn't hold, or a patch of it that the data set lacks.
+        DataError: no index, a sample that it does not hold, or a patch of it that the data set lacks.
     """
     if isinstance(dataset, SceneDataset):
         return [Place(scene.name, dataset.scenes[scene], window) for scene, window in dataset.samples]
@@ -61,7 +61,7 @@ def scene_places(dataset: SegmentationDataset, split: str, root: Path | None) ->
         )
     if dataset.on_error == "raise" and (missing := sorted(known.keys() - set(files))):
         raise DataError(
-            f"{missing[0]} ({len(missing)} of {len(known)} patches) is missing, so its scene can't be put together: "
+            f"{missing[0]} ({len(missing)} of {len(known)} patches) is missing, so its scene cannot be put together: "
             f"check the patches by pfseg prepare ... out={root} verify=only"
         )
     return [known[path] for path in files]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pfseg.data.base import Scene
 from pfseg.data.cache import stat_of
@@ -19,7 +20,7 @@ from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import patch_name
 from pfseg.data.tiling import Window
-from pfseg.errors import DataError, WriteError
+from pfseg.errors import DataError
 
 _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the next scene is decoded
 
@@ -41,8 +42,8 @@ class Outcome:
     skipped: int = 0
 
 
-class ProgressListener:
-    """Is told how far a preparation is; does nothing by itself."""
+class ProgressListener(Protocol):
+    """Is told how far a preparation is."""
 
     def begin(self, total: int, done: int) -> None:
         """Take the number of bytes of all scenes' images, and of those that are finished already."""
@@ -58,41 +59,37 @@ class _SceneInWork:
     patches: list[Future[PatchRow]]
 
 
-def prepare(
-    scenes: Sequence[Scene],
-    src: Path,
-    cutter: Cutter,
-    folder: PatchFolder,
-    *,
-    workers: int,
-    progress: ProgressListener | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Cut the scenes that are not finished yet; a scene that cannot be cut is noted and left out.
+class Preparation:
+    """Cuts the scenes that are not finished yet; a scene that cannot be cut is noted and left out.
 
     Args:
-        scenes: each name once in its split.
         src: folder that the scenes come from.
         cutter: reads and writes.
         folder: where to, with the journal of earlier starts.
         workers: threads that code and write.
         progress: is told how far it is.
         stop: asked between patches; True ends early.
-
-    Raises:
-        WriteError: the disk is full, or a file cannot be written for another reason; what was written is kept.
     """
-    return _Preparation(src, cutter, folder, progress or ProgressListener(), stop).run(scenes, workers)
 
-
-class _Preparation:
     def __init__(
-        self, src: Path, cutter: Cutter, folder: PatchFolder, progress: ProgressListener, stop: Callable[[], bool]
+        self,
+        src: Path,
+        cutter: Cutter,
+        folder: PatchFolder,
+        *,
+        workers: int,
+        progress: ProgressListener,
+        stop: Callable[[], bool],
     ) -> None:
         self.src, self.cutter, self.folder = src, cutter, folder
-        self.progress, self.stop = progress, stop
+        self.workers, self.progress, self.stop = workers, progress, stop
 
-    def run(self, scenes: Sequence[Scene], workers: int) -> Outcome:
+    def run(self, scenes: Sequence[Scene]) -> Outcome:
+        """Cut `scenes`, each name of which stands once in its split.
+
+        Raises:
+            WriteError: the disk is full, or a file cannot be written for another reason; what was written is kept.
+        """
         todo = [scene for scene in scenes if not self._is_done(scene)]
         for scene in todo:
             self.folder.drop(scene.key)
@@ -100,7 +97,7 @@ class _Preparation:
         total, left = (sum(stat_of(scene.image)[0] for scene in part) for part in (scenes, todo))
         self.progress.begin(total, total - left)
         in_work: deque[_SceneInWork] = deque()
-        pool, masks = ThreadPoolExecutor(workers), ThreadPoolExecutor(1)
+        pool, masks = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
         try:
             for scene in todo:
                 while sum(work.loaded.nbytes for work in in_work) > _AHEAD_BYTES:
@@ -163,11 +160,9 @@ class _Preparation:
                 if not (self.stop() and patch.cancel()):
                     rows.append(patch.result())
                     self.progress.advance(size)
-        except (DataError, WriteError) as error:
+        except DataError as error:
             for patch in work.patches:
                 patch.cancel()
-            if isinstance(error, WriteError):
-                raise
             wait(work.patches)
             names = [patch_name(loaded.scene.name, window) for window in loaded.windows]
             self.folder.remove(file for name in names for file in self._files(loaded.scene, name))

@@ -3,16 +3,22 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from data.published import SHARED, labels, opened, palette, potsdam, prepared, vaihingen
 
+from pfseg.data.archives.folders import SceneList
 from pfseg.data.archives.isprs import POTSDAM, VAIHINGEN, find_potsdam, find_vaihingen
 from pfseg.data.decode import read_image
 from pfseg.errors import ConfigError, DataError
 
 SIZES = ["dataset.prepare.size=40", "dataset.prepare.stride=20"]
+
+
+def tiles(src: Path, **changes: Any) -> SceneList:
+    return find_potsdam(src, **{"bands": "rgb", "eroded": False, "holdout": (), **changes})
 
 
 def test_official_lists():
@@ -60,18 +66,19 @@ def test_eroded_ground_truth_ignores_outlines(tmp_path: Path, dataset: str):
 def test_band_orders(tmp_path: Path):
     src = tmp_path / "src"
     potsdam(src, ["2_10"], folder="3_Ortho_IRRG", bands="IRRG")
-    assert find_potsdam(src, bands="irrg")[0].image.name == "top_potsdam_2_10_IRRG.tif"
+    assert tiles(src, bands="irrg")[0].image.name == "top_potsdam_2_10_IRRG.tif"
     with pytest.raises(DataError, match=r"looked for 2_Ortho_RGB/top_potsdam_2_10_RGB.tif .*; found 3_Ortho_IRRG/, 5_"):
-        find_potsdam(src)
+        tiles(src)
     potsdam(src, ["2_10"], folder="4_Ortho_RGBIR", bands="RGBIR")
     given = ["dataset.prepare.scenes.bands=rgbir", "dataset.bands=[3,0,1]"]
     data = prepared("potsdam", src, tmp_path / "out", *SIZES, *given)
     stored = read_image(src / "4_Ortho_RGBIR/top_potsdam_2_10_RGBIR.tif", bands=[3, 0, 1])
-    np.testing.assert_array_equal(opened(data | {"bands": None}, "train").read(0).image, stored[:40, :40])
+    patches = opened(data.model_copy(update={"bands": None}), "train")
+    np.testing.assert_array_equal(patches.read(0).image, stored[:40, :40])
     with pytest.raises(ConfigError, match=r"bands=bgr: expected rgb \| irrg \| rgbir"):
-        find_potsdam(src, bands="bgr")
+        tiles(src, bands="bgr")
     with pytest.raises(ConfigError, match="Vaihingen has one order"):
-        find_vaihingen(src, bands="rgb")  # type: ignore[arg-type]
+        find_vaihingen(src, bands="rgb", eroded=False, holdout=())  # type: ignore[arg-type]
 
 
 def test_missing_tiles_and_faults_are_told(tmp_path: Path):
@@ -79,7 +86,7 @@ def test_missing_tiles_and_faults_are_told(tmp_path: Path):
     (tmp_path / "2_Ortho_RGB/top_potsdam_2_11_RGB.tif").unlink()
     (tmp_path / "5_Labels_all/top_potsdam_2_13_label.tif").unlink()
     (tmp_path / "2_Ortho_RGB/top_potsdam_9_99_RGB.tif").touch()
-    scenes = find_potsdam(tmp_path, holdout=["2_10", "7_12"])
+    scenes = tiles(tmp_path, holdout=["2_10", "7_12"])
     assert [(scene.name, scene.split) for scene in scenes] == [
         ("top_potsdam_2_10_RGB", "val"),
         ("top_potsdam_2_13_RGB", "test"),
@@ -95,10 +102,10 @@ def test_missing_tiles_and_faults_are_told(tmp_path: Path):
 @pytest.mark.parametrize("holdout", [["2_12", "6_8"], [212, 68]])  # YAML reads an unquoted 2_12 as 212
 def test_holdout_tiles(tmp_path: Path, holdout: list[str | int]):
     potsdam(tmp_path, ["2_12", "6_8", "7_7"])
-    splits = {scene.name.removeprefix("top_potsdam_"): scene.split for scene in find_potsdam(tmp_path, holdout=holdout)}
+    splits = {scene.name.removeprefix("top_potsdam_"): scene.split for scene in tiles(tmp_path, holdout=holdout)}
     assert splits == {"2_12_RGB": "val", "6_8_RGB": "val", "7_7_RGB": "train"}
     with pytest.raises(ConfigError, match=r"holdout: 2_13 is no training tile; there are 2_10, .*scenes.holdout"):
-        find_potsdam(tmp_path, holdout=["2_13"])
+        tiles(tmp_path, holdout=["2_13"])
 
 
 def test_one_level_more_and_links_in_a_circle(tmp_path: Path):
@@ -107,7 +114,7 @@ def test_one_level_more_and_links_in_a_circle(tmp_path: Path):
     src.mkdir()
     os.symlink(disk, src / "Potsdam")
     os.symlink(src, disk / "2_Ortho_RGB" / "again")
-    (scene,) = find_potsdam(src)
+    (scene,) = tiles(src)
     assert scene.image == src / "Potsdam/2_Ortho_RGB/top_potsdam_2_10_RGB.tif"
     assert scene.mask == src / "Potsdam/5_Labels_all/top_potsdam_2_10_label.tif"
 

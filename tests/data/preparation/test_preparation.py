@@ -16,27 +16,29 @@ from data.fakes import COLORS, write
 from data.published import SHARED, configured, isaid, labels, opened, pixels, prepared
 
 from pfseg.commands.prepare import run
-from pfseg.config.compose import check, compose
+from pfseg.config.check import check
+from pfseg.config.compose import compose
+from pfseg.config.schema import FolderData
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import Layout
-from pfseg.errors import ConfigError, DataError
+from pfseg.errors import ConfigError, DataError, WriteError
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SCENES = ("train/P0000", "train/P0002", "val/P0003", "test/P0006")  # of `isaid`
 SIZES = ["dataset.prepare.size=32", "dataset.prepare.stride=20"]
 
 
-def pairs(data: dict[str, Any], split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def pairs(data: FolderData, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Samples of a split in the order of their patches' names; those are the scenes' names here."""
     dataset = opened(data, split)
     samples = [dataset.read(index) for index in range(len(dataset))]
     return [(sample.image, sample.mask) for sample in samples]
 
 
-def check_same(data: dict[str, Any], src: Path, splits: tuple[str, ...] = ("train", "val")) -> None:
+def check_same(data: FolderData, src: Path, splits: tuple[str, ...] = ("train", "val")) -> None:
     """Whole scenes are read from the patches just as they are from the source."""
     for split in splits:
-        ours, theirs = pairs(data, split), pairs(data | {"root": str(src)}, split)
+        ours, theirs = pairs(data, split), pairs(data.model_copy(update={"root": str(src)}), split)
         assert len(ours) == len(theirs) > 0
         for (image, mask), (scene, truth) in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(image, scene)
@@ -56,7 +58,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def refused(dataset: str, src: Path, out: Path, *overrides: str) -> str:
-    with pytest.raises((ConfigError, DataError)) as caught:
+    with pytest.raises((ConfigError, DataError, WriteError)) as caught:
         prepared(dataset, src, out, *overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -132,7 +134,7 @@ def test_a_share_gets_folders_of_its_own(town: Path, capsys: pytest.CaptureFixtu
     out = town.parent / "out"
     data = prepared("folder", town, out, *TABLE, "dataset.splits={val: 0.25, seed: 0}", "dataset.bands=[2,1,0]")
     assert "dataset.splits=null dataset.bands=null" in capsys.readouterr().out
-    assert [len(opened(data | {"splits": None}, split)) for split in ("train", "val")] == [6, 2]
+    assert [len(opened(data.model_copy(update={"splits": None}), split)) for split in ("train", "val")] == [6, 2]
     names = {path.name for path in (out / "train/images").iterdir()} | {p.name for p in (out / "val/images").iterdir()}
     assert len(names) == 8
     assert "train_tile 0_0_40_0_48.png" in names
@@ -263,7 +265,7 @@ def test_patches_of_an_unfinished_scene_are_written_again(tmp_path: Path):
     (out / "journal.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
     (out / "test/images/P0006_0_32_0_32.png").write_bytes(b"half")
     (out / "test/images/P0006_0_64_0_64.png").write_bytes(b"of a scene that has changed since")
-    (out / "test/images/.P0006_20_52_0_32.png.part").write_bytes(b"half")
+    (out / "test/images/.P0006_20_52_0_32.png.4711.part").write_bytes(b"half")
     prepared("isaid", src, out, *SIZES)
     assert tree(out) == before
 
@@ -481,8 +483,8 @@ def test_verification_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.
         "P0000_20_52_0_32.png is truncated",
         "train/images/P0000_38_70_0_32.png has 32x30 px, expected 32x32",
         f"train/masks/P0002_0_32_0_32_{end} has ",
-        f"train/masks/P0002_20_52_0_32_{end} is unreadable, or holds values outside the class table",
-        f"train/masks/P0002_38_70_0_32_{end} is missing",
+        f"train/masks/P0002_20_52_0_32_{end} has the value 77 (values outside the class table: 100 % of its pixels)",
+        f"train/masks/P0002_38_70_0_32_{end} cannot be read: No such file",
         "train/images/foreign.png is not in the index",
     ):
         assert part in shown
@@ -532,7 +534,7 @@ def test_verification_by_a_damaged_index(tmp_path: Path, change: Callable[[dict[
         (["verify=maybe"], r"verify=maybe: expected true or false or only"),
         (["compression=4"], "compression=4: expected a whole number of at least 0 and of at most 3"),
         (["dataset.prepare.stride=40"], "windows of 32 px at stride 40 leave gaps"),
-        (["dataset.prepare.size=null"], r"dataset.prepare.stride=\[20, 20\] needs a size"),
+        (["dataset.prepare.size=null"], "dataset.prepare.stride=20 needs a size"),
         (["dataset.classes=[{name: a, color: '000000'}, {name: b, color: '000000'}]"], "same colour"),
         (["src=/nowhere"], "src=/nowhere does not exist"),
     ],

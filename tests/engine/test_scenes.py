@@ -10,16 +10,18 @@ import pytest
 from data.building import eval_loader
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
-from pfseg.engine.blending import BlendingEvaluator
+from numpy_networks import evaluation_settings
 
 from pfseg.build import build_dataset
+from pfseg.config.schema import FolderData
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
-from pfseg.engine.evaluator import Evaluation, Evaluator
-from pfseg.engine.pictures import ImageScores
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
+from pfseg.engine.scenes import SceneEvaluator
+from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.errors import DataError
-from pfseg.inference.windows import Flips
+from pfseg.inference.views import Flips
 from pfseg.runtime import jt
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
@@ -57,23 +59,34 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture
-def patches(settings: dict[str, Any]) -> SegmentationDataset:
+def patches(settings: FolderData) -> SegmentationDataset:
     return build_dataset(settings, "val")
 
 
 @pytest.fixture
-def scenes(settings: dict[str, Any], source: Path) -> SegmentationDataset:
-    return build_dataset(settings | {"root": str(source)}, "val")
+def scenes(settings: FolderData, source: Path) -> SegmentationDataset:
+    return build_dataset(settings.model_copy(update={"root": str(source)}), "val")
 
 
-def scored(
-    kind: type[Evaluator], dataset: SegmentationDataset, places: list[Place] | None = None, **options: Any
-) -> Evaluation:
+VIEWS: dict[str, Any] = {"overlap": 0.0, "scales": (1.0,), "flips": "none"}
+
+
+def scored(dataset: SegmentationDataset, **options: Any) -> Evaluation:
     names = [info.name for info in dataset.classes]
-    indices = None if places is None else scene_order(places, 0, 1)
-    given = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "window": None, "num_panels": 99, **options}
-    given |= {"details": lambda: ImageScores(names)} | ({"places": places} if places else {})
-    return kind(eval_loader(dataset, indices=indices), **given).run(lopsided, ignore)
+    options = evaluation_settings(details=lambda: ImageScores(names, (), 4), **options)
+    return Evaluator(eval_loader(dataset), **options).run(lopsided, ignore)
+
+
+def blended(dataset: SegmentationDataset, **options: Any) -> Evaluation:
+    options = evaluation_settings(**VIEWS | options)
+    return BlendingEvaluator(eval_loader(dataset), **options).run(lopsided, ignore)
+
+
+def stitched(dataset: SegmentationDataset, places: list[Place], *, patches: bool = False, **options: Any) -> Evaluation:
+    names = [info.name for info in dataset.classes]
+    loader = eval_loader(dataset, indices=scene_order(places, 0, 1))
+    options = evaluation_settings(**VIEWS | {"details": lambda: ImageScores(names, (), 4)} | options)
+    return SceneEvaluator(loader, places=places, patches=patches, **options).run(lopsided, ignore)
 
 
 def maps(found: Evaluation) -> dict[str, np.ndarray]:
@@ -85,52 +98,52 @@ def test_stitched_patches_equal_whole_scenes_under_the_same_windows(
     flips: Flips, patches, scenes, settings, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("PFSEG_CACHE", str(tmp_path))
-    whole = scored(BlendingEvaluator, scenes, window=(64, 64), overlap=1 - STEP / 64, flips=flips)
-    places = scene_places(patches, "val", Path(settings["root"]))
-    stitched = scored(BlendingEvaluator, patches, places, patches=False, flips=flips)
-    cut = build_dataset(settings | {"root": str(source), "source": "scenes"}, "val")
-    read = scored(BlendingEvaluator, cut, scene_places(cut, "val", None), patches=False, flips=flips)
-    assert whole.images == stitched.images == read.images == 3
-    for found in (stitched, read):
+    whole = blended(scenes, window=(64, 64), overlap=1 - STEP / 64, flips=flips)
+    places = scene_places(patches, "val", Path(settings.root))
+    put_together = stitched(patches, places, flips=flips)
+    cut = build_dataset(settings.model_copy(update={"root": str(source), "source": "scenes"}), "val")
+    read = stitched(cut, scene_places(cut, "val", None), flips=flips)
+    assert whole.images == put_together.images == read.images == 3
+    for found in (put_together, read):
         np.testing.assert_array_equal(found.confusion, whole.confusion)
         for name, pred in maps(whole).items():
             np.testing.assert_array_equal(maps(found)[name], pred)
     assert whole.confusion.sum() == sum(height * width for height, width in SHAPES.values()), "every pixel once"
     for panel, other in zip(
-        sorted(whole.panels, key=lambda p: p.name), sorted(stitched.panels, key=lambda p: p.name), strict=True
+        sorted(whole.panels, key=lambda p: p.name), sorted(put_together.panels, key=lambda p: p.name), strict=True
     ):
         np.testing.assert_array_equal(panel.image, other.image)
         np.testing.assert_array_equal(panel.mask, other.mask)
 
 
 def test_patches_and_scenes_in_one_pass(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
-    both, alone = scored(BlendingEvaluator, patches, places), scored(Evaluator, patches)
+    places = scene_places(patches, "val", Path(settings.root))
+    both, alone = stitched(patches, places, patches=True), scored(patches)
     assert both.images == alone.images == len(patches) == len(places)
     np.testing.assert_array_equal(both.confusion, alone.confusion)
     assert sorted(both.details.rows) == sorted(alone.details.rows)
-    stitched = scored(BlendingEvaluator, patches, places, patches=False)
-    np.testing.assert_array_equal(both.scenes.confusion, stitched.confusion)
+    scenes_alone = stitched(patches, places)
+    np.testing.assert_array_equal(both.scenes.confusion, scenes_alone.confusion)
     assert both.confusion.sum() > both.scenes.confusion.sum(), "overlaps count again in patches"
 
 
 @pytest.mark.parametrize("overlap", [0, 0.5])
 def test_one_window_over_the_image_equals_the_whole_image(overlap: float, scenes):
-    whole = scored(Evaluator, scenes, stride=1)
+    whole = scored(scenes, stride=1)
     for name, (height, width) in SHAPES.items():
-        one = scored(BlendingEvaluator, scenes, window=(height, width), overlap=overlap)
+        one = blended(scenes, window=(height, width), overlap=overlap)
         np.testing.assert_array_equal(maps(one)[name], maps(whole)[name])
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_another_scale_is_scored_on_the_full_size(scale: float, scenes, patches, settings):
-    plain = scored(Evaluator, scenes, scale=scale, window=(32, 32))
-    same = scored(BlendingEvaluator, scenes, scale=scale, window=(32, 32), overlap=0.5, flips="hv")
+    plain = scored(scenes, scale=scale, window=(32, 32))
+    same = blended(scenes, scale=scale, window=(32, 32), overlap=0.5, flips="hv")
     assert plain.confusion.sum() == same.confusion.sum()
     assert {name: pred.shape for name, pred in maps(same).items()} == SHAPES
-    places = scene_places(patches, "val", Path(settings["root"]))
-    stitched = scored(BlendingEvaluator, patches, places, patches=False, scale=scale)
-    assert stitched.confusion.sum() == plain.confusion.sum()
+    places = scene_places(patches, "val", Path(settings.root))
+    whole = stitched(patches, places, scale=scale)
+    assert whole.confusion.sum() == plain.confusion.sum()
 
 
 def test_pixels_of_patches_that_are_left_out_are_ignored(settings, tmp_path: Path, source: Path):
@@ -141,14 +154,14 @@ def test_pixels_of_patches_that_are_left_out_are_ignored(settings, tmp_path: Pat
     (tmp_path / "out" / "val" / "images" / "c_6_70_136_200.png").unlink()
     dataset = build_dataset(data, "val")
     assert len(dataset) == len(whole) - 1
-    found = scored(BlendingEvaluator, dataset, scene_places(dataset, "val", tmp_path / "out"), patches=False)
+    found = stitched(dataset, scene_places(dataset, "val", tmp_path / "out"))
     # Of c the corner that no other patch holds is lost; b has no patch left, so it counts as no scene.
     assert found.confusion.sum() == 100 * 150 + 70 * 200 - 6 * 16
     assert found.images == 2
 
 
 def test_scores_of_single_images(scenes, tmp_path: Path):
-    found = scored(Evaluator, scenes)
+    found = scored(scenes)
     details = found.details
     assert [Path(row.name).stem for row in details.rows] == ["a", "b", "c"]
     assert [score for score, _ in details.worst] == sorted(row.miou for row in details.rows)
@@ -160,9 +173,9 @@ def test_scores_of_single_images(scenes, tmp_path: Path):
 
 
 def test_single_images_of_other_ranks_are_merged(scenes, tmp_path: Path):
-    alone = scored(Evaluator, scenes).details
-    parts = [ImageScores(alone.class_names, num_pictures=2) for _ in range(2)]
-    for place, panel in enumerate(scored(Evaluator, scenes).panels):
+    alone = scored(scenes).details
+    parts = [ImageScores(alone.class_names, (), 2) for _ in range(2)]
+    for place, panel in enumerate(scored(scenes).panels):
         confusion = np.array([[3 + place, 1], [1, 3]])
         parts[place % 2].add(panel, confusion)
     parts[1].add(panel._replace(mask=np.full_like(panel.mask, 255), name="empty"), np.zeros((2, 2)))
@@ -186,7 +199,7 @@ def test_order_of_patches_by_scene_and_rank():
 
 
 def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tmp_path: Path):
-    root = Path(settings["root"])
+    root = Path(settings.root)
     with pytest.raises(DataError, match=r"score=scenes needs patches of pfseg prepare, but .* has no index"):
         scene_places(scenes, "val", source)
     with pytest.raises(DataError, match=r"but this data set has no index.json: prepare them, or use score=patches"):
@@ -199,8 +212,8 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
 
 
 def test_nothing_to_score(patches, settings):
-    places = scene_places(patches, "val", Path(settings["root"]))
+    places = scene_places(patches, "val", Path(settings.root))
     loader = eval_loader(patches, indices=[])
-    options = {"num_classes": 2, "mean": [0] * 3, "std": [1] * 3, "window": None, "places": places}
+    evaluator = SceneEvaluator(loader, places=places, patches=True, **evaluation_settings(**VIEWS))
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):
-        BlendingEvaluator(loader, **options).run(lopsided, ignore)
+        evaluator.run(lopsided, ignore)

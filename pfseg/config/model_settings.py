@@ -1,0 +1,133 @@
+"""Settings of the groups `model` and `loss`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field, Tag
+
+from pfseg.config.settings import (
+    CUSTOM,
+    Count,
+    Decay,
+    Ignored,
+    Natural,
+    NonNegative,
+    Settings,
+    Share,
+    Target,
+    Variant,
+    by_target,
+    setting,
+)
+
+
+class ResNet(Settings):
+    """ResNet with a deep stem."""
+
+    target: Literal["pfseg.models.resnet.ResNet"] = Field(alias="_target_", description="class of the backbone")
+    depth: Literal[18, 50, 101] = setting("number of layers")
+
+
+class Res2Net(Settings):
+    """Res2Net 26w x 4s."""
+
+    target: Literal["pfseg.models.res2net.Res2Net"] = Field(alias="_target_", description="class of the backbone")
+    depth: Literal[101] = setting("number of layers")
+
+
+Backbone: TypeAlias = Annotated[
+    Annotated[ResNet, Tag("pfseg.models.resnet.ResNet")]
+    | Annotated[Res2Net, Tag("pfseg.models.res2net.Res2Net")]
+    | Annotated[Target, Tag(CUSTOM)],
+    by_target("pfseg.models.resnet.ResNet", "pfseg.models.res2net.Res2Net"),
+]
+
+
+class Model(Settings):
+    """What every network has."""
+
+    target: str = Field(alias="_target_", description="class of the network, as package.module.Class")
+    name: str = setting("name of the network, also part of the run folder's")
+    num_classes: Count | None = setting("number of classes; null: as many as the data set has")
+    pretrained: str | None = setting("weights file of a trained backbone to start from: .pth, .pkl or .safetensors")
+    init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
+
+
+class CustomModel(Model):
+    """A network of the user's own, with keys of its own besides the common ones."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class PFNet(Model):
+    """PFNet (Li et al., CVPR 2021)."""
+
+    variant: Variant = setting("family of published checkpoints that the network equals")
+    num_edge_points: Natural = setting("boundary points per level; 0: no flow through them")
+    match_dim: Count = setting("channels of the point matcher")
+    fpn_dim: Count = setting("channels of the feature pyramid")
+    edge_pool: Count = setting("side of the pooled map that boundary points are chosen from")
+    salient_pool: Natural = setting("salient_pool² salient points per level; 0: no flow through them")
+    pool_sizes: list[Count] | None = setting("sizes of the pyramid pooling; null: the variant's")
+    dropout: Decay = setting("share of channels that are dropped in training")
+    backbone: Backbone
+
+
+ModelSettings: TypeAlias = Annotated[
+    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[CustomModel, Tag(CUSTOM)],
+    by_target("pfseg.models.pfnet.PFNet"),
+]
+
+
+class ImageWeighted(Settings):
+    """Cross entropy weighted by the class frequencies of each image or of the batch."""
+
+    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(
+        alias="_target_", description="class of the segmentation loss"
+    )
+    upper_bound: NonNegative = setting("weight that a class without pixels approaches, above 1")
+    per: Literal["image", "batch"] = setting("what class frequencies are counted over")
+    reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
+    global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
+
+
+class Relaxed(Settings):
+    """Boundary label relaxation."""
+
+    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(
+        alias="_target_", description="class of the segmentation loss"
+    )
+    until_epoch: Natural | None = setting("epoch from which labels are taken as they are; null: never")
+    global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
+
+
+class PFNetLoss(Settings):
+    """Segmentation loss, and the edge loss of the three levels."""
+
+    target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
+    segmentation: (
+        Annotated[
+            Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
+            | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
+            | Annotated[Target, Tag(CUSTOM)],
+            by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
+        ]
+        | None
+    ) = setting("segmentation loss; null: cross entropy, with hard-example mining if ohem is true")
+    ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
+    ohem_threshold: Share = setting("probability of the true class above which a pixel counts as easy")
+    min_kept: Count = setting("least number of pixels of a batch that count")
+    seg_weight: NonNegative = setting("weight of the segmentation loss")
+    edge: Literal["bce", "dice"] = setting("kind of the edge loss")
+    edge_weight: NonNegative = setting("weight of the edge loss; 25 in the published recipes")
+    ignore_index: Ignored = setting("label of pixels without a class")
+    global_reduction: bool = setting(
+        "whether pixels are chosen and counted over the batches of all ranks, not rank by rank as published"
+    )
+
+
+LossSettings: TypeAlias = Annotated[
+    Annotated[PFNetLoss, Tag("pfseg.losses.PFNetLoss")] | Annotated[Target, Tag(CUSTOM)],
+    by_target("pfseg.losses.PFNetLoss"),
+]

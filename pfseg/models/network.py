@@ -1,0 +1,144 @@
+"""What every segmentation network is made of: a backbone, whose feature maps a head turns into logits.
+
+A backbone maps an image to feature maps from fine to coarse, a head maps these to logits at the finest map's size. Both
+are modules of their own, so that each can be exchanged by one YAML file and, if it is new, one module:
+
+    features = backbone(image)
+    logits, edges = head(features)
+
+Shapes: image (N, 3, H, W) float32, normalised; K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pfseg.ops.resampling import resize
+from pfseg.runtime import jt
+
+Var = jt.Var
+
+_BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
+
+
+@dataclass(frozen=True)
+class SegOutput:
+    """What a segmentation network returns, in training and in evaluation mode.
+
+    Attributes:
+        logits: (N, K, H, W) float32 at the input's size.
+        edge_logits: (N, 1, H, W) float32 each, coarse to fine; empty for a head without edges.
+    """
+
+    logits: Var
+    edge_logits: tuple[Var, ...] = ()
+
+
+class Backbone(jt.nn.Module):
+    """A feature extractor: `execute` maps an image (N, 3, H, W) to a list of maps (N, C_i, H / s_i, W / s_i).
+
+    Attributes:
+        out_channels: channels C_i of the maps, from fine to coarse.
+        feature_strides: strides s_i of the maps in pixels, ascending.
+    """
+
+    out_channels: tuple[int, ...]
+    feature_strides: tuple[int, ...]
+
+    @property
+    def output_stride(self) -> int:
+        """Stride of the coarsest map in pixels."""
+        return self.feature_strides[-1]
+
+    @staticmethod
+    def rename_pretrained(key: str) -> str:
+        """The name in this backbone of the weight `key` of a published file; here the same."""
+        return key
+
+
+class LayeredBackbone(Backbone):
+    """A backbone of five layers: `layer0`, the stem, and `layer1` .. `layer4`, each of which gives a map."""
+
+    layer0: jt.nn.Module
+    layer1: jt.nn.Module
+    layer2: jt.nn.Module
+    layer3: jt.nn.Module
+    layer4: jt.nn.Module
+
+    def execute(self, image: Var) -> list[Var]:
+        """Map an image (N, 3, H, W) to c1..c4."""
+        c1 = self.layer1(self.layer0(image))
+        c2 = self.layer2(c1)
+        c3 = self.layer3(c2)
+        return [c1, c2, c3, self.layer4(c3)]
+
+
+class Head(jt.nn.Module):
+    """A decoder: `execute` maps the backbone's maps to logits and edge logits, of any size.
+
+    It returns the logits (N, K, h, w) and a tuple of edge logits (N, 1, h_i, w_i), coarse to fine, empty without edges.
+    """
+
+
+class SegmentationNetwork(jt.nn.Module):
+    """A backbone and a head. Weights have the names of the published checkpoints: the backbone's stand beside `head.*`.
+
+    Args:
+        backbone: see `Backbone`; a module of the user's own needs the same attributes, not the same class, and instead
+            of `execute` may have `layer0` .. `layer4` (see `LayeredBackbone`).
+        head: see `Head`.
+        num_classes: K.
+
+    Attributes:
+        num_classes: K.
+        min_size: smallest side of the input in pixels; a network that needs more than one cell of the coarsest map
+            sets it.
+        output_stride: stride of the backbone's coarsest map; sides of batches are multiples of it.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.num_classes = num_classes
+        self.output_stride = self.min_size = backbone.feature_strides[-1]
+
+    def features(self, image: Var) -> Sequence[Var]:
+        """The backbone's maps of an image (N, 3, H, W), fine to coarse; raises ValueError below `min_size`."""
+        height, width = image.shape[2:]
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"input of {height}x{width} px is too small: {self._describe()} needs at least {self.min_size} px a "
+                "side; pad the image or use a larger crop (config: dataset.crop_size)"
+            )
+        if type(self.backbone).execute is jt.nn.Module.execute:  # any module with layer0 .. layer4
+            return LayeredBackbone.execute(cast(LayeredBackbone, self.backbone), image)
+        maps: Sequence[Var] = self.backbone(image)
+        return maps
+
+    def execute(self, image: Var) -> SegOutput:
+        """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
+        logits, edges = self.head(self.features(image))
+        size = image.shape[2:]
+        return SegOutput(resize(logits, size), tuple(resize(edge, size) for edge in edges))
+
+    def predict(self, image: Var) -> Var:
+        """Logits (N, K, H, W) alone, without the work of resizing the edge maps."""
+        logits, _ = self.head(self.features(image))
+        return resize(logits, image.shape[2:])
+
+    def state_dict(self, to: str | None = None, recurse: bool = True) -> dict[str, Var]:
+        """Weights by published name."""
+        state = super().state_dict(to, recurse)
+        return {key.removeprefix(_BACKBONE): var for key, var in state.items()}
+
+    def load_parameters(self, params: Mapping[str, Any]) -> None:
+        """Take weights by published name, as Jittor's `load` and `load_state_dict` do."""
+        own = super().state_dict()
+        super().load_parameters({key if key in own else _BACKBONE + key: value for key, value in params.items()})
+
+    def _describe(self) -> str:
+        """What `min_size` depends on, for messages."""
+        return type(self).__name__

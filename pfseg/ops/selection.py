@@ -1,0 +1,45 @@
+"""The largest and smallest of many values, without gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pfseg.ops.source import header
+from pfseg.runtime import jt
+
+Var = jt.Var
+
+
+def top_points(x: Var, count: int) -> Var:
+    """Positions (N, min(count, H*W)) int32 of the largest entries of (N, 1, H, W)."""
+    n = x.shape[0]
+    flat = x.reshape(n, -1)
+    order, _ = jt.argsort(flat, dim=1, descending=True)
+    return order[:, : min(count, flat.shape[1])].int32()
+
+
+def kth_smallest(values: Var, k: int) -> Var:
+    """The k-th smallest (k from 1) of a flat float32 Var, shape (1,)."""
+    if jt.flags.use_cuda:
+        return jt.argsort(values)[1][k - 1 : k]
+    return jt.code(
+        (1,),
+        "float32",
+        [values, jt.array(np.array([k - 1], np.int32))],
+        cpu_header=header("selection"),
+        cpu_src="out0_p[0] = pfseg::order_statistic(in0_p, in0_shape0, in1_p[0]);",
+    )
+
+
+def global_kth_smallest(values: Var, k: int, least: float) -> Var:
+    """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1.
+
+    Bisection between `least` and 1 by counting: no rank sees another's values, and 30 halvings leave no float32
+    between the bounds.
+    """
+    low, high = jt.array([least], dtype="float32"), jt.ones((1,))
+    for _ in range(30):
+        middle = (low + high) * 0.5
+        count = (values <= middle.broadcast(values)).int32().sum().reshape(1).mpi_all_reduce("add")
+        low, high = jt.ternary(count >= k, low, middle), jt.ternary(count >= k, middle, high)
+    return high

@@ -1,0 +1,160 @@
+"""Arrays from pickles of PyTorch, Jittor and NumPy, without trust in the file.
+
+A pickle may name what `_NAMES` and `_CONTAINERS` list. Of these only the plain containers are made; every other name is
+recorded as a `Reference`, and so is a call of one, and nothing is looked up or executed. `view` turns the record of an
+array or tensor into a NumPy array afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NUMPY_CODES = {"b1", "f2", "f4", "f8"} | {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+# By the codes of safetensors, such as F32.
+TYPES: dict[str, np.dtype[Any]] = {
+    f"{code[0].upper()}{8 * int(code[1])}": np.dtype(f"<{code}") for code in NUMPY_CODES - {"b1"}
+}
+TYPES |= {"BOOL": np.dtype("?"), "BF16": np.dtype([("bf16", "<u2")])}  # NumPy has no bfloat16: told by a field's name
+
+_STORAGES = {
+    f"torch.{name}Storage": code
+    for name, code in {
+        "Bool": "BOOL",
+        "Byte": "U8",
+        "Char": "I8",
+        "Short": "I16",
+        "Int": "I32",
+        "Long": "I64",
+        "Half": "F16",
+        "BFloat16": "BF16",
+        "Float": "F32",
+        "Double": "F64",
+    }.items()
+}
+
+_CONTAINERS: dict[str, type] = {f"collections.{kind.__name__}": kind for kind in (OrderedDict, defaultdict)}
+_NAMES = {*_STORAGES, "torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
+_NAMES |= {"jittor.Var", "jittor.jittor_core.Var"}  # as versions of jt.save name it
+_NAMES |= {f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}
+for _core in ("numpy.core.", "numpy._core."):  # NumPy 1 and 2
+    _NAMES |= {_core + name for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")}
+for _builtins in ("builtins.", "__builtin__."):  # Python 3 and 2
+    _CONTAINERS |= {_builtins + kind.__name__: kind for kind in (dict, list, tuple, set, frozenset, complex)}
+    _NAMES |= {_builtins + name for name in ("int", "long", "float", "bool", "str", "unicode", "bytes")}
+
+FetchStorage = Callable[[str], bytes]  # a storage's key -> its values
+
+
+class ForbiddenNameError(Exception):
+    """A pickle names something that plain weights never do."""
+
+
+@dataclass(eq=False, slots=True)
+class Reference:
+    """A name in a pickle, or a call of one: recorded, never looked up or called."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = ()
+
+    def __call__(self, *args: object) -> Reference:
+        """Record a call."""
+        return Reference(self.name, args)
+
+    def __setstate__(self, state: object) -> None:
+        """Record the state that a pickle would restore."""
+        self.state = state
+
+
+class WeightsUnpickler(pickle._Unpickler):
+    """Reads one pickle of a stream; raises ForbiddenNameError, or anything else for bytes that are no pickle.
+
+    In pure Python: the C one allocates what a file claims to need, takes copyreg's extensions without `find_class`.
+
+    Attributes:
+        types: data type of each storage that the pickle mentions, by key.
+    """
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.types: dict[str, np.dtype[Any]] = {}
+
+    def find_class(self, module: str, name: str) -> type | Reference:
+        """A container's class, or a record of any other name that is allowed."""
+        full = f"{module}.{name}"
+        if full in _CONTAINERS:
+            return _CONTAINERS[full]
+        if full in _NAMES:
+            return Reference(full)
+        plausible = all(part.isidentifier() for part in full.split("."))  # else text that begins like a pickle
+        raise ForbiddenNameError(full) if plausible else pickle.UnpicklingError("not a pickle")
+
+    def get_extension(self, code: int) -> None:
+        """Reject names of copyreg's registry."""
+        raise ForbiddenNameError(f"copyreg extension {code}")
+
+    def persistent_load(self, pid: Any) -> Reference:
+        """Record a tensor's storage: key, data type, number of values."""
+        kind, storage, key, _, length, *view = pid
+        if kind != "storage" or not isinstance(key, str | int) or view not in ([], [None]):
+            raise pickle.UnpicklingError("a storage of an unknown kind")
+        self.types[str(key)] = TYPES[_STORAGES[storage.name]]
+        return Reference("storage", (str(key), _STORAGES[storage.name], length))
+
+
+def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
+    """The array that an unpickled value is or describes, without a copy; None for anything else.
+
+    Raises:
+        ValueError: sizes, strides or offsets that don't fit the stored values.
+    """
+    if not isinstance(value, Reference):
+        return value if isinstance(value, np.ndarray) else None
+    fortran: object = False
+    match value.name.rpartition(".")[2], value.args:
+        case "Var" | "_rebuild_parameter" | "_rebuild_parameter_with_state", (inner, *_):
+            return view(inner, fetch)
+        case "_rebuild_tensor" | "_rebuild_tensor_v2", (storage, start, shape, strides, *_):
+            return _strided(storage, start, shape, strides, fetch)
+        case "_reconstruct", _:
+            _, shape, dtype, fortran, data = value.state
+        case "_frombuffer", (data, dtype, shape, order):
+            fortran = order == "F"
+        case "scalar", (dtype, data):
+            shape = ()
+        case _:
+            return None
+    if dtype.args[0] not in NUMPY_CODES:  # text, objects
+        return None
+    if isinstance(data, Reference):  # protocol 2: _codecs.encode(text, "latin1"), or bytes() for none
+        data = data.args[0].encode("latin1") if data.args else b""
+    flat = np.frombuffer(data, np.dtype(dtype.args[0]).newbyteorder(dtype.state[1]))
+    return flat.reshape(_natural(shape), order="F" if fortran else "C")
+
+
+def _strided(
+    storage: Reference, start: int, shape: Sequence[int], strides: Sequence[int], fetch: FetchStorage
+) -> np.ndarray:
+    key, code, length = storage.args
+    flat = np.frombuffer(fetch(key), TYPES[code])
+    if flat.size != length:
+        raise ValueError(f"its storage holds {flat.size} values, not {length}: the file is truncated or damaged")
+    _natural([start, *shape, *strides])
+    end = start + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True)) + 1
+    if end > length and 0 not in shape:
+        raise ValueError(f"it ends at value {end} of a storage of {length}")
+    return np.lib.stride_tricks.as_strided(flat[start:], shape, [stride * flat.itemsize for stride in strides])
+
+
+def _natural(values: Iterable[Any]) -> tuple[int, ...]:
+    values = tuple(values)
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError("sizes, strides and offsets must be whole and not negative")
+    return values

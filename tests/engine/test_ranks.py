@@ -1,0 +1,27 @@
+"""Sums over ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pfseg.devices import Nodes
+from pfseg.launch.mpirun import _command, _environment
+
+
+def test_the_sum_over_ranks_is_exact(tmp_path: Path):
+    script = tmp_path / "sum.py"
+    script.write_text(
+        "import numpy as np\n"
+        "from pfseg.engine.ranks import sum_ranks\n"
+        "from pfseg.runtime import rank\n"
+        "counts = sum_ranks(np.array([2**40 + 1, rank()]))\n"
+        "assert counts.tolist() == [2**41 + 2, 1], counts\n"
+        "shares = sum_ranks(np.array([1 / 3, 0.1 * rank()]))\n"
+        "assert shares.tolist() == [2 / 3, 0.1], shares\n"
+    )
+    env = _environment({"PFSEG_DEVICE": "cpu"})
+    command = [*_command(2, Nodes(), env), sys.executable, str(script)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
