@@ -26,6 +26,8 @@ from pfseg.errors import CheckpointError, DataError, JobError
 from pfseg.launch.worker import job as run_worker
 from pfseg.weights.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 LONG = ["dataset.train_images=8", "trainer.save_every=1"]
 VARIANTS = {  # 8 steps each
     "adamw": [

@@ -24,6 +24,8 @@ from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.mpirun import _environment, _scratch_folder
 from pfseg.tracking.records import Sink, read_records
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
