@@ -33,7 +33,7 @@ from pfseg.engine.optimizer import (
     local_gradients,
 )
 from pfseg.errors import JobError
-from pfseg.ops.resampling import ChannelDropout
+from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
