@@ -217,7 +217,7 @@ def _revision(state: dict[str, Any]) -> str:
     git = state.get("git")
     if not git:
         return f"pfseg {state.get('pfseg')}, outside a clone"
-    return git["revision"][:12] + (" with uncommitted changes" if git["dirty"] else "")
+    return str(git["revision"][:12]) + (" with uncommitted changes" if git["dirty"] else "")
 
 
 def _same(what: str, then: str, now: str) -> Finding:
