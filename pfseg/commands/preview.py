@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pfseg.build import build_dataset, build_loader
 from pfseg.config.commands import Preview
-from pfseg.config.schema import Dataset
+from pfseg.config.data_settings import Dataset
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal

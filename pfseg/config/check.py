@@ -13,8 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
+from pfseg.config.model_settings import Model, PFNet
 from pfseg.config.resume import resumable
-from pfseg.config.schema import Evaluate, Model, PFNet, SclPoly, Train, TrainBase
+from pfseg.config.run_settings import SclPoly
+from pfseg.config.schema import Evaluate, Train, TrainBase
 from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, current, training_settings
 from pfseg.config.validation import validate

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from pfseg.config import schema
+from pfseg.config import data_settings, model_settings
 from pfseg.config.settings import CUSTOM, KindOf, Settings, Target, Words
 from pfseg.errors import ConfigError
 
@@ -240,7 +240,13 @@ def _check_targets(settings: Settings, key: str) -> None:
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    groups = (schema.DatasetSettings, schema.ModelSettings, schema.LossSettings, schema.AugmentSettings)
+    datasets, models = data_settings.DatasetSettings, model_settings.ModelSettings
+    groups = (datasets, models, model_settings.LossSettings, data_settings.AugmentSettings)
+        data_settings.DatasetSettings,
+        model_settings.ModelSettings,
+        model_settings.LossSettings,
+        data_settings.AugmentSettings,
+    )
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 

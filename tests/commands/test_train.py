@@ -463,7 +463,7 @@ def test_faults_are_skipped_and_counted_on_request(town: Path):
         assert text.startswith(start_of)
     for name in ("train/images/0.jpg has no mask", "train/images/1.jpg is truncated", "val/images/2.jpg is truncated"):
         assert any(name in text for text in messages)
-    assert "3 faults in the data were got round" in told
+    assert "3 faults in the data were worked around" in told
     begin = rows(folder, "start")[0]
     assert (begin["images_train"], begin["images_val"]) == (2, 3)
     assert sum(map(sum, rows(folder, "confusion")[-1]["confusion"])) == 2 * 64 * 64

@@ -15,7 +15,7 @@ from pfseg.commands.prepare import run
 from pfseg.config.check import checked
 from pfseg.config.commands import PrepareJob
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData
+from pfseg.config.data_settings import FolderData
 from pfseg.data.base import parse_classes
 from pfseg.data.folder import FolderDataset
 from pfseg.errors import ConfigError, DataError, WriteError

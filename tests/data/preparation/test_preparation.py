@@ -27,7 +27,7 @@ from data.published import (
 
 from pfseg.config.check import check
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData
+from pfseg.config.data_settings import FolderData
 from pfseg.errors import ConfigError
 
 
