@@ -3,7 +3,7 @@
 A job is a trial: complete with what it returned, pruned if `TrialReporter` stopped it, or failed. The same command goes
 on with its study, by `n_trials` more.
 
-Hydra imports all modules of this namespace whenever it starts, so Optuna is imported only where it is used.
+Hydra imports all modules of this namespace whenever it starts: what takes time is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import write_atomic
-from pfseg.launch.sweep import stopped
 from pfseg.tracking.optuna import PRUNED, TRIAL
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ class OptunaSweeper(Sweeper):
             JobError: the sweep was stopped, or no trial of the study is complete.
         """
         import optuna
+
+        from pfseg.launch.sweep import stopped
 
         assert self.config is not None and self.launcher is not None
         space, fixed = self._space(arguments)

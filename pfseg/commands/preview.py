@@ -17,7 +17,7 @@ from pfseg.config.data_settings import Dataset
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal
-from pfseg.tracking.panels import save_samples
+from pfseg.tracking.panels import save_preview
 
 
 class Shares(NamedTuple):
@@ -48,7 +48,7 @@ def run(settings: Preview) -> None:
     for warning in loader.pop_warnings():
         console.print(Text(f"warning: {warning}", style="yellow"))
     out = Path(settings.out)
-    save_samples(out, rows, dataset.classes, ignore_index=settings.dataset.ignore_index)
+    save_preview(out, rows, dataset.classes)
     found = class_shares(masks, dataset.num_classes)
     console.print(_table(found, dataset.classes, f"{len(masks)} training samples, drawn from {len(dataset)}"))
     console.print(f"{out}: {len(rows)} of them, {100 * found.ignored:.2g} % of all pixels are ignored", soft_wrap=True)

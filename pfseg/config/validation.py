@@ -242,11 +242,6 @@ def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
     datasets, models = data_settings.DatasetSettings, model_settings.ModelSettings
     groups = (datasets, models, model_settings.LossSettings, data_settings.AugmentSettings)
-        data_settings.DatasetSettings,
-        model_settings.ModelSettings,
-        model_settings.LossSettings,
-        data_settings.AugmentSettings,
-    )
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 

@@ -22,12 +22,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from pfseg.config.schema import Evaluate, Train
@@ -108,6 +107,7 @@ def run_job(
             ["-m", worker_module, str(folder)],
             ranks,
             telemetry,
+            watch,
             nodes=plan_nodes(settings),
             environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
         )
@@ -169,10 +169,6 @@ class _Telemetry:
         seconds = time.monotonic() - self._started
         if not self._alive and seconds >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
-
-    def look(self, processes: Sequence[psutil.Process], ranks: Sequence[int], ask: Callable[[], None]) -> bool:
-        """Look for progress; see `Watch.look`."""
-        return self.watch.look(processes, ranks, ask)
 
     def tell(self, method: str, *args: Any) -> None:
         """Call each sink; leave out for good one that fails: it must not end a training."""

@@ -5,7 +5,6 @@ It is found beside this Python (the PyPI package), then on the PATH.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -25,19 +24,13 @@ import psutil
 from pfseg.devices import Nodes
 from pfseg.errors import JobError
 from pfseg.files import lock
+from pfseg.launch.watchdog import Watch, die_with_parent
 
 POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
 _TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "use_nccl")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, however it ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Listener(Protocol):
@@ -48,12 +41,6 @@ class Listener(Protocol):
 
     def poll(self) -> None:
         """Hear that a moment has passed."""
-
-    def look(self, processes: Sequence[psutil.Process], ranks: Sequence[int], ask: Callable[[], None]) -> bool:
-        """Look at the job's processes on this host, of which some are ranks; True if the job is to be killed.
-
-        `ask` makes the ranks tell where they are.
-        """
 
     def tell(self, method: str, *args: str) -> None:
         """Call a method of the sinks."""
@@ -66,6 +53,7 @@ class Mpirun:
         arguments: what each rank's Python is given.
         ranks: number of ranks.
         listener: hears of the ranks.
+        watch: finds out that they hang.
         nodes: where they run besides this host.
         environment: further variables of the ranks.
 
@@ -81,6 +69,7 @@ class Mpirun:
         arguments: Sequence[str],
         ranks: int,
         listener: Listener,
+        watch: Watch,
         *,
         nodes: Nodes,
         environment: Mapping[str, str],
@@ -90,7 +79,7 @@ class Mpirun:
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
-        self._listener = listener
+        self._listener, self._watch = listener, watch
         env = _environment(environment)
         command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
@@ -168,7 +157,7 @@ class Mpirun:
             self._ranks_seen = time.monotonic()
         elif time.monotonic() - self._ranks_seen > _TICK_SECONDS:
             _kill(processes)  # left behind by ranks: mpirun waits until nobody holds their output open
-        if self._listener.look(processes, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
+        if self._watch.look(processes, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
             self._kill()
 
     def _kill(self) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown, write_atomic
+from pfseg.launch.driver import JobStopped
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import STYLES, csv_text
 from pfseg.tracking import terminal
@@ -45,7 +46,7 @@ def sweep(folder: Path) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         runs = summarise(folder)
         if (code := stopped(folder)) is not None:
-            raise _error(
+            raise JobStopped(
                 f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}", code
             ) from None
         failed = [run for run in runs if run.status not in ("finished", "stopped")]
@@ -121,12 +122,6 @@ def _job(run: Run) -> str:
 
 def _csv(folder: Path) -> str:
     return shown((folder / "multirun.csv").absolute())
-
-
-def _error(message: str, code: int) -> JobError:
-    error = JobError(message)
-    error.exit_code = code
-    return error
 
 
 # Signals

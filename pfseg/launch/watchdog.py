@@ -19,6 +19,7 @@ input of the rank, which are the one way to every host.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
@@ -35,8 +36,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from pfseg.launch.mpirun import die_with_parent
-
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be done between fork and exec
 _MARK = "\x1epfseg "
 _BUSY_SHARE = 0.01  # of one core, over the whole limit; less is the noise of processes that only wait
 _BUSY_BYTES = 1 << 16
@@ -44,6 +45,11 @@ _LONGEST_LOOK = 2.0  # seconds between two looks, at most: a driver that was sto
 _ANSWER_SECONDS = 2.0  # for the ranks to tell where they are
 _FRAME = re.compile(r'File "(.+)", line (\d+) in (\S+)')
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def tell(**row: Any) -> None:

@@ -26,8 +26,7 @@ from typing import Any
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.files import plain, write_atomic
-from pfseg.launch.mpirun import die_with_parent
-from pfseg.launch.watchdog import accompany, tell
+from pfseg.launch.watchdog import accompany, die_with_parent, tell
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
 Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]

@@ -19,12 +19,14 @@ import optuna
 import pytest
 import wandb
 import yaml
+from config.test_experiments import fake
 from logged import wandb_history, wandb_records
 from runs import ENVIRONMENT, ROOT, SCENES, TINY, configured, finished, start, stored
-from test_experiments import fake
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from pfseg.commands.app import main
+
+pytestmark = pytest.mark.slow
 
 SWEEP = ROOT / "sweep"
 ONCE = ["trainer.max_epochs=1", "launch=inline"]

@@ -9,26 +9,31 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from runs import ENVIRONMENT, ROOT, TINY, rows
+from stand_in import settings
 
+from pfseg.config.run_settings import Slurm
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError
 from pfseg.launch.slurm import submit, write_script
 
 in_slurm = pytest.mark.system("slurmctld", "slurmd", "munged", "sbatch", root=True)
-LAUNCH = {"name": "slurm", "timeout": 300.0, "interface": None, "nodes": 2, "time": 90, "partition": "gpu"}
-LAUNCH |= {"account": None, "cpus_per_task": 8, "memory": "64G", "options": ["--mail-type=END"], "setup": ["date"]}
+LAUNCH = Slurm(
+    name="slurm", timeout=300.0, interface=None, nodes=2, time=90, partition="gpu", account=None, cpus_per_task=8,
+    memory="64G", options=["--mail-type=END"], setup=["date"], submit=False,
+)  # fmt: skip
 
 
-def configured(**changes: Any) -> dict[str, Any]:
-    return {"job": "train", "name": "roads", "gpus": 4, "ranks": 8, "launch": LAUNCH, **changes}
+def configured(**changes: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"job": "train", "name": "roads", "gpus": 4, "ranks": 8, "launch": LAUNCH, **changes})
 
 
 def test_the_script_asks_for_what_the_job_needs(tmp_path: Path) -> None:
-    path = write_script(tmp_path / "a run", configured(), ["seed=3", "launch=slurm", "launch.nodes=2"])
+    path = write_script(tmp_path / "a run", configured(), LAUNCH, ["seed=3", "launch=slurm", "launch.nodes=2"])
     lines = path.read_text().splitlines()
     options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
     assert f"--output='{tmp_path}/a run/slurm-%j.log'" in options
@@ -64,17 +69,15 @@ def test_ranks_of_a_script_need_no_gpus_here() -> None:
 
 
 def test_within_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = {"name": "mpi"}
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    config = {"gpus": 0, "ranks": "auto", "launch": launch}
-    assert plan_ranks(config) == (4, [])
-    nodes = plan_nodes(config)
+    assert plan_ranks(settings(ranks="auto")) == (4, [])
+    nodes = plan_nodes(settings(ranks="auto"))
     assert (nodes.several, nodes.per_node) == (True, 2)
     with pytest.raises(ConfigError, match=r"^one rank within .* of 4 tasks .*: add ranks=4, or ask .*--ntasks=1\)$"):
-        plan_ranks(config | {"ranks": 1})
+        plan_ranks(settings())
     monkeypatch.setattr("pfseg.devices.visible_gpus", lambda: ["0", "1", "2", "3"])
-    assert plan_ranks(config | {"gpus": "auto"})[0] == 8
+    assert plan_ranks(settings(gpus="auto", ranks="auto"))[0] == 8
 
 
 def test_only_the_first_process_of_srun_acts(tmp_path: Path) -> None:
