@@ -72,7 +72,8 @@ def _samples(loader: TrainLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.n
 def _visible(image: np.ndarray, data: Dataset) -> np.ndarray:
     """(H, W, 3) uint8 RGB from normalised planes (3, H, W)."""
     pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
-    return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+    visible: np.ndarray = np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+    return visible
 
 
 def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:

@@ -194,6 +194,13 @@ def _class_of(schema: type[Settings], raw: Any, parts: list[str]) -> type[Settin
     return group
 
 
+def description(schema: type[Settings], raw: Any, key: str) -> str:
+    """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
+    *parts, name = key.split(".")
+    fields = _class_of(schema, raw, parts).model_fields
+    return next((f.description for n, f in fields.items() if (f.alias or n) == name and f.description), "value")
+
+
 def _kinds(hint: Any) -> KindOf | None:
     """What tells the kinds of a type apart; None for a type without kinds."""
     for extra in getattr(hint, "__metadata__", ()):
