@@ -178,7 +178,7 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, who
     process.terminate()
     told = finished(process, 143)
     assert told.startswith("stopped at step ")
-    assert f"go on with: python train.py resume={folder}" in told
+    assert f"go on with: pfseg train resume={folder}" in told
     last = folder / "checkpoints" / "last.safetensors"
     step = load_checkpoint(last)[1]["progress"]["step"]
     assert f"stopped at step {step};" in told
@@ -220,7 +220,7 @@ def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole
     os.kill(rank, signal.SIGSTOP)
     told = finished(process, 1)
     assert told.startswith("error: rank 0 on host ") and " has done nothing for 20 s " in told
-    assert f"go on with: python train.py resume={folder}" in told
+    assert f"go on with: pfseg train resume={folder}" in told
     assert not any(map(alive, members))
 
     last = folder / "checkpoints" / "last.safetensors"
