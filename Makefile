@@ -3,8 +3,8 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test test-fast test-system check docs bench-data bench-eval bench-train bench-predict bench-tracking bench-scaling \
-	bench-launch
+.PHONY: help install train test test-fast test-system check docs bench-data bench-eval bench-train bench-predict \
+	bench-tracking bench-scaling bench-launch
 .DEFAULT_GOAL := help
 
 help: ## show this list

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg.commands import prepare
-from pfseg.config.check import check
+from pfseg.config.check import checked
+from pfseg.config.commands import PrepareJob
 from pfseg.config.compose import compose
 from pfseg.data.base import parse_classes
 from pfseg.data.edges import edge_map
@@ -69,9 +69,9 @@ def cut_ours(src: Path, out: Path) -> None:
 
 
 @functools.cache
-def job(src: Path, out: Path) -> Any:
+def job(src: Path, out: Path) -> PrepareJob:
     """The command's checked settings."""
-    return check(compose("prepare", settings(src, out)))
+    return checked(compose("prepare", settings(src, out)), PrepareJob)
 
 
 def cut_published(src: Path, out: Path) -> None:

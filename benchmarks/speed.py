@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pfseg import create_model
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.engine.optimizer import build_optimizer
 from pfseg.inference.folding import fold_batchnorm
 from pfseg.losses import CrossEntropy
@@ -75,7 +75,7 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
     """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
     model.train()
     model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
-    sgd = schema.Sgd(
+    sgd = run_settings.Sgd(
         name="sgd",
         lr=1e-4,
         scale_lr="none",

@@ -17,7 +17,9 @@ from typing import Any, cast
 from pfseg.config.check import checked
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
-from pfseg.config.schema import Dataset, FolderData, Model, PFNet, Train, TrainBase
+from pfseg.config.data_settings import Dataset, FolderData
+from pfseg.config.model_settings import Model, PFNet
+from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Settings, Target
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 
 from pfseg.inference.sliding import SlidingWindows
-from pfseg.inference.views import Network
+from pfseg.inference.views import Network, Views
+from pfseg.inference.windows import WindowGrid
 
 
 def sliding(network: Network, **settings: Any) -> SlidingWindows:
     """A network of two classes on whole images in one view, but for `settings`."""
     plain = {"num_classes": 2, "window": None, "overlap": 0.0, "scales": (1.0,), "flips": "none"}
-    return SlidingWindows(network, **plain | {"stride": 32, "min_size": 1, "batch_size": 1} | settings)
+    given = plain | {"stride": 32, "min_size": 1, "batch_size": 1} | settings
+    grid = WindowGrid(given["window"], given["overlap"], given["stride"], given["min_size"])
+    views = Views(given["scales"], given["flips"], given["stride"], given["min_size"])
+    return SlidingWindows(network, given["num_classes"], grid, views, given["batch_size"])
 
 
 def image(height: int, width: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
     time.sleep(config.get("before", 0.0))
     # As a loading process or a compiler would be, which the launcher has to end where it outlives its rank.
     leftover = behave == "leftover" and rank == 0
-    command = ["sh", "-c", "sleep 60; true"] if leftover else ["sleep", "60"]
+    command = ["sh", "-c", "sleep 3600; true"] if leftover else ["sleep", "60"]
     child = subprocess.Popen(command, preexec_fn=None if leftover else die_with_parent)
     writer.write("start", step=0, epoch=0, pid=os.getpid(), parent=os.getppid(), child=child.pid)
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pfseg.commands.driving import drive, output_dir, submit_script
 from pfseg.config.compose import run_folder
-from pfseg.config.schema import Evaluate, Slurm
+from pfseg.config.run_settings import Slurm
+from pfseg.config.schema import Evaluate
 from pfseg.files import write_atomic
 from pfseg.tracking.console import RunConsole
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
+import signal
 import sys
 import time
 import traceback
@@ -15,6 +17,7 @@ from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -48,7 +51,7 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     overrides = expand_resume(overrides, multirun=args.multirun)
     name = args.config_name or command
     folder = Path(args.config_dir) if args.config_dir else None
-    config_path = Path(args.config_path) if args.config_path else None
+    config_path = Path(args.config_path).absolute() if args.config_path else None
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     checked: list[Settings] = []
     sweep_folder = None
@@ -63,16 +66,19 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
         sweep_folder = Path(cfg.hydra.sweep.dir).absolute()
         overrides.append(f"hydra.sweep.dir={quote(str(sweep_folder))}")
-    elif not shows:
+    elif shows:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `pfseg train --info | head`
+    else:
         checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
     failures: list[Exception] = []
     task = _task(command, checked, failures, rerun=bool(args.experimental_rerun))
     prepare_hydra()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     sys.argv = [sys.argv[0], *flags, *overrides]
+    source = str(config_path or config_dir())
     try:
         with _sweep(sweep_folder) if sweep_folder else nullcontext():
-            hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=name)(task)()
+            hydra.main(version_base=VERSION_BASE, config_path=source, config_name=name)(task)()
     except FAULTS as error:
         raise explain_later(error, name, overrides, folder, config_path, sweep=args.multirun) from error
     if failures:
@@ -98,9 +104,11 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Nam
         parser.add_argument(*flag)
     parser.add_argument("--experimental-rerun")
     args = parser.parse_intermixed_args(arguments)
-    rest = list(args.rest)
-    flags = [text for text in arguments if text not in rest]
-    return flags, rest, args
+    flags = [text for text in arguments if text not in args.rest]
+    for name in ("--config-path", "-cp"):  # Hydra takes it from the folder of this file
+        if name in flags:
+            del flags[flags.index(name) : flags.index(name) + 2]
+    return flags, args.rest, args
 
 
 def _reject_flag(message: str) -> NoReturn:
@@ -180,6 +188,16 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
         if (code := getattr(error, "exit_code", 1)) not in (1, 2):
             mark_stopped(folder, code)
         raise JobError(" ".join(str(error).splitlines())) from None  # others can't be sent to the sweep's process
+
+
+class KeepSettings(Callback):
+    """Leaves `.hydra/config.pickle` in a run's folder, which Hydra's `--experimental-rerun` starts from."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Write the file."""
+        if config.hydra.output_subdir is not None:
+            folder = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir
+            (folder / "config.pickle").write_bytes(pickle.dumps(config))
 
 
 def _take_new_folder() -> None:

@@ -18,6 +18,8 @@ from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
 from pfseg.errors import DataError
 from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.views import Views
+from pfseg.inference.windows import WindowGrid
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
@@ -172,17 +174,11 @@ def load_predictor(settings: Predict) -> Predictor:
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
-    sliding = SlidingWindows(
-        as_function(model.predict),
-        num_classes=len(classes),
-        window=settings.resize or window,
-        overlap=settings.overlap,
-        scales=[scale * (1.0 if settings.resize else factor) for scale in settings.scales],
-        flips=settings.flips,
-        stride=model.output_stride,
-        min_size=getattr(model, "min_size", 1),
-        batch_size=settings.batch_size,
-    )
+    needs = model.output_stride, getattr(model, "min_size", 1)
+    scales = [scale * (1.0 if settings.resize else factor) for scale in settings.scales]
+    grid = WindowGrid(settings.resize or window, settings.overlap, *needs)
+    views = Views(scales, settings.flips, *needs)
+    sliding = SlidingWindows(as_function(model.predict), len(classes), grid, views, settings.batch_size)
     contrast = data.eval_contrast if settings.contrast is None else settings.contrast
     reading = {
         "bands": getattr(data, "bands", None) if settings.bands is None else settings.bands,

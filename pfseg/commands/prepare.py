@@ -12,7 +12,7 @@ from rich.console import Console
 from pfseg import __version__
 from pfseg.build import build_dataset, instantiate
 from pfseg.config.commands import PrepareJob
-from pfseg.config.schema import FolderData
+from pfseg.config.data_settings import FolderData
 from pfseg.data.archives.folders import SceneList, find_in_folders
 from pfseg.data.base import Scene, class_ids, parse_classes
 from pfseg.data.folder import FolderDataset

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from pfseg.build import build_dataset, build_loader
 from pfseg.config.commands import Preview
-from pfseg.config.schema import Dataset
+from pfseg.config.data_settings import Dataset
 from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal
-from pfseg.tracking.panels import save_samples
+from pfseg.tracking.panels import save_preview
 
 
 class Shares(NamedTuple):
@@ -48,7 +48,7 @@ def run(settings: Preview) -> None:
     for warning in loader.pop_warnings():
         console.print(Text(f"warning: {warning}", style="yellow"))
     out = Path(settings.out)
-    save_samples(out, rows, dataset.classes, ignore_index=settings.dataset.ignore_index)
+    save_preview(out, rows, dataset.classes)
     found = class_shares(masks, dataset.num_classes)
     console.print(_table(found, dataset.classes, f"{len(masks)} training samples, drawn from {len(dataset)}"))
     console.print(f"{out}: {len(rows)} of them, {100 * found.ignored:.2g} % of all pixels are ignored", soft_wrap=True)
@@ -72,7 +72,8 @@ def _samples(loader: TrainLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.n
 def _visible(image: np.ndarray, data: Dataset) -> np.ndarray:
     """(H, W, 3) uint8 RGB from normalised planes (3, H, W)."""
     pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
-    return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+    visible: np.ndarray = np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+    return visible
 
 
 def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:

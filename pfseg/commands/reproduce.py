@@ -31,6 +31,7 @@ from pfseg.tracking import terminal
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
 _MISSING = object()
+_OWN_FILES = ("command-line", "working-folder")  # where YAML files of the user's own came from
 _WORDS = ("null", "true", "false", "nan", "inf")
 _MARKS = {"refuse": ("red", "differs"), "warn": ("yellow", "differs"), "same": ("green", "same")}
 
@@ -115,7 +116,7 @@ def read_stored(folder: Path) -> Stored:
         raise ConfigError(f"{folder} does not exist: give a run folder, outputs/<name>/<date>/<time>")
     needed = ("resolved.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "environment.json")
     if missing := [name for name in needed if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder} lacks {', '.join(missing)}, which train.py writes at its start: give a run folder")
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}, which a run writes at its start: give a run folder")
     try:
         config, overrides, hydra = (load_yaml(folder / name) for name in needed[:3])
     except ValueError as error:
@@ -126,7 +127,7 @@ def read_stored(folder: Path) -> Stored:
     try:
         name = hydra["hydra"]["job"]["config_name"]
         sources = hydra["hydra"]["runtime"]["config_sources"]
-        extra = [source["path"] for source in sources if source["provider"] == "command-line"]
+        extra = [source["path"] for source in sources if source["provider"] in _OWN_FILES]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}/.hydra/hydra.yaml is damaged ({error} is not there), nothing to repeat") from error
     kept = [current_key(text) for text in overrides if not text.startswith(("resume=", "hydra."))]
@@ -217,7 +218,7 @@ def _revision(state: dict[str, Any]) -> str:
     git = state.get("git")
     if not git:
         return f"pfseg {state.get('pfseg')}, outside a clone"
-    return git["revision"][:12] + (" with uncommitted changes" if git["dirty"] else "")
+    return str(git["revision"][:12]) + (" with uncommitted changes" if git["dirty"] else "")
 
 
 def _same(what: str, then: str, now: str) -> Finding:

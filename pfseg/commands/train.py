@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pfseg.commands.driving import drive, output_dir, submit_script
-from pfseg.config.schema import Slurm, Train
+from pfseg.config.run_settings import Slurm
+from pfseg.config.schema import Train
 
 
 def run(settings: Train) -> float:

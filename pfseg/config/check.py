@@ -13,28 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
+from pfseg.config.model_settings import Model, PFNet
 from pfseg.config.resume import resumable
-from pfseg.config.schema import Evaluate, Model, PFNet, SclPoly, Train, TrainBase
+from pfseg.config.run_settings import SclPoly
+from pfseg.config.schema import Evaluate, Train, TrainBase
 from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, current, training_settings
-from pfseg.config.validation import validate
+from pfseg.config.validation import description, validate
 from pfseg.data.base import check_stretch, parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
 
-_TO_GIVE = {  # what to put for a key that has to be given
-    "checkpoint": "run folder or .safetensors file",
-    "dataset.root": "folder of the data set",
-    "dataset.classes": "class table, best in a YAML file of your own: see conf/dataset/folder.yaml",
-    "src": "folder of the unpacked archive or the scenes",
-    "out": "folder for the patches",
-    "input": "image, folder of images or pattern in quotes",
-    "output": "folder for the maps",
-    "file": "weights file",
-    "runs": "run folders, or folders above them",
-    "run": "run folder",
-}
 S = TypeVar("S", bound=Settings)
 
 
@@ -56,14 +46,15 @@ def check(cfg: DictConfig) -> Settings:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"src": cfg.out}))  # a check of patches needs no archive
     if cfg.get("job") == "convert" and "dataset.root" in OmegaConf.missing_keys(cfg):
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"dataset": {"root": None}}))  # nor does a checkpoint need data
+    schema = SCHEMAS.get(cfg.get("job", ""), Train)
     try:
-        for key in sorted(OmegaConf.missing_keys(cfg)):
-            raise ConfigError(f"{key} is not set: add {key}=<{_TO_GIVE.get(key, 'value')}>")
         raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'a value'} cannot be resolved: {first_line(error)}") from error
     assert isinstance(raw, dict)
-    schema = SCHEMAS.get(raw.get("job", ""), Train)
+    unset = [str(key) for key, value in raw.items() if value == "???"]  # of an environment variable
+    for key in sorted({*OmegaConf.missing_keys(cfg), *unset}):
+        raise ConfigError(f"{key} is not set: add {key}=<{description(schema, raw, key)}>")
     if schema is PrepareJob and "prepare" not in raw["dataset"]:
         raise ConfigError(f"dataset={raw['dataset'].get('name')} has no files to cut: choose another data set")
     settings = validate(cast(dict[str, Any], raw), schema)

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from pfseg.config.schema import DatasetSettings, Evaluate, FolderData, ModelSettings, Train, TrainBase
+from pfseg.config.data_settings import DatasetSettings, FolderData
+from pfseg.config.model_settings import ModelSettings
+from pfseg.config.schema import Evaluate, Train, TrainBase
 from pfseg.config.settings import (
     Bands,
     Contrast,

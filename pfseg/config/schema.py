@@ -10,52 +10,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from pfseg.config.data_settings import (
-    Augment,
-    AugmentSettings,
-    CustomDataset,
-    Dataset,
-    DatasetSettings,
-    Edge,
-    FolderData,
-    Prepare,
-    SyntheticData,
-)
-from pfseg.config.model_settings import (
-    Backbone,
-    CustomModel,
-    ImageWeighted,
-    LossSettings,
-    Model,
-    ModelSettings,
-    PFNet,
-    PFNetLoss,
-    Relaxed,
-    Res2Net,
-    ResNet,
-)
-from pfseg.config.run_settings import (
-    Adam,
-    Constant,
-    Cosine,
-    Inline,
-    Launch,
-    LaunchSettings,
-    Loggers,
-    Mpi,
-    Optimizer,
-    OptimizerSettings,
-    Poly,
-    PolyCurve,
-    Schedule,
-    ScheduleSettings,
-    SclPoly,
-    Sgd,
-    Slurm,
-    TensorBoard,
-    Trainer,
-    Wandb,
-)
+from pfseg.config.data_settings import AugmentSettings, DatasetSettings
+from pfseg.config.model_settings import LossSettings, ModelSettings
+from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, Trainer
 from pfseg.config.settings import (
     Contrast,
     Count,
@@ -72,54 +29,6 @@ from pfseg.config.settings import (
     Target,
     setting,
 )
-
-__all__ = [
-    "Adam",
-    "Augment",
-    "AugmentSettings",
-    "Backbone",
-    "Constant",
-    "Cosine",
-    "CustomDataset",
-    "CustomModel",
-    "Dataset",
-    "DatasetSettings",
-    "Edge",
-    "Evaluate",
-    "EvaluateData",
-    "FolderData",
-    "ImageWeighted",
-    "Inline",
-    "Job",
-    "Launch",
-    "LaunchSettings",
-    "Loggers",
-    "LossSettings",
-    "Model",
-    "ModelSettings",
-    "Mpi",
-    "Optimizer",
-    "OptimizerSettings",
-    "PFNet",
-    "PFNetLoss",
-    "Poly",
-    "PolyCurve",
-    "Prepare",
-    "Relaxed",
-    "Res2Net",
-    "ResNet",
-    "Schedule",
-    "ScheduleSettings",
-    "SclPoly",
-    "Sgd",
-    "Slurm",
-    "SyntheticData",
-    "TensorBoard",
-    "Train",
-    "TrainBase",
-    "Trainer",
-    "Wandb",
-]
 
 
 class Job(Settings):

@@ -7,7 +7,7 @@ documentation. The YAML files in conf/ hold its value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
@@ -62,8 +62,8 @@ class KindOf:
             kind = getattr(value, "target" if self.key == "_target_" else self.key)
         else:
             kind = value.get(self.key) if isinstance(value, dict) else None
-        if kind in self.kinds or not isinstance(kind, str):
-            return kind
+        if not isinstance(kind, str) or kind in self.kinds:
+            return cast(str | None, kind)
         return CUSTOM if self.key == "_target_" else None
 
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from pfseg.config import schema
+from pfseg.config import data_settings, model_settings
 from pfseg.config.settings import CUSTOM, KindOf, Settings, Target, Words
 from pfseg.errors import ConfigError
 
@@ -194,6 +194,13 @@ def _class_of(schema: type[Settings], raw: Any, parts: list[str]) -> type[Settin
     return group
 
 
+def description(schema: type[Settings], raw: Any, key: str) -> str:
+    """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
+    *parts, name = key.split(".")
+    fields = _class_of(schema, raw, parts).model_fields
+    return next((f.description for n, f in fields.items() if (f.alias or n) == name and f.description), "value")
+
+
 def _kinds(hint: Any) -> KindOf | None:
     """What tells the kinds of a type apart; None for a type without kinds."""
     for extra in getattr(hint, "__metadata__", ()):
@@ -240,7 +247,8 @@ def _check_targets(settings: Settings, key: str) -> None:
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    groups = (schema.DatasetSettings, schema.ModelSettings, schema.LossSettings, schema.AugmentSettings)
+    datasets, models = data_settings.DatasetSettings, model_settings.ModelSettings
+    groups = (datasets, models, model_settings.LossSettings, data_settings.AugmentSettings)
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 

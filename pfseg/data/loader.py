@@ -14,7 +14,7 @@ import numpy as np
 from pfseg.data.base import IGNORE, Sample, SegmentationDataset
 from pfseg.data.cache import cached_array, key_of
 from pfseg.data.edges import edge_map
-from pfseg.data.making import SampleMaker, SampleReader, Task, TrainingSample
+from pfseg.data.making import SampleMaker, SampleReader, SampleTask, TrainingSample
 from pfseg.data.normalise import Normalise
 from pfseg.data.sampling import TILE, ClassIndex, Draw, draw_partner, epoch_order
 from pfseg.data.transforms import Augment
@@ -135,7 +135,7 @@ class TrainLoader(_Loader):
         if self.class_uniform:
             draws = self._index(progress).draw(order, share=self.class_uniform, seed=self.seed, epoch=epoch)
         tasks = (
-            Task(epoch, position, draws[position], self._partner(draws, position, epoch))
+            SampleTask(epoch, position, draws[position], self._partner(draws, position, epoch))
             for batch in range(start, self.batches_per_epoch)
             for position in self._positions(batch)
         )

@@ -16,7 +16,7 @@ from pfseg.errors import DataError
 
 
 @dataclass(frozen=True)
-class Task:
+class SampleTask:
     """A training sample to be made: its epoch, its position there, its draw, and the draw to mix into it."""
 
     epoch: int
@@ -76,7 +76,7 @@ class SampleReader:
 
 @dataclass
 class SampleMaker(SampleReader):
-    """Makes training samples (from a `Task`) and locates classes (in the sample of a plain index).
+    """Makes training samples (from a `SampleTask`) and locates classes (in the sample of a plain index).
 
     A data set that skips faults continues with the next sample that can be read.
     """
@@ -88,7 +88,7 @@ class SampleMaker(SampleReader):
     edge_thickness: int
     scale: float
 
-    def __call__(self, task: Task | int) -> Any:
+    def __call__(self, task: SampleTask | int) -> Any:
         """A `TrainingSample`; of an index, the places of its classes and the warnings."""
         if isinstance(task, int):
             return self._centres(task), self._pop_warnings()

@@ -1,7 +1,7 @@
 """What a network costs: parameters, multiply-adds and seconds, by stage, seen on its real forward pass.
 
-A stage is a module called by the network itself, or by one of its parts that is no sequence, such as PFNet's head. What
-the network does between them (resizing, fusing) is the rest of the whole.
+A stage is a module that the network calls, or that one of its parts other than a sequence calls, such as PFNet's head.
+What the network does between them (resizing, fusing) is the rest of the whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from pfseg.inference.folding import Execute, wrapped
+from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Module, Var
 
@@ -39,7 +40,7 @@ class Stage:
     seconds: float = 0.0
 
 
-def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage], Stage]:
+def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple[list[Stage], Stage]:
     """Count parameters and multiply-adds of `model.predict`, without computing anything.
 
     Args:
@@ -55,7 +56,7 @@ def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage],
     whole = Stage("all", _parameters(model))
     current = [whole]
 
-    def convolution(module: Module, execute: Execute) -> Execute:
+    def convolution(module: nn.Conv, execute: Execute) -> Execute:
         def call(x: Var) -> Var:
             y = execute(x)
             kernel = module.weight.shape
@@ -77,10 +78,12 @@ def count(model: Module, shape: tuple[int, int, int, int]) -> tuple[list[Stage],
     return list(stages.values()), whole
 
 
-def clock(model: Module, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int) -> None:
-    """Fill in the seconds of `stages` and of the `whole`: medians of `rounds` passes, after one that compiles.
+def clock(
+    model: SegmentationNetwork, shape: tuple[int, int, int, int], stages: Sequence[Stage], whole: Stage, rounds: int
+) -> None:
+    """Time `stages` and the `whole`: median seconds of `rounds` passes, after a first one that compiles.
 
-    The whole is timed without stages, which would end its parts one after the other.
+    The whole is timed in a pass of its own, since timing stages makes each wait for the one before.
     """
     spent: dict[str, float] = {}
 

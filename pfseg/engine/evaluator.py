@@ -1,4 +1,4 @@
-"""Predictions of whole images, to be scored.
+"""Prediction and scoring of whole images.
 
 Shapes: image (H, W, 3) uint8 RGB; window (3, h, w) float32; probabilities (K, H, W) float32.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,8 +20,8 @@ from pfseg.data.normalise import Normalise
 from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.inference.network import as_function
-from pfseg.inference.sliding import SlidingWindows
-from pfseg.inference.views import Flips
+from pfseg.inference.sliding import SlidingWindows, most_probable
+from pfseg.inference.views import Flips, Views
 from pfseg.inference.windows import WindowGrid
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Var
@@ -158,7 +158,7 @@ class Evaluator:
         return max(1, min(self._batch_size, fitting))
 
     def _predict(self, predict: Predict, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
-        """Send the first windows of one size through the network; the samples that are complete by it."""
+        """Predict the first windows of one size in the queue; returns the samples that this completes."""
         shape = queue[0].planes.shape
         count = next((i for i, part in enumerate(queue) if part.planes.shape != shape), len(queue))
         batch = queue[: min(count, self._at_once(shape))]
@@ -179,7 +179,7 @@ class Evaluator:
 
     def _labels(self, result: np.ndarray, sample: Sample) -> np.ndarray:
         """Label map of a sample from labels, or from logits or probabilities (K, h, w) at the network's scale."""
-        return result if result.ndim == 2 else self._at_full_size(result, sample).argmax(0).astype(np.uint8)
+        return result if result.ndim == 2 else most_probable(self._at_full_size(result, sample))
 
     def _at_full_size(self, planes: np.ndarray, sample: Sample) -> np.ndarray:
         """Resize (K, h, w) float32 to the size of a sample."""
@@ -204,7 +204,8 @@ class BlendingEvaluator(Evaluator):
         self, loader: EvalLoader, *, overlap: float, scales: Sequence[float], flips: Flips, **options: Any
     ) -> None:
         super().__init__(loader, **options)
-        self._views: dict[str, Any] = {"overlap": overlap, "scales": scales, "flips": flips}
+        self.grid = replace(self.grid, overlap=overlap)
+        self._views = Views(scales, flips, self.grid.stride, self.grid.min_size)
 
     def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         sliding = self._sliding(predict)
@@ -214,13 +215,5 @@ class BlendingEvaluator(Evaluator):
             yield [(sample, self._labels(result, sample))]
 
     def _sliding(self, predict: Predict) -> SlidingWindows:
-        size = self.grid.size
-        return SlidingWindows(
-            as_function(predict),
-            num_classes=self.num_classes,
-            window=size,
-            stride=self.grid.stride,
-            min_size=self.grid.min_size,
-            batch_size=self._at_once(size) if size else 1,
-            **self._views,
-        )
+        at_once = self._at_once(self.grid.size) if self.grid.size else 1
+        return SlidingWindows(as_function(predict), self.num_classes, self.grid, self._views, at_once)

@@ -1,4 +1,4 @@
-"""The duties of a training beside its updates, in the order in which `standard_hooks` lists them."""
+"""Everything that a training does besides its updates; `standard_hooks` lists it in the order of the calls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.pictures import save_samples
@@ -21,15 +19,16 @@ from pfseg.engine.telemetry import gradient_norms, memory_mib
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
 from pfseg.metrics.confusion import scores
+from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
-from pfseg.weights.transfer import Module, Var, export_weights, load_weights
+from pfseg.weights.transfer import Var, export_weights, load_weights
 
 
 def standard_hooks(
-    settings: schema.Trainer,
+    settings: run_settings.Trainer,
     *,
-    model: Module,
+    model: SegmentationNetwork,
     evaluator: Evaluator,
     classes: Sequence[ClassInfo],
     stop: Callable[[], bool],
@@ -45,14 +44,13 @@ def standard_hooks(
     """
     norms = GradientNorms(settings.log_grad_norm)
     return [
-        AveragedWeights(),  # around a validation the average, inside of which ...
-        BatchNormStatistics(model, settings),  # ... the statistics are those of the averaged weights
+        AveragedWeights(),
+        BatchNormStatistics(model, settings),  # in a validation those of the averaged weights
         norms,
         LossTerms(),  # before anything is logged or saved
         Logging(norms),
         LoaderWarnings(),
-        StopSignal(stop),  # a run that is told to stop leaves the validation out,
-        TimeLimit(settings.max_time),  # one that is out of time ends with it
+        Stop(stop, settings.max_time),  # before the validation, which depends on the reason
         Validation(evaluator, classes),
         EarlyStop(settings.early_stop),
         Checkpoints(),  # after all that changes the state
@@ -85,7 +83,7 @@ class GradientNorms(Hook):
 
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
-        self._measured: tuple[list[str], Var] = ([], np.zeros(0))
+        self._measured: tuple[list[str], Var] | None = None
 
     def before_update(self, trainer: Trainer) -> None:
         """Measure them before they are clipped."""
@@ -94,8 +92,8 @@ class GradientNorms(Hook):
 
     def values(self) -> dict[str, float]:
         """The last norms by name."""
-        names, values = self._measured
-        return dict(zip(names, values.tolist(), strict=True))
+        names, values = self._measured or ([], None)
+        return {} if values is None else dict(zip(names, values.tolist(), strict=True))
 
 
 class LossTerms(Hook):
@@ -108,7 +106,7 @@ class LossTerms(Hook):
         self._pending: list[tuple[int, list[str], Var]] = []
 
     def after_step(self, trainer: Trainer) -> None:
-        """Read the terms of all steps since the last time; raises JobError where one is not finite."""
+        """Read the terms of the steps since the last call; raises JobError if one is not finite."""
         self._pending.append((trainer.state.step, *trainer.terms))
         if jt.flags.use_cuda and not trainer.is_logged(trainer.state.step) and not trainer.save_due:
             return
@@ -158,40 +156,35 @@ class Logging(Hook):
 
 
 class LoaderWarnings(Hook):
-    """Writes a row for each fault of the training data, and one for their number at the end."""
+    """Writes a row for each fault in the training data, and a last one with their number."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """Pass new ones on."""
+        """Write the new ones."""
         trainer.warn(trainer.loader.pop_warnings())
 
     def after_train(self, trainer: Trainer) -> None:
-        """Tell how many there were."""
+        """Write their number."""
         if trainer.faults:
-            text = f"{trainer.faults} faults in the data were got round, see the warnings in metrics.jsonl"
+            text = f"{trainer.faults} faults in the data were worked around; see the warnings in metrics.jsonl"
             trainer.record("message", level="warning", text=text)
 
 
-class StopSignal(Hook):
-    """Ends the run once a rank is told to stop; a resumed run makes up for a validation that this leaves out."""
+class Stop(Hook):
+    """Ends the run on every rank once one is told to stop, without a validation, or its time is up, after a validation.
 
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self._stop = stop
+    Args:
+        told: True once the run is to save and leave.
+        minutes: time limit; None without.
+    """
+
+    def __init__(self, told: Callable[[], bool], minutes: float | None) -> None:
+        self._told, self._end = told, None if minutes is None else time.monotonic() + 60 * minutes
 
     def after_step(self, trainer: Trainer) -> None:
-        """Agree with the other ranks."""
-        if agreed(self._stop()):
+        """Set the status."""
+        if agreed(self._told()):
             trainer.status = "stopped"
-
-
-class TimeLimit(Hook):
-    """Ends the run, after a last validation, when its minutes are up; None sets no limit."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Agree with the other ranks."""
-        if self._end is not None and trainer.status is None and agreed(time.monotonic() > self._end):
+        elif self._end is not None and agreed(time.monotonic() > self._end):
             trainer.status = "out_of_time"
 
 
@@ -202,7 +195,7 @@ class BatchNormStatistics(Hook):
     `bn_batches` training batches does not.
     """
 
-    def __init__(self, model: Module, settings: schema.Trainer) -> None:
+    def __init__(self, model: SegmentationNetwork, settings: run_settings.Trainer) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
         self._batches = 0 if settings.freeze_bn else settings.bn_batches
         for norm in self._norms:
@@ -235,7 +228,7 @@ class BatchNormStatistics(Hook):
 
 
 class Validation(Hook):
-    """Scores the network every `val_every` epochs and at the end, and saves it as `best` where it is.
+    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`.
 
     Args:
         evaluator: scores it.
@@ -246,7 +239,7 @@ class Validation(Hook):
         self._evaluator, self._classes = evaluator, classes
 
     def before_train(self, trainer: Trainer) -> None:
-        """Make up for what a run that was told to stop has left out."""
+        """Make up for a validation that a stopped run has skipped."""
         self.after_step(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -275,7 +268,7 @@ class Validation(Hook):
             hook.after_validation(trainer)
 
     def _judge(self, trainer: Trainer, evaluation: Evaluation) -> bool:
-        """Take the scores over; returns whether they are the best."""
+        """Store the scores; returns whether they are the best so far."""
         state = trainer.state
         trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
         miou = trainer.scores["mIoU"]

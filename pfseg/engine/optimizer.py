@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.errors import CheckpointError
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Arrays, Module, Var, assign, to_arrays
@@ -18,16 +18,16 @@ from pfseg.weights.transfer import Arrays, Module, Var, assign, to_arrays
 Optimizer = Any  # jittor.optim.Optimizer, which ships no types
 
 
-def build_optimizer(settings: schema.Sgd | schema.Adam, model: Module) -> Optimizer:
+def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> Optimizer:
     """Jittor's optimizer over the trainable weights."""
     weights = list(_trainable(model).values())
-    if isinstance(settings, schema.Sgd):
+    if isinstance(settings, run_settings.Sgd):
         return jt.optim.SGD(weights, settings.lr, settings.momentum, settings.weight_decay, nesterov=settings.nesterov)
     kind = jt.optim.AdamW if settings.name == "adamw" else jt.optim.Adam
     return kind(weights, settings.lr, eps=settings.eps, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
-def scale_lr(settings: schema.Sgd | schema.Adam, global_batch: int) -> float:
+def scale_lr(settings: run_settings.Sgd | run_settings.Adam, global_batch: int) -> float:
     """Learning rate for a global batch, from the one for `settings.reference_batch`.
 
     Args:

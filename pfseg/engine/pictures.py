@@ -15,16 +15,21 @@ import numpy as np
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.scoring import Panel
+from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.tracking.panels import save_panels
 from pfseg.tracking.samples import save_maps
-from pfseg.weights.transfer import Module
 
 _LARGEST_WINDOW = 1024  # pixels a side, where the evaluator takes whole images
 
 
 def save_samples(
-    folder: Path, step: int, panels: Sequence[Panel], classes: Sequence[ClassInfo], model: Module, evaluator: Evaluator
+    folder: Path,
+    step: int,
+    panels: Sequence[Panel],
+    classes: Sequence[ClassInfo],
+    model: SegmentationNetwork,
+    evaluator: Evaluator,
 ) -> dict[str, Any]:
     """Write pictures and maps of validation samples.
 
@@ -34,7 +39,7 @@ def save_samples(
         panels: the samples.
         classes: the class table.
         model: the network, in evaluation mode.
-        evaluator: that made the panels.
+        evaluator: made the panels.
 
     Returns:
         The fields of the row `val` that name the files.
@@ -45,7 +50,7 @@ def save_samples(
     return {"panels": path, "samples": save_maps(folder, step, panels, edges)}
 
 
-def predict_edges(model: Module, evaluator: Evaluator, image: np.ndarray) -> np.ndarray | None:
+def predict_edges(model: SegmentationNetwork, evaluator: Evaluator, image: np.ndarray) -> np.ndarray | None:
     """Finest edge map of a network in the first window of an image.
 
     Args:
@@ -62,10 +67,10 @@ def predict_edges(model: Module, evaluator: Evaluator, image: np.ndarray) -> np.
         edges = model(jt.array(evaluator.grid.pad(planes)[None])).edge_logits
         if not edges:
             return None
-        found = (255 * jt.sigmoid(edges[-1])).uint8().numpy()[0, 0, : planes.shape[1], : planes.shape[2]]
+        found: np.ndarray = (255 * jt.sigmoid(edges[-1])).uint8().numpy()[0, 0, : planes.shape[1], : planes.shape[2]]
     if evaluator.scale == 1.0:
         return found
     size = [
         min(whole, round(side / evaluator.scale)) for whole, side in zip(image.shape, planes.shape[1:], strict=False)
     ]
-    return cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR))

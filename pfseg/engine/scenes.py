@@ -1,4 +1,4 @@
-"""Scores of whole scenes that are put together from the predictions of their patches."""
+"""Scores of whole scenes, stitched from the predictions of their patches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pfseg.data.preparation.places import Place
 from pfseg.engine.evaluator import BlendingEvaluator, Predict, Progress
 from pfseg.engine.scoring import Evaluation
 from pfseg.inference.blending import Blender
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, most_probable
 
 
 class SceneEvaluator(BlendingEvaluator):
-    """Puts the scenes together that patches were cut from.
+    """Stitches the scenes that patches were cut from.
 
     In a scene every pixel counts once: its probabilities are the mean over the patches that hold it, weighted by
     `blend_weights`. Pixels of patches that were left out are ignored.
@@ -85,7 +85,7 @@ class SceneEvaluator(BlendingEvaluator):
             window = place.window
             inside = np.s_[: window.y1 - window.y0, : window.x1 - window.x0]  # without padding
             scene.image[window.slices], scene.mask[window.slices] = sample.image[inside], sample.mask[inside]
-            patches.add(sample, found.argmax(0).astype(np.uint8))
+            patches.add(sample, most_probable(found))
             yield found
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 
 Schedule = Callable[[int], float]
 
@@ -34,17 +34,17 @@ class Time(NamedTuple):
         return max(0.0, 1.0 - (self.now - start) / max(self.end - start, 1))
 
 
-def constant(settings: schema.Constant, time: Time) -> float:
+def constant(settings: run_settings.Constant, time: Time) -> float:
     """1 throughout."""
     return 1.0
 
 
-def poly(settings: schema.PolyCurve, time: Time) -> float:
+def poly(settings: run_settings.PolyCurve, time: Time) -> float:
     """From 1 to 0 by left^power."""
     return float(time.left() ** settings.power)
 
 
-def scl_poly(settings: schema.SclPoly, time: Time) -> float:
+def scl_poly(settings: run_settings.SclPoly, time: Time) -> float:
     """As `poly` until `relax_epoch`, then from `rescale` to 0 by left^repower."""
     switch = settings.relax_epoch * time.epoch
     return (
@@ -52,7 +52,7 @@ def scl_poly(settings: schema.SclPoly, time: Time) -> float:
     )
 
 
-def cosine(settings: schema.Cosine, time: Time) -> float:
+def cosine(settings: run_settings.Cosine, time: Time) -> float:
     """Half a cosine from 1 to `end`."""
     return settings.end + (1.0 - settings.end) * 0.5 * (1.0 + math.cos(math.pi * (1.0 - time.left())))
 
@@ -61,11 +61,11 @@ SHAPES: dict[str, Callable[..., float]] = {"constant": constant, "poly": poly, "
 
 
 def make_schedule(
-    settings: schema.ScheduleSettings, *, base_lr: float, total_steps: int, steps_per_epoch: int
+    settings: run_settings.ScheduleSettings, *, base_lr: float, total_steps: int, steps_per_epoch: int
 ) -> Schedule:
     """Learning rate of the steps 0 .. total_steps - 1."""
     # The published code runs one epoch ahead, so that the last epoch trains at 0.
-    ahead = int(isinstance(settings, schema.PolyCurve) and settings.legacy)
+    ahead = int(isinstance(settings, run_settings.PolyCurve) and settings.legacy)
     epochs = math.ceil(total_steps / steps_per_epoch)
 
     def lr(step: int) -> float:
@@ -78,7 +78,7 @@ def make_schedule(
     return lr
 
 
-def _warm_up(settings: schema.Schedule, step: int) -> float:
+def _warm_up(settings: run_settings.Schedule, step: int) -> float:
     """Factor that rises linearly from `warmup_start` to 1 over the first `warmup_steps`."""
     if step >= settings.warmup_steps:
         return 1.0

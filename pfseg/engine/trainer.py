@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.loader import TrainLoader
 from pfseg.engine.averaging import WeightAverage
 from pfseg.engine.optimizer import (
@@ -33,11 +33,12 @@ from pfseg.engine.optimizer import (
     local_gradients,
 )
 from pfseg.errors import JobError
+from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
-from pfseg.weights.transfer import Arrays, Module, Var, export_weights, load_weights
+from pfseg.weights.transfer import Arrays, Var, export_weights, load_weights
 
 DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
 
@@ -53,7 +54,7 @@ class TrainingState:
     validations_since_best: int = 0
 
 
-def total_steps(settings: schema.Trainer, steps_per_epoch: int) -> int:
+def total_steps(settings: run_settings.Trainer, steps_per_epoch: int) -> int:
     """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
     limits = [settings.max_steps, settings.max_epochs and settings.max_epochs * steps_per_epoch]
     return min(limit for limit in limits if limit is not None)
@@ -113,8 +114,8 @@ class Trainer:
     def __init__(
         self,
         *,
-        settings: schema.Trainer,
-        model: Module,
+        settings: run_settings.Trainer,
+        model: SegmentationNetwork,
         loss: Callable[..., dict[str, Var]],
         optimizer: Optimizer,
         lr: Callable[[int], float],
@@ -133,7 +134,7 @@ class Trainer:
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         self.state = TrainingState()
         self.status: str | None = None
-        self.terms: tuple[list[str], Var] = ([], np.zeros(0))
+        self.terms: tuple[list[str], Var]
         self.losses: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         self.faults = 0

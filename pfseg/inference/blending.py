@@ -1,4 +1,4 @@
-"""Overlapping windows put together to an image.
+"""Blending of overlapping windows.
 
 Shapes: K classes, W columns of the image; probabilities (K, h, w) float32.
 """

@@ -1,31 +1,35 @@
-"""BatchNorm made part of the convolutions before it, for networks that are only used for prediction."""
+"""Folding of BatchNorm into the convolutions before it, for networks that only predict."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
+from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Module, Var
 
+Conv = jt.nn.Conv
 Execute = Callable[..., Var]
+Wrapped = TypeVar("Wrapped", bound=Module)
 
 
-def fold_batchnorm(model: Module) -> int:
+def fold_batchnorm(model: SegmentationNetwork) -> int:
     """Multiply each BatchNorm's scale into the convolution that it follows, which takes over its ReLU too.
 
-    Which convolution that is shows one small image that is sent through the network. Outputs stay the same but for
-    rounding; the network can't be trained any more.
+    A small image is sent through the network to see which convolution that is. Outputs stay the same up to rounding;
+    the network can no longer be trained.
 
     Args:
         model: network with `predict`; it is put into evaluation mode and changed.
 
     Returns:
-        Number of BatchNorms folded; one that follows something else than a convolution stays.
+        Number of BatchNorms folded; those that follow something other than a convolution stay.
     """
     model.eval()
     pairs = _find_pairs(model)
@@ -44,36 +48,35 @@ def fold_batchnorm(model: Module) -> int:
     return len(pairs)
 
 
-def _find_pairs(model: Module) -> list[tuple[Module, Module]]:
+def _find_pairs(model: SegmentationNetwork) -> list[tuple[Conv, BatchNorm2d]]:
     """Convolutions with the BatchNorm that their output goes to."""
-    outputs: list[tuple[Var, Module]] = []  # held, so that no other output gets the same identity
-    pairs: list[tuple[Module, Module]] = []
+    outputs: list[tuple[Var, Conv]] = []  # held, so that no other output gets the same identity
+    pairs: list[tuple[Conv, BatchNorm2d]] = []
 
-    def convolution(module: Module, execute: Execute) -> Execute:
+    def convolution(module: Conv, execute: Execute) -> Execute:
         def call(x: Var) -> Var:
             outputs.append((execute(x), module))
             return outputs[-1][0]
 
         return call
 
-    def norm(module: Module, execute: Execute) -> Execute:
+    def norm(module: BatchNorm2d, execute: Execute) -> Execute:
         def call(x: Var) -> Var:
             pairs.extend((source, module) for y, source in outputs if y is x)
             return execute(x)
 
         return call
 
-    def of(kind: type) -> list[Module]:
-        return [module for module in model.modules() if isinstance(module, kind)]
-
-    with jt.no_grad(), wrapped(of(jt.nn.Conv), convolution), wrapped(of(BatchNorm2d), norm):
+    convolutions = [module for module in model.modules() if isinstance(module, Conv)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+    with jt.no_grad(), wrapped(convolutions, convolution), wrapped(norms, norm):
         side = max(64, getattr(model, "min_size", 1))
         model.predict(jt.zeros((1, 3, side, side)))
     return pairs
 
 
 @contextmanager
-def wrapped(modules: Sequence[Module], wrap: Callable[[Module, Execute], Execute]) -> Iterator[None]:
+def wrapped(modules: Sequence[Wrapped], wrap: Callable[[Wrapped, Execute], Execute]) -> Iterator[None]:
     """Let calls of these modules go through `wrap(module, execute)`."""
     before = [vars(module).get("execute") for module in modules]
     for module in modules:

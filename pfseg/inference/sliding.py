@@ -1,6 +1,6 @@
 """Class probabilities of images of any size: overlapping windows in several views, averaged.
 
-Pure NumPy around a network that is given as a function.
+Everything is NumPy; the network is a function of arrays.
 
 Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1 over
 K.
@@ -9,50 +9,40 @@ K.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from pfseg.data.tiling import Window
 from pfseg.inference.blending import Blender
-from pfseg.inference.views import Flips, Network, Views, check_views
+from pfseg.inference.views import Network, Views, check_views
 from pfseg.inference.windows import WindowGrid
 
 
+@dataclass(frozen=True)
 class SlidingWindows:
     """Predicts images in windows.
 
-    Args:
+    Attributes:
         network: maps a normalised batch (N, 3, h, w) float32 to logits (N, K, h, w) float32.
         num_classes: K.
-        window: (h, w); None for whole images, padded to a multiple of `stride`.
-        overlap: see `WindowGrid`.
-        scales: see `Views`, as for the next one.
-        flips: mirrored views.
-        stride: output stride of the network.
-        min_size: smallest side that the network takes.
+        grid: where windows lie.
+        views: how each is predicted.
         batch_size: windows a call of `network`.
 
     Raises:
         ConfigError: a value out of its range, or windows that are too small at some scale.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        num_classes: int,
-        window: tuple[int, int] | None,
-        overlap: float,
-        scales: Sequence[float],
-        flips: Flips,
-        stride: int,
-        min_size: int,
-        batch_size: int,
-    ) -> None:
-        check_views(window=window, overlap=overlap, scales=scales, flips=flips, min_size=min_size)
-        self.network, self.num_classes, self.batch_size = network, num_classes, batch_size
-        self.grid = WindowGrid(window, overlap, stride, min_size)
-        self.views = Views(scales, flips, stride=stride, min_size=min_size)
+    network: Network
+    num_classes: int
+    grid: WindowGrid
+    views: Views
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_views(self.grid.size, self.grid.overlap, self.views)
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(K, H, W) of an image; of a single window as it was predicted."""
@@ -72,9 +62,8 @@ class SlidingWindows:
         """Most probable class (H, W) uint8; of one window in one view that of its logits, which is exact."""
         height, width = image.shape[1:]
         if len(self.grid.windows((height, width))) > 1 or not self.views.plain:
-            return self.probabilities(image).argmax(0).astype(np.uint8)
-        logits = self.network(self.grid.pad(image)[None])[0, :, :height, :width]
-        return logits.argmax(0).astype(np.uint8)
+            return most_probable(self.probabilities(image))
+        return most_probable(self.network(self.grid.pad(image)[None])[0, :, :height, :width])
 
     def window_probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
         """(N, K, h, w) of padded windows (3, h, w)."""
@@ -85,3 +74,9 @@ class SlidingWindows:
         for first in range(0, len(places), self.batch_size):
             some = places[first : first + self.batch_size]
             yield from self.window_probabilities([self.grid.pad(image[:, *place.slices]) for place in some])
+
+
+def most_probable(planes: np.ndarray) -> np.ndarray:
+    """Class (H, W) uint8 of the largest logit or probability (K, H, W)."""
+    labels: np.ndarray = planes.argmax(0).astype(np.uint8)
+    return labels

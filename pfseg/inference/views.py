@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
@@ -51,13 +52,14 @@ _FLIPS = {
 }
 
 
+@dataclass(frozen=True)
 class Views:
     """Probabilities as the mean of the softmax over all views.
 
     A window is resized by every scale (to multiples of `stride`), mirrored in every way, and predicted; logits are
     mirrored and resized back before the softmax.
 
-    Args:
+    Attributes:
         scales: factors above 0.
         flips: `none`, `h` (left and right exchanged), `v` (top and bottom), `hv` (both, and half a turn) or `d4` (the
             8 symmetries of a square); each with the unchanged view.
@@ -65,18 +67,19 @@ class Views:
         min_size: smallest side that the network takes.
     """
 
-    def __init__(self, scales: Sequence[float], flips: Flips, *, stride: int, min_size: int) -> None:
-        self.scales, self.flips = tuple(scales), _FLIPS[flips]
-        self._stride, self._min_size = stride, min_size
+    scales: Sequence[float]
+    flips: Flips
+    stride: int
+    min_size: int
 
     def __len__(self) -> int:
         """How often each window is predicted."""
-        return len(self.scales) * len(self.flips)
+        return len(self.scales) * len(_FLIPS[self.flips])
 
     @property
     def plain(self) -> bool:
         """Whether the unchanged view is the only one."""
-        return len(self) == 1 and self.scales == (1.0,)
+        return len(self) == 1 and self.scales[0] == 1
 
     def probabilities(self, network: Network, batch: np.ndarray) -> np.ndarray:
         """(N, K, h, w) of a batch."""
@@ -92,41 +95,41 @@ class Views:
         height, width = batch.shape[2:]
         for scale in self.scales:
             scaled = batch if scale == 1 else _resize(batch, (self._scaled(height, scale), self._scaled(width, scale)))
-            for flip in self.flips:
+            for flip in _FLIPS[self.flips]:
                 logits = flip.undo(network(np.ascontiguousarray(flip.apply(scaled))))
                 yield logits if scale == 1 else _resize(logits, (height, width))
 
     def _scaled(self, side: int, scale: float) -> int:
-        return max(round(side * scale / self._stride) * self._stride, self._stride, self._min_size)
+        return max(round(side * scale / self.stride) * self.stride, self.stride, self.min_size)
 
 
-def check_views(
-    *, window: Sequence[int] | None, overlap: float, scales: Sequence[float], flips: str, min_size: int
-) -> None:
+def check_views(window: Sequence[int] | None, overlap: float, views: Views) -> None:
     """Check the settings of windows and views.
 
     Raises:
         ConfigError: one is out of range; names it, its value and what is expected.
     """
+    scales, least = views.scales, views.min_size
     if window is not None and min(window) < 1:
         raise ConfigError(f"window={list(window)}: expected a height and a width of at least 1 px")
     if not 0 <= overlap < 1:
         raise ConfigError(f"overlap={overlap}: expected a share of the window from 0 to below 1, such as 0.5")
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ConfigError(f"scales={list(scales)}: expected one or more numbers above 0, such as [0.75,1,1.25]")
-    if flips not in _FLIPS:
-        raise ConfigError(f"flips={flips}: expected {' | '.join(_FLIPS)}")
-    if window is not None and round(min(window) * min(scales)) < min_size:
+    if views.flips not in _FLIPS:
+        raise ConfigError(f"flips={views.flips}: expected {' | '.join(_FLIPS)}")
+    if window is not None and round(min(window) * min(scales)) < least:
         raise ConfigError(
             f"windows of {window[0]}x{window[1]} px at scale {min(scales):g} are too small for this network: it takes "
-            f"{min_size} px a side at least: use windows of {math.ceil(min_size / min(scales))} px or larger scales"
+            f"{least} px a side at least: use windows of {math.ceil(least / min(scales))} px or larger scales"
         )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, over K."""
-    found = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.divide(found, found.sum(axis=1, keepdims=True), out=found)
+    found: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found /= found.sum(axis=1, keepdims=True)
+    return found
 
 
 def _resize(batch: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -73,7 +73,7 @@ class WindowRow(NamedTuple):
 
 
 def window_rows(windows: Sequence[Window], height: int) -> list[WindowRow]:
-    """Put windows that come row by row together to rows, in an image of this height."""
+    """Group windows that come row by row, in an image of this height."""
     rows = [list(row) for _, row in groupby(windows, key=lambda window: window.y0)]
     bottoms = [min(below[0].y0, above[0].y1) for above, below in pairwise(rows)]
     return [WindowRow(row, bottom) for row, bottom in zip(rows, [*bottoms, height], strict=True)]

@@ -133,12 +133,15 @@ def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, mode
     views = {"overlap": settings.overlap, "scales": settings.scales, "flips": settings.flips}
     if settings.score == "patches":
         plain_views = views == {"overlap": 0, "scales": [1], "flips": "none"}
-        return build(**options) if plain_views else build(BlendingEvaluator, **options, **views)
+        kind = Evaluator if plain_views else BlendingEvaluator
+        evaluator: Evaluator = build(kind, **options, **({} if plain_views else views))
+        return evaluator
     root = stored.dataset.root
     places = scene_places(dataset, settings.split, Path(root) if root else None)
     loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
     patches = settings.score == "both"
-    return build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+    scenes: Evaluator = build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
+    return scenes
 
 
 def _gather(found: Evaluation, folder: Path) -> None:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfseg.config.schema import Evaluate, Slurm, Train
+from pfseg.config.run_settings import Slurm
+from pfseg.config.schema import Evaluate, Train
 from pfseg.errors import JobError
 from pfseg.files import shown, write_atomic
 

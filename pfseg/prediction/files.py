@@ -48,7 +48,7 @@ class PartFile(ABC):
         """Finish the file under its temporary name."""
 
     def publish(self) -> None:
-        """Give the closed file its name, in place of an earlier one."""
+        """Rename the closed file to its final name, replacing an earlier one."""
         with self.writing():
             self.part.replace(self.path)
 
@@ -122,7 +122,7 @@ class NpyFile(StreamFile, RowFile):
         self._dtype = np.dtype(dtype)
         description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
         with self.writing():
-            np.lib.format.write_array_header_1_0(self.file, description)
+            np.lib.format.write_array_header_1_0(self.file, description)  # type: ignore[no-untyped-call]
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""
@@ -138,7 +138,7 @@ class TiffFile(RowFile):
         shape: (H, W).
         channels: C.
         dtype: uint8, uint16 or float16.
-        place: CRS and transform to take over; None for none.
+        place: CRS and transform; None without.
         nodata: value of pixels without data; None where every pixel has some.
         colors: colour (R, G, B) of each value of a single channel, as a colour table.
         names: of the channels.
@@ -220,7 +220,7 @@ class TiffFile(RowFile):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Also rasterio's errors; warnings of files without a georeference are of no account."""
+        """Convert rasterio's errors too; a missing georeference is nothing to warn of."""
         errors = self._rasterio.errors
         with super().writing(), warnings.catch_warnings(action="ignore", category=errors.NotGeoreferencedWarning):
             try:

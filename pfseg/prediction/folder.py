@@ -1,4 +1,4 @@
-"""Which images to predict and where their maps go; what an earlier start has finished."""
+"""Which images to predict, where their maps go, and which of them an earlier start has finished."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Task:
 
     Attributes:
         image: the file.
-        size: its bytes.
+        size: of the file in bytes.
         geotiff: whether the maps are GeoTIFFs.
-        targets: output -> file.
+        targets: the file of each output.
     """
 
     image: Path
@@ -40,11 +40,11 @@ class Task:
         return all(path.is_file() for path in self.targets.values())
 
 
-def find_images(given: str, output: Path) -> tuple[Path, list[Path]]:
-    """Images that a file, folder or glob pattern stands for; maps that lie among them are none.
+def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
+    """Images that a file, folder or glob pattern stands for; maps that lie among them are left out.
 
     Args:
-        given: file, folder or pattern.
+        pattern: file, folder or pattern.
         output: folder of the maps.
 
     Returns:
@@ -53,7 +53,7 @@ def find_images(given: str, output: Path) -> tuple[Path, list[Path]]:
     Raises:
         ConfigError: there are none, or the maps would lie beside them.
     """
-    path = Path(given).expanduser().absolute()
+    path = Path(pattern).expanduser().absolute()
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
@@ -61,23 +61,20 @@ def find_images(given: str, output: Path) -> tuple[Path, list[Path]]:
             raise ConfigError(
                 f"output={output} is the folder of the images: the maps would mix with them; give another"
             )
-        found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in (*PLAIN, *GEOGRAPHIC)]
-        found = [each for each in found if each.is_file() and not each.name.startswith(".")]
-        found = [each for each in found if output not in each.parents]
-        if not found:
-            raise ConfigError(
-                f"input={given} holds no images: expected files named *{', *'.join((*PLAIN, *GEOGRAPHIC))}"
-            )
-        return path, found
-    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
-    found = [each for each in found if output not in each.parents]
-    if not found:
-        what = "matches no files" if glob.has_magic(given) else "does not exist"
+        suffixes = (*PLAIN, *GEOGRAPHIC)
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
+        images = [file for file in files if not file.name.startswith(".") and output not in file.parents]
+        if not images:
+            raise ConfigError(f"input={pattern} holds no images: expected files named *{', *'.join(suffixes)}")
+        return path, images
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    images = [file for file in files if output not in file.parents]
+    if not images:
+        problem = "matches no files" if glob.has_magic(pattern) else "does not exist"
         raise ConfigError(
-            f"input={given} {what} (looked in {path}): give an image, a folder, or a pattern as 'a/*.tif'"
+            f"input={pattern} {problem} (looked in {path}): give an image, a folder, or a pattern as 'a/*.tif'"
         )
-    fixed = Path(os.path.commonpath([each.parent for each in found]))
-    return fixed, found
+    return Path(os.path.commonpath([image.parent for image in images])), images
 
 
 def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str], form: str) -> list[Task]:
@@ -106,7 +103,7 @@ def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str
 
 
 def open_record(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Note what the maps in `output` are made with; refuse a folder whose maps were made otherwise.
+    """Record what the maps in `output` are made with, and check that those already there were made with the same.
 
     Args:
         output: folder for the maps, made where missing.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ _DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where an image lies: what a GeoTIFF made of it takes over.
+    """Where an image lies, to be copied into GeoTIFFs made from it.
 
     Attributes:
         profile: keywords of `rasterio.open` for writing: `crs` and `transform`, as far as the file has them.
@@ -47,35 +47,13 @@ class Georeference:
         return self.profile.get("crs")
 
 
-class _File(Protocol):
-    """An open image file.
-
-    Attributes:
-        shape: (H, W).
-        dtype: of the pixels.
-        kinds: what each band is, in rasterio's words: red, green, blue, alpha, gray, palette, undefined, ...
-        georeference: None for files that can't have one.
-    """
-
-    shape: tuple[int, int]
-    dtype: np.dtype
-    kinds: tuple[str, ...]
-    georeference: Georeference | None
-
-    def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
-        """Pixels (B, r, W) of the bands, counted from 0."""
-
-    def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        """Pixels (r, W) bool that hold data; None where all do."""
-
-    def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels (B, h, w) of a thinned-out image, and which of them hold data."""
-
-    def palette(self) -> np.ndarray:
-        """Colours (256 or 65536, 3) uint8 of the values of a band of the kind palette."""
-
-    def close(self) -> None:
-        """Close the file."""
+# Both kinds of files have
+#     shape (H, W), dtype of the pixels, georeference (None for files that can't have one), and
+#     kinds: what each band is, in rasterio's words: red, green, blue, alpha, gray, palette, undefined, ...
+#     read(bands, top, bottom): pixels (B, r, W) of the bands, counted from 0
+#     valid(top, bottom): pixels (r, W) bool that hold data; None where all do
+#     sample(bands): pixels (B, h, w) of a thinned-out image, and which of them hold data
+#     palette(): colours (256 or 65536, 3) uint8 of the values of a band of the kind palette
 
 
 class _Plain:
@@ -139,14 +117,14 @@ class _Raster:
     def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
         with _reading(self._path) as rasterio:
             window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
-            return self._file.read([band + 1 for band in bands], window=window)
+            return np.asarray(self._file.read([band + 1 for band in bands], window=window))
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
         if not self._masked:
             return None
         with _reading(self._path) as rasterio:
             window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
-            return self._file.dataset_mask(window=window) > 0
+            return np.asarray(self._file.dataset_mask(window=window)) > 0
 
     def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
         rows, columns = (min(side, _SAMPLE_SIDE) for side in self.shape)
@@ -208,7 +186,7 @@ class Image:
     ) -> None:
         self.path, self._nodata = path, nodata
         self.warnings: list[str] = []
-        self._file: _File = _Raster(path) if path.suffix.lower() not in PLAIN else _Plain(path)
+        self._file: _Plain | _Raster = _Plain(path) if path.suffix.lower() in PLAIN else _Raster(path)
         try:
             self.shape, self.georeference = self._file.shape, self._file.georeference
             self._bands = _choose_bands(path, self._file.kinds, bands)
@@ -260,7 +238,7 @@ class Image:
         if self._range is not None:
             low, high = self._range
             scaled = (pixels - low[:, None, None]) * (255 / np.maximum(high - low, 1e-12))[:, None, None]
-            return np.nan_to_num(scaled.round().clip(0, 255)).astype(np.uint8)
+            return np.asarray(np.nan_to_num(scaled.round().clip(0, 255)), np.uint8)
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
     def _find_table(self, contrast: float) -> np.ndarray:
@@ -311,7 +289,7 @@ def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None)
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """rasterio, whose errors name the file; warnings of files without a georeference are of no account."""
+    """rasterio, whose errors name the file; a missing georeference is nothing to warn of."""
     rasterio = import_rasterio(str(path))
     try:
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):

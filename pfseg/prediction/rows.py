@@ -18,7 +18,7 @@ from pfseg.data.base import IGNORE
 from pfseg.data.normalise import Normalise
 from pfseg.data.tiling import Window
 from pfseg.inference.blending import Blender
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, most_probable
 from pfseg.prediction.image import Image
 
 Progress = Callable[[float], None]
@@ -99,11 +99,11 @@ def predict_resized(
     found = np.stack([cv2.resize(plane, image.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in found])
     kept = np.moveaxis(found, 0, 2).astype(np.float16) if probabilities else None
     progress(image.shape[0] * image.shape[1])
-    yield _without_nodata(Rows(pixels, found.argmax(axis=0).astype(np.uint8), kept), valid)
+    yield _without_nodata(Rows(pixels, most_probable(found), kept), valid)
 
 
 def _without_nodata(rows: Rows, valid: np.ndarray | None) -> Rows:
-    """Take label and probabilities from the pixels without data."""
+    """Clear labels and probabilities of pixels without data."""
     if valid is not None:
         rows.labels[~valid] = IGNORE
         if rows.probabilities is not None:

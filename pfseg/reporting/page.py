@@ -84,7 +84,7 @@ def _facts(runs: Sequence[Run]) -> Iterator[str]:
     yield f"{len(runs)} run{'s' * (len(runs) > 1)}: " + ", ".join(f"{n} {status}" for status, n in counts.items())
     if len(runs) > MAX_SHOWN:
         yield (
-            f"curves, bars and pictures show the first {MAX_SHOWN} of the table as sorted when the page was made and "
+            f"curves, bars and pictures show the first {MAX_SHOWN} runs in the order of the table and "
             f"leave out {len(runs) - MAX_SHOWN}"
         )
     if lines := sum(run.unreadable for run in runs):

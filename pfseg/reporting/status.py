@@ -15,7 +15,7 @@ from pfseg.tracking.records import Row
 
 FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
 _ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
-_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was up"}
+_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was reached"}
 
 
 def status_of(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""A run in the terminal: configuration tree, progress bars and class tables, or plain lines where nobody sees bars.
+"""A run in the terminal: settings, progress bars and tables of scores; plain lines where the output is no terminal.
 
 Fed by the driver (`pfseg.launch.driver`) with the rows of the records file.
 """

@@ -1,7 +1,7 @@
 """Pictures of samples: image | ground truth | prediction in class colours, with a legend; and of confusion matrices.
 
-Shapes: image (H, W, 3) uint8 RGB; labels (H, W), integers in [0, K) or `ignore_index`, which is hatched; a cell of a
-picture (h, w, 3) uint8 RGB.
+Shapes: image (H, W, 3) uint8 RGB; labels (H, W), integers in [0, K), or 255 without a class, which is hatched; a cell
+of a picture (h, w, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pfseg.data.base import ClassInfo
+from pfseg.data.base import IGNORE, ClassInfo
 from pfseg.files import write_atomic
 
 SampleRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
@@ -36,21 +36,13 @@ class _Strip(NamedTuple):
     cells: list[np.ndarray]
 
 
-def save_panels(
-    path: Path,
-    rows: Sequence[SampleRow],
-    classes: Sequence[ClassInfo],
-    *,
-    ignore_index: int = 255,
-    height: int = 320,
-) -> None:
+def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 320) -> None:
     """Write one picture with a row for each sample.
 
     Args:
         path: the PNG file; written whole or not at all.
         rows: image, ground truth, prediction, and name, shown above the row with its share of correct pixels.
         classes: the class table, K rows.
-        ignore_index: label without a class.
         height: limit for a row in pixels; the width of a column is limited to 1.5 times this. Larger images are
             scaled down, images below half of it up by a whole factor.
 
@@ -61,19 +53,12 @@ def save_panels(
     for image, truth, pred, name in rows:
         size = _fit(truth.shape, height)
         cells = [_resize(image, size), _colored(truth, classes, size), _colored(pred, classes, size)]
-        strips.append(_Strip(name, _correct(truth, pred, ignore_index), cells))
-    ignored = any((truth == ignore_index).any() for _, truth, _, _ in rows)
+        strips.append(_Strip(name, _correct(truth, pred), cells))
+    ignored = any((truth == IGNORE).any() for _, truth, _, _ in rows)
     _save(path, _sheet(("image", "ground truth", "prediction"), strips, classes, ignored))
 
 
-def save_samples(
-    path: Path,
-    rows: Sequence[SampleRow],
-    classes: Sequence[ClassInfo],
-    *,
-    ignore_index: int = 255,
-    height: int = 280,
-) -> None:
+def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 280) -> None:
     """Write one picture of training samples, a row for each.
 
     Args:
@@ -81,7 +66,6 @@ def save_samples(
         rows: image; mask, laid over the image in class colours; edge (H, W), 0 or 1, in white over the darkened image;
             name, shown above the row with its largest classes.
         classes: the class table, K rows.
-        ignore_index: label without a class.
         height: see `save_panels`.
 
     Raises:
@@ -94,8 +78,8 @@ def save_samples(
         over = cv2.addWeighted(_colored(mask, classes, size), 0.6, plain, 0.4, 0)
         line = cv2.resize(edge.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
         edges = (plain * 0.35 * (1 - line) + 255 * line).astype(np.uint8)
-        strips.append(_Strip(name, _largest(mask, classes, ignore_index), [plain, over, edges]))
-    ignored = any((mask == ignore_index).any() for _, mask, _, _ in rows)
+        strips.append(_Strip(name, _largest(mask, classes), [plain, over, edges]))
+    ignored = any((mask == IGNORE).any() for _, mask, _, _ in rows)
     _save(path, _sheet(("image", "mask", "edges"), strips, classes, ignored))
 
 
@@ -133,14 +117,14 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     _save(path, page)
 
 
-def _correct(truth: np.ndarray, pred: np.ndarray, ignore_index: int) -> str:
-    counted = truth != ignore_index
+def _correct(truth: np.ndarray, pred: np.ndarray) -> str:
+    counted = truth != IGNORE
     return f"{100 * (pred == truth)[counted].mean():.1f} % of pixels correct" if counted.any() else "no labelled pixel"
 
 
-def _largest(mask: np.ndarray, classes: Sequence[ClassInfo], ignore_index: int) -> str:
+def _largest(mask: np.ndarray, classes: Sequence[ClassInfo]) -> str:
     """The three classes that cover most, such as `road 61 %, tree 30 %`."""
-    labels, counts = np.unique(mask[mask != ignore_index], return_counts=True)
+    labels, counts = np.unique(mask[mask != IGNORE], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:3]
     return ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in order) or "ignored"
 

@@ -29,22 +29,22 @@ class Sink:
     """
 
     def record(self, row: Row) -> None:
-        """Take one row of the records file."""
+        """Receive a row of the records file."""
         handler = getattr(self, f"on_{row['event']}", None)
         if handler is not None:
             handler(row)
 
     def compiling(self, done: int, total: int) -> None:
-        """Take Jittor's count of compiled operators."""
+        """Receive Jittor's count of compiled operators."""
 
     def waiting(self, seconds: float) -> None:
-        """Hear that `seconds` have passed since the start without a sign of life from the ranks."""
+        """Note that the ranks have given no sign of life in the `seconds` since the start."""
 
     def message(self, text: str, level: str = "info") -> None:
-        """Take a text for the user; `level` is info, warning or error."""
+        """Receive a text for the user; `level` is info, warning or error."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Hear that the job has ended, with what exit code; nothing comes after it."""
+        """Note that the job has ended with this exit code; no further call follows."""
 
 
 class RecordWriter:

@@ -8,10 +8,10 @@ from typing import Any
 
 import wandb
 
+from pfseg.data.base import IGNORE
 from pfseg.tracking.records import Row
 from pfseg.tracking.samples import MapFiles, SampleMaps, boundary_picture, edge_picture, read_maps
 
-_IGNORED = 255
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 
 
@@ -52,7 +52,7 @@ def sample_pictures(
         `val/masks`: images under truth and prediction; `val/boundaries`; `val/edges` where the network finds edges.
     """
     samples = read_maps(folder, rows)
-    labels = {**dict(enumerate(names)), _IGNORED: "ignored"}
+    labels = {**dict(enumerate(names)), IGNORE: "ignored"}
     pictures = {
         "val/masks": [_overlay(sample, labels) for sample in samples],
         "val/boundaries": [
@@ -62,7 +62,7 @@ def sample_pictures(
         "val/edges": [
             wandb.Image(
                 edge_picture(sample, edge["rule"], edge["thickness"]),
-                caption=f"{sample.name}: found | label",
+                caption=f"{sample.name}: prediction | label",
                 file_type="jpg",
             )
             for sample in samples

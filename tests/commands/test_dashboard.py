@@ -50,6 +50,7 @@ def written(folder: Path, *options: str) -> Any:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_no_panel_asks_for_what_a_wandb_run_lacks(tmp_path: Path):
     run = make_run(tmp_path / "run", steps=4, val_every=2)
     plane = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4

@@ -80,6 +80,7 @@ def grey(path: Path) -> np.ndarray:
 # What comes out
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures(predict, tmp_path):
     """Larger and smaller than a window, below other folders; each map has the size of its image."""
     pictures = {"a.png": picture(150, 201), "b/c.png": picture(40, 30, 1), "b/d.bmp": picture(64, 64, 2)}
@@ -426,6 +427,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT | paths | environment, cwd=ROOT, **pipes)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal(checkpoint, tmp_path):
     write(tmp_path / "in" / "a.png", picture(100, 100))
     write(tmp_path / "in" / "b.png", picture(3000, 3000))

@@ -15,6 +15,8 @@ import pytest
 from data.fakes import write
 from data.published import isaid, palette, pixels, prepared
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["dataset.prepare.size=96", "dataset.prepare.stride=32"]
 SCENES = 12

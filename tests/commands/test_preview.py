@@ -87,6 +87,7 @@ def test_a_picture_that_cannot_be_written(tmp_path):
         preview(configured(tmp_path / "file" / "p.png", "rows=1", "samples=1"))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """Without Jittor, with a recipe that asks for eight GPUs; faults in one line."""
 

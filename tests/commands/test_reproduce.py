@@ -157,6 +157,7 @@ def test_the_command_prints_and_refuses(tmp_path: Path, capsys: pytest.CaptureFi
     assert [path.name for path in tmp_path.iterdir()] == ["ein Lauf"]
 
 
+@pytest.mark.slow
 def test_run_starts_it_in_a_new_folder_and_gives_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     folder = store(tmp_path / "run")
     dump(folder / ".hydra" / "overrides.yaml", [*OVERRIDES, "optimizer.lrr=1"])  # which pfseg train rejects
@@ -164,6 +165,7 @@ def test_run_starts_it_in_a_new_folder_and_gives_its_exit_code(tmp_path: Path, c
     assert "did you mean `optimizer.lr`" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reproduced_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in `runs.train`: another number rounds sums otherwise
     runs.train(tmp_path / "run")

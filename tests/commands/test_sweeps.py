@@ -26,6 +26,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from pfseg.commands.app import main
 
+pytestmark = pytest.mark.slow
+
 SWEEP = ROOT / "sweep"
 ONCE = ["trainer.max_epochs=1", "launch=inline"]
 TWO = {  # settings of a file that leave two trials, with sizes that other tests have compiled

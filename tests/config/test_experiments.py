@@ -14,6 +14,8 @@ from runs import CPU, SCENES, configured, rows
 from pfseg.config.compose import config_dir
 from pfseg.launch.worker import job as run_worker
 
+pytestmark = pytest.mark.slow
+
 CONF = config_dir()
 LENGTH = ["trainer.max_steps=2", "trainer.val_every=2"]  # with two images and two in a batch a step is an epoch
 # Names as in the unpacked archives and the prepared patches: (image, mask) of each split.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from data.fakes import write
 
 from pfseg.build import build_dataset
@@ -12,10 +15,14 @@ from pfseg.commands.prepare import run
 from pfseg.config.check import checked
 from pfseg.config.commands import PrepareJob
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData
+from pfseg.config.data_settings import FolderData
 from pfseg.data.base import parse_classes
 from pfseg.data.folder import FolderDataset
+from pfseg.errors import ConfigError, DataError, WriteError
 
+TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
+SIZES = ["dataset.prepare.size=32", "dataset.prepare.stride=20"]
+SCENES = ("train/P0000", "train/P0002", "val/P0003", "test/P0006")  # of `isaid`
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -84,3 +91,22 @@ def vaihingen(root: Path, areas: list[int]) -> None:
         truth[:3] = 0
         eroded = root / f"{name}_ground_truth_eroded_COMPLETE"
         write(eroded / f"top_mosaic_09cm_area{area}_noBoundary.tif", truth)
+
+
+def index_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "index.json").read_text(encoding="utf-8"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "journal.jsonl"
+    }
+
+
+def refused(dataset: str, src: Path, out: Path, *overrides: str) -> str:
+    with pytest.raises((ConfigError, DataError, WriteError)) as caught:
+        prepared(dataset, src, out, *overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -15,7 +15,8 @@ from data.fakes import COLORS, write
 from pfseg.build import build_dataset
 from pfseg.config.check import checked
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData, Train
+from pfseg.config.data_settings import FolderData
+from pfseg.config.schema import Train
 from pfseg.data.base import Scene
 from pfseg.data.tiling import windows
 from pfseg.errors import ConfigError, DataError, JobError

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -63,9 +65,9 @@ def test_own_loss(tmp_path: Path):
 
 @pytest.mark.slow
 def test_examples_of_contributing(tmp_path: Path):
-    """The data set and the logger of CONTRIBUTING.md."""
+    """The data set, backbone, network and logger of CONTRIBUTING.md together."""
     command = (
-        "pfseg train dataset=checkerboard logger=scores model.fpn_dim=16 model.match_dim=8 dataset.crop_size=64 "
+        "pfseg train dataset=checkerboard model=plain model/backbone=thin loss=ce logger=scores dataset.crop_size=64 "
         "gpus=0 trainer.max_steps=2 trainer.bn_batches=0 hydra.run.dir=run"
     )
     follow(ROOT / "CONTRIBUTING.md", tmp_path, commands=[command])

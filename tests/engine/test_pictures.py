@@ -8,7 +8,7 @@ from numpy_networks import evaluation_settings
 
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.pictures import predict_edges
-from pfseg.models.pfnet import SegOutput
+from pfseg.models import SegOutput
 
 
 def network(image: Any) -> SegOutput:

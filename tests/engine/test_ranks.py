@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pfseg.devices import Nodes
 from pfseg.launch.mpirun import _command, _environment
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_sum_over_ranks_is_exact(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfseg.config import schema
+from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.hooks import standard_hooks
@@ -17,7 +17,7 @@ from pfseg.engine.optimizer import build_optimizer
 from pfseg.engine.scoring import Evaluation
 from pfseg.engine.trainer import Hook, Trainer
 from pfseg.errors import JobError
-from pfseg.models.pfnet import SegOutput
+from pfseg.models import SegOutput
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 from pfseg.tracking.records import RecordWriter, read_records
@@ -70,11 +70,11 @@ class Scores(Evaluator):
         return evaluation
 
 
-def settings(**changes: Any) -> schema.Trainer:
+def settings(**changes: Any) -> run_settings.Trainer:
     plain: dict[str, Any] = {"max_epochs": 2, "max_steps": None, "log_every": 1, "val_every": 1, "accumulate": 1}
     plain |= {"clip_grad": None, "freeze_bn": False, "sync_bn": True, "ema": None, "bn_batches": 0, "early_stop": None}
     plain |= {"num_samples": 0, "workers": 0, "save_every": None, "max_time": None, "log_grad_norm": False}
-    return schema.Trainer(**plain | changes)
+    return run_settings.Trainer(**plain | changes)
 
 
 def loss(output: SegOutput, batch: dict[str, Any]) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def make(
     folder: Path, *right: int, stop: Callable[[], bool] = lambda: False, hooks: tuple[Hook, ...] = (), **changes: Any
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
-    sgd = schema.Sgd("sgd", 0.1, "none", 16, 0.9, 0.0, False)
+    sgd = {"name": "sgd", "lr": 0.1, "scale_lr": "none", "reference_batch": 16, "momentum": 0.9, "weight_decay": 0.0}
     standard = standard_hooks(chosen, model=model, evaluator=Scores(*right), classes=CLASSES, stop=stop)
     return Trainer(
         settings=chosen,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(sgd, model),
+        optimizer=build_optimizer(run_settings.Sgd(**sgd, nesterov=False), model),
         lr=lambda step: 0.1 / (1 + step),
         loader=Loader(),  # type: ignore[arg-type]
         hooks=[*standard, *hooks],

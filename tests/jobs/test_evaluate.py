@@ -28,6 +28,8 @@ from pfseg.tracking.wandb_media import sample_pictures
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.weights.transfer import export_weights
 
+pytestmark = pytest.mark.slow
+
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SMALL = ["model.fpn_dim=32", "model.match_dim=16", "gpus=0", "ranks=1", "logger=none", "batch_size=2"]
 FILES = {"classes.csv", "confusion.csv", "confusion.png", "images.csv", "samples.png", "worst.png", "best.png"}

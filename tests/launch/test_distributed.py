@@ -12,6 +12,8 @@ from stand_in import settings
 
 from pfseg.launch.driver import run_job
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 RANKS, IMAGES = 3, 6
 

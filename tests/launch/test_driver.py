@@ -24,6 +24,8 @@ from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.mpirun import _environment, _scratch_folder
 from pfseg.tracking.records import Sink, read_records
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -34,6 +36,7 @@ class Heard(Sink):
         self.rows: list[dict[str, Any]] = []
         self.compiled: list[tuple[int, int]] = []
         self.waits: list[float] = []
+        self.late = False  # whether it was told to wait after the first row
         self.messages: list[tuple[str, str]] = []
 
     def record(self, row: dict[str, Any]) -> None:
@@ -44,6 +47,7 @@ class Heard(Sink):
 
     def waiting(self, seconds: float) -> None:
         self.waits.append(seconds)
+        self.late |= bool(self.rows)
 
     def message(self, text: str, level: str = "info") -> None:
         self.messages.append((level, text))
@@ -126,7 +130,7 @@ def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, m
     monkeypatch.setattr("pfseg.launch.driver.SILENCE_SECONDS", 0.0)
     run(tmp_path, heard, before=0.5)
     assert heard.waits and heard.waits == sorted(heard.waits)
-    assert len(heard.waits) < 15 and heard.waits[-1] < 3  # and no longer
+    assert not heard.late, "silence reported after the first row"
 
 
 @pytest.mark.parametrize(
@@ -141,10 +145,9 @@ def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, m
     ],
 )
 def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text: str, exit_code: int) -> None:
-    began = time.monotonic()
     with pytest.raises(JobError, match=text) as error:
         run(tmp_path, heard, ranks=2, behave=behave, steps=600, seconds=0.1)
-    assert time.monotonic() - began < 10
+    assert len(read_records(tmp_path / "metrics.jsonl")) < 600, "rank 0 was not ended"
     assert error.value.exit_code == exit_code
     wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
     if behave == "raise":
@@ -162,14 +165,12 @@ def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text
     ],
 )
 def test_a_rank_that_hangs_ends_all(tmp_path: Path, behave: str, text: str) -> None:
-    began = time.monotonic()
     text = (
         r"^no progress for 5 s \(config: launch\.timeout\): "
         rf"rank 0 on host \S+ in tests/stand_in\.py:\d+ \(wait_for_others\); {text}; nothing was saved$"
     )
     with pytest.raises(JobError, match=text):
         run(tmp_path, ranks=2, behave=behave, mpi=True, launch={"timeout": 5.0})
-    assert 5 < time.monotonic() - began < 25
     wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
 
 
@@ -190,9 +191,7 @@ def test_leaving_without_a_result_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_ranks_leave_behind_does_not_hold_the_end(tmp_path: Path) -> None:
-    began = time.monotonic()
-    run(tmp_path, behave="leftover", ranks=2)
-    assert time.monotonic() - began < 10
+    run(tmp_path, behave="leftover", ranks=2)  # it would run for longer than a test may
     wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
 
 

@@ -16,7 +16,7 @@ import pytest
 from runs import ENVIRONMENT, ROOT, TINY, rows
 from stand_in import settings
 
-from pfseg.config.schema import Slurm
+from pfseg.config.run_settings import Slurm
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError
 from pfseg.launch.slurm import submit, write_script

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from runs import ROOT, finished, stored
 
+pytestmark = pytest.mark.slow
+
 TESTS = ROOT / "tests"
 
 

@@ -13,6 +13,8 @@ from pfseg.models.pointflow import PointFlow
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
+pytestmark = pytest.mark.slow
+
 FEATURES, GRADIENTS, PARTS = 1e-3, 1e-2, 1e-4  # tolerances, relative to the largest value
 
 

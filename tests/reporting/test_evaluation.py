@@ -38,7 +38,7 @@ def results(**changes: Any) -> dict[str, Any]:
 def test_scores_classes_and_confusion_are_on_the_page(tmp_path: Path):
     html = to_html(tmp_path, results(), CLASSES)
     assert [title for title in re.findall("<h2>(.*?)</h2>", html)] == ["Scores", "Classes", "Confusion"]
-    assert "best.safetensors, step 7; 5 images; whole; made " in html
+    assert "best.safetensors, step 7; 5 images; whole; written " in html
     assert "&lt;b&gt;Straße&lt;/b&gt; taken for land: 100 pixels" in html and "<b>Straße" not in html
     assert html.count(">-</td>") >= 4, "a class that never occurs has no scores"
     assert "leave out" not in html

@@ -14,6 +14,8 @@ from runs import TINY, finished, rows, start
 
 from pfseg.tracking.records import read_records
 
+pytestmark = pytest.mark.slow
+
 BOTH = "logger=[wandb,tensorboard]"
 
 

@@ -141,9 +141,7 @@ def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("silent", "reason"), [(False, "can't be reached: .*refused"), (True, "no answer from .* in 5 s")]
 )
-def test_no_route_ends_offline_within_20_seconds(
-    silent: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_route_ends_offline(silent: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = socket.create_server(("127.0.0.1", 0))  # takes connections, but never answers
     port = server.getsockname()[1]
     if not silent:
@@ -151,7 +149,7 @@ def test_no_route_ends_offline_within_20_seconds(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     script = """
-        import sys, time
+        import sys
         from pathlib import Path
         from pfseg.tracking import wandb
         from pfseg.tracking.loggers import RunContext
@@ -160,13 +158,6 @@ def test_no_route_ends_offline_within_20_seconds(
             def message(self, text, level="info"):
                 print(text, flush=True)
         options = {"project": "p", "entity": None, "mode": "online", "tags": [], "checkpoints": []}
-        choose = wandb.choose_mode
-        def timed(mode):
-            began = time.monotonic()
-            answer = choose(mode)
-            print(time.monotonic() - began, flush=True)
-            return answer
-        wandb.choose_mode = timed
         log = wandb.WandbLogger(RunContext(Path(sys.argv[1]), {"name": "tiny"}, Said()), **options)
         log.record({"event": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
         log.finish(0)
@@ -175,8 +166,7 @@ def test_no_route_ends_offline_within_20_seconds(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     server.close()
-    seconds, said = done.stdout.splitlines()
-    assert float(seconds) < 20
+    (said,) = done.stdout.splitlines()
     assert re.search(rf"W&B offline \(.*{reason}\); upload it later with: wandb sync ", said)
     assert len(wandb_history(wandb_records(tmp_path)[0])) == 1
 

@@ -44,13 +44,7 @@ class PatchFolder:
     """
 
     def __init__(
-        self,
-        out: Path,
-        layout: Layout,
-        settings: Mapping[str, Any],
-        scenes: Collection[str],
-        *,
-        overwrite: bool = False,
+        self, out: Path, layout: Layout, settings: Mapping[str, Any], scenes: Collection[str], *, overwrite: bool
     ) -> None:
         """Lock the folder and read the journal."""
         self.out, self.layout = out, layout
@@ -88,12 +82,19 @@ class PatchFolder:
             self.remove(self._files(key, record))
 
     def remove(self, files: Iterable[str]) -> None:
-        """Remove files, given by their paths below the folder."""
+        """Remove files, given by their paths below the folder.
+
+        Raises:
+            WriteError: there is no permission for that.
+        """
         for file in files:
-            (self.out / file).unlink(missing_ok=True)
+            try:
+                (self.out / file).unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(self.out / file, error) from error
 
     def _start(self, settings: dict[str, Any], scenes: Collection[str], overwrite: bool) -> None:
-        try:
+        try:  # the journal itself, so that no lock file stays in the folder
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another preparation is writing into out={self.out}: wait for it, or stop it") from None

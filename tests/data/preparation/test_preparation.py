@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from data.fakes import COLORS, write
-from data.published import SHARED, configured, isaid, labels, opened, pixels, prepared
+from data.published import (
+    SHARED,
+    SIZES,
+    TABLE,
+    configured,
+    index_of,
+    isaid,
+    labels,
+    opened,
+    pixels,
+    prepared,
+    refused,
+    tree,
+)
 
-from pfseg.commands.prepare import run
 from pfseg.config.check import check
 from pfseg.config.compose import compose
-from pfseg.config.schema import FolderData
-from pfseg.data.preparation.folder import PatchFolder
-from pfseg.data.preparation.layout import Layout
-from pfseg.errors import ConfigError, DataError, WriteError
-
-TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
-SCENES = ("train/P0000", "train/P0002", "val/P0003", "test/P0006")  # of `isaid`
-SIZES = ["dataset.prepare.size=32", "dataset.prepare.stride=20"]
+from pfseg.config.data_settings import FolderData
+from pfseg.errors import ConfigError
 
 
 def pairs(data: FolderData, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -43,25 +46,6 @@ def check_same(data: FolderData, src: Path, splits: tuple[str, ...] = ("train", 
         for (image, mask), (scene, truth) in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(image, scene)
             np.testing.assert_array_equal(mask, truth)
-
-
-def index_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "index.json").read_text(encoding="utf-8"))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "journal.jsonl"
-    }
-
-
-def refused(dataset: str, src: Path, out: Path, *overrides: str) -> str:
-    with pytest.raises((ConfigError, DataError, WriteError)) as caught:
-        prepared(dataset, src, out, *overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # Archives without code of their own
@@ -168,141 +152,11 @@ def test_large_files_are_decoded_from_disk(town: Path, monkeypatch: pytest.Monke
     assert "1 of 8 scenes failed" in text
 
 
-# What is written
-
-
-def test_index_and_report(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src, size=(50, 32))
-    stray = cv2.imread(str(src / "train/images/P0002_instance_color_RGB.png"))
-    stray[0, :5] = (1, 2, 3)
-    write(src / "train/images/P0002_instance_color_RGB.png", stray[..., ::-1])
-    prepared("isaid", src, out, *SIZES)
-    index = index_of(out)
-    assert (index["dataset"], index["size"], index["stride"]) == ("isaid", [32, 32], [20, 20])
-    assert index["classes"][1] == {"name": "ship", "color": [0, 0, 63], "id": 1}
-    assert {split: part["scenes"] for split, part in index["splits"].items()} == {"train": 2, "val": 1, "test": 1}
-    first, second = index["splits"]["train"]["patches"][:2]
-    assert (first["name"], first["scene"], first["size"]) == ("P0000_0_32_0_32.png", "P0000", [50, 32])
-    assert (first["window"], first["border"]) == ([0, 32, 0, 32], ["top", "left", "right"])
-    assert (second["window"], second["border"]) == ([18, 50, 0, 32], ["bottom", "left", "right"])
-    counts = np.bincount(labels(50, 32, 0, 16)[:32].ravel(), minlength=16)
-    assert list(first["pixels"].values()) == counts.tolist()
-    assert first["ignored"] == 0
-    assert "pixels" not in index["splits"]["test"]["patches"][0]
-    report = (out / "report.md").read_text()
-    assert "P0002_instance_color_RGB.png: 5 px of 1 colours (030201)" in report
-    assert "| train | 2 | 4 |" in report
-    assert "test/P0006" in report
-    assert "33,978" not in report  # these are not the published windows
-
-
-def test_published_counts_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    isaid(tmp_path / "src", size=(897, 20))
-    prepared("isaid", tmp_path / "src", tmp_path / "out")
-    shown = capsys.readouterr().out
-    assert "train: got 4 patches, a complete archive gives 33,978" in shown
-    assert "train: 2 scenes; the complete archive has 1,409 without P1527, P1530" in shown
-
-
 @pytest.mark.parametrize("compression", [0, 3])
 def test_every_compression_holds_the_same(town: Path, compression: int):
     out = town.parent / "out"
     data = prepared("folder", town, out, *TABLE, f"compression={compression}")
     check_same(data, town)
-
-
-# Going on
-
-
-def test_a_second_start_has_nothing_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    before, times = tree(out), {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.png")}
-    prepared("isaid", src, out, *SIZES)
-    assert "4 scenes had been finished before" in capsys.readouterr().out
-    assert tree(out) == before
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.png")} == times
-
-
-def test_changed_scenes_and_damaged_patches_are_done_again(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    smaller = cv2.imread(str(src / "train/images/P0000.png"))[:40]
-    write(src / "train/images/P0000.png", smaller[..., ::-1])
-    mask = cv2.imread(str(src / "train/images/P0000_instance_color_RGB.png"))[:40]
-    write(src / "train/images/P0000_instance_color_RGB.png", mask[..., ::-1])
-    damaged = out / "val/images/P0003_0_32_0_32.png"
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-5])
-    prepared("isaid", src, out, *SIZES)
-    assert damaged.read_bytes() == whole
-    prepared("isaid", src, tmp_path / "fresh", *SIZES)
-    assert {name: data for name, data in tree(out).items() if name != "report.md"} == {
-        name: data for name, data in tree(tmp_path / "fresh").items() if name != "report.md"
-    }
-
-
-def test_torn_journal_line_is_left_out(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    before = tree(out)
-    journal = (out / "journal.jsonl").read_bytes()
-    (out / "journal.jsonl").write_bytes(journal[:-20])
-    prepared("isaid", src, out, *SIZES)
-    assert tree(out) == before
-
-
-def test_patches_of_an_unfinished_scene_are_written_again(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    before = tree(out)
-    lines = (out / "journal.jsonl").read_text().splitlines(keepends=True)
-    (out / "journal.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
-    (out / "test/images/P0006_0_32_0_32.png").write_bytes(b"half")
-    (out / "test/images/P0006_0_64_0_64.png").write_bytes(b"of a scene that has changed since")
-    (out / "test/images/.P0006_20_52_0_32.png.4711.part").write_bytes(b"half")
-    prepared("isaid", src, out, *SIZES)
-    assert tree(out) == before
-
-
-def test_journal_of_version_0_1(tmp_path: Path):
-    """It names the files of each scene before they are written."""
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    before = tree(out)
-    settings, *scenes = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
-    lines = [{"settings": settings["settings"]}]
-    for line in scenes:
-        split = line["done"].partition("/")[0]
-        names = [row["name"] for row in line["record"]["patches"]]
-        files = [f"{split}/images/{name}" for name in names]
-        files += [f"{split}/masks/{name[:-4]}_instance_color_RGB.png" for name in names if split != "test"]
-        lines += [{"begin": line["done"], "files": [*files, f"{split}/images/gone.png"]}, line]
-    lines[2:2] = [{"drop": "train/P0000"}, lines[1]]
-    lines.pop()  # the last scene was not finished
-    (out / "test/images/gone.png").write_bytes(b"of this scene")
-    (out / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    prepared("isaid", src, out, *SIZES)
-    assert tree(out) == before
-    journal = (out / "journal.jsonl").read_text()
-    assert journal.count('"done"') == 4
-    (out / "journal.jsonl").write_text(journal.replace('"record"', '"recrd"'))
-    assert "journal.jsonl is damaged in line 5" in refused("isaid", src, out, *SIZES)
-
-
-def test_lost_scenes_are_not_dropped_in_silence(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    (src / "test/images/P0006.png").unlink()
-    text = refused("isaid", src, out, *SIZES)
-    assert "holds patches of scenes that src no longer gives: test/P0006; bring them back" in text
 
 
 # Faulty input
@@ -384,143 +238,6 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path):
     assert not list(out.rglob("*.part"))
     data = prepared("isaid", src, out, *sizes)
     assert len(opened(data, "train")) == 2
-
-
-# The destination
-
-
-def test_a_folder_with_something_else_is_refused(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    write(out / "thesis.png", pixels(4, 4, 0))
-    text = refused("isaid", src, out, *SIZES)
-    assert "holds something else: thesis.png; give a new folder, or overwrite=true" in text
-    assert [path.name for path in out.iterdir()] == ["thesis.png"]
-    data = prepared("isaid", src, out, *SIZES, "overwrite=true")
-    assert len(opened(data, "train")) > 0
-    assert (out / "thesis.png").is_file()
-
-
-def test_foreign_files_among_the_patches_are_refused(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    write(out / "train/images/mine.png", pixels(4, 4, 0))
-    text = refused("isaid", src, out, *SIZES, "overwrite=true")
-    assert "files among the patches that no preparation wrote, which training would read: train/images/mine.png" in text
-    assert [path.name for path in out.iterdir()] == ["train"]
-
-
-def test_other_settings_need_overwrite_which_removes_only_its_own(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    (out / "notes.txt").write_text("mine")
-    text = refused("isaid", src, out, "dataset.prepare.size=64", "dataset.prepare.stride=64")
-    assert "prepared with other settings (size was [32, 32], is [64, 64]; stride was [20, 20], is [64, 64])" in text
-    prepared("isaid", src, out, "dataset.prepare.size=64", "dataset.prepare.stride=64", "overwrite=true")
-    assert (out / "notes.txt").read_text() == "mine"
-    (out / "notes.txt").unlink()
-    prepared("isaid", src, tmp_path / "fresh", "dataset.prepare.size=64", "dataset.prepare.stride=64")
-    assert tree(out) == tree(tmp_path / "fresh")
-
-
-def test_two_runs_on_one_folder(tmp_path: Path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    settings = json.loads((out / "journal.jsonl").read_text().splitlines()[0])["settings"]
-    layout = Layout(**index_of(out)["layout"])
-    with PatchFolder(out, layout, settings, SCENES):
-        assert f"another preparation is writing into out={out}" in refused("isaid", src, out, *SIZES)
-    prepared("isaid", src, out, *SIZES)
-
-
-@pytest.mark.parametrize("inside", [".", "patches", ".."])
-def test_source_and_destination_in_each_other(tmp_path: Path, inside: str):
-    src = tmp_path / "archive"
-    isaid(src)
-    before = tree(tmp_path)
-    assert "lie in each other" in refused("isaid", src, src / inside, *SIZES)
-    assert tree(tmp_path) == before
-
-
-def test_the_source_is_never_changed(tmp_path: Path):
-    src = tmp_path / "src"
-    isaid(src)
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in src.rglob("*")}
-    prepared("isaid", src, tmp_path / "out", *SIZES)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in src.rglob("*")} == before
-
-
-# Verification
-
-
-def test_verification_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    src, out = tmp_path / "src", tmp_path / "out"
-    isaid(src)
-    prepared("isaid", src, out, *SIZES)
-    only = check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"]))  # needs no archive
-    run(only)
-    assert "patches in" in capsys.readouterr().out
-    images, masks = out / "train/images", out / "train/masks"
-    (images / "P0000_0_32_0_32.png").unlink()
-    damaged = images / "P0000_20_52_0_32.png"
-    damaged.write_bytes(damaged.read_bytes()[:-30])
-    write(images / "P0000_38_70_0_32.png", pixels(30, 32, 0))
-    end = "instance_color_RGB.png"
-    changed = cv2.imread(str(masks / f"P0002_0_32_0_32_{end}"), cv2.IMREAD_UNCHANGED)
-    changed[0, 0] = (changed[0, 0] + 1) % 16
-    write(masks / f"P0002_0_32_0_32_{end}", changed)
-    write(masks / f"P0002_20_52_0_32_{end}", np.full((32, 32), 77, np.uint8))
-    (masks / f"P0002_38_70_0_32_{end}").unlink()
-    write(images / "foreign.png", pixels(4, 4, 0))
-    before = tree(out)
-    with pytest.raises(DataError, match=r"has 7 faults, .* patches are as they were written; the first: "):
-        run(only)
-    shown = capsys.readouterr().out
-    for part in (
-        "P0000_0_32_0_32.png cannot be read: No such file",
-        "P0000_20_52_0_32.png is truncated",
-        "train/images/P0000_38_70_0_32.png has 32x30 px, expected 32x32",
-        f"train/masks/P0002_0_32_0_32_{end} has ",
-        f"train/masks/P0002_20_52_0_32_{end} has the value 77 (values outside the class table: 100 % of its pixels)",
-        f"train/masks/P0002_38_70_0_32_{end} cannot be read: No such file",
-        "train/images/foreign.png is not in the index",
-    ):
-        assert part in shown
-    assert tree(out) == before  # nothing is written
-
-
-def test_verification_of_an_unfinished_folder(tmp_path: Path):
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(DataError, match=r"index.json cannot be read \(No such file.*\): .* is no finished preparation"):
-        run(check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"])))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda index: "text",
-        lambda index: index.pop("layout") and index,
-        lambda index: index | {"layout": {"images": "images"}},
-        lambda index: index | {"layout": index["layout"] | {"folders": ["train"]}},
-        lambda index: index | {"splits": [1]},
-        lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png"}]}}},
-        lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png", "scene": "a", "window": [1]}]}}},
-        lambda index: index | {"size": 32},
-        lambda index: index | {"classes": [{"name": "a"}]},
-        lambda index: index | {"ignore_value": "none"},
-    ],
-)
-def test_verification_by_a_damaged_index(tmp_path: Path, change: Callable[[dict[str, Any]], Any]):
-    isaid(tmp_path / "src")
-    prepared("isaid", tmp_path / "src", tmp_path / "out", *SIZES)
-    index = change(index_of(tmp_path / "out"))
-    (tmp_path / "out" / "index.json").write_text("{" if index == "text" else json.dumps(index))
-    with pytest.raises(DataError, match=r"index.json is damaged \(.+\): prepare anew with overwrite=true$") as caught:
-        run(check(compose("prepare", ["dataset=isaid", f"out={tmp_path / 'out'}", "verify=only"])))
-    assert "\n" not in str(caught.value)
 
 
 # Settings

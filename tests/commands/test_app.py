@@ -1,0 +1,65 @@
+"""The command `pfseg` itself: its commands, help, version and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import pfseg
+from pfseg.commands.app import COMMANDS, main
+from pfseg.config.commands import SCHEMAS
+from pfseg.config.compose import config_dir
+
+
+def ended(*arguments: str) -> int:
+    """Exit code of `pfseg <arguments>` in this process."""
+    with pytest.raises(SystemExit) as end:
+        main(argv=arguments)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=["bare", "long", "short"])
+def test_the_help_names_each_command_and_what_it_does(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert ended(*arguments) == 0
+    told = capsys.readouterr().out
+    assert all(name in told and command.summary in told for name, command in COMMANDS.items())
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]):
+    assert ended("--version") == 0
+    assert capsys.readouterr().out == f"pfseg {pfseg.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_module_and_settings_of_its_own(name: str):
+    assert callable(importlib.import_module(f"pfseg.commands.{name}").run)
+    if name != "settings":
+        assert name in SCHEMAS and (config_dir() / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command `trian`: did you mean `pfseg train`? commands: train, evaluate, predict, "),
+        (["xyz"], "unknown command `xyz`: commands: train, "),
+        (["train", "--epochs", "3"], "settings are given as key=value, without dashes; --help lists them all"),
+        (["convert", "a.pth", "b.pth"], "file takes one value, got 2: a.pth b.pth"),
+        (["train", "--experimental-rerun", "gone.pickle"], "--experimental-rerun gone.pickle does not exist: "),
+    ],
+    ids=["near", "far", "dashes", "two files", "rerun"],
+)
+def test_what_cannot_be_understood_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert ended(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_rank_of_mpirun_does_not_start_another_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert ended("train") == 2
+    assert "started by mpirun, which pfseg does by itself: type `pfseg train ranks=4 ...`" in capsys.readouterr().err
