@@ -152,30 +152,24 @@ class Mpirun:
         if self._process.stdin is not None:  # a word to ranks on other hosts, see `pfseg.launch.watchdog.accompany`
             with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._process.stdin.fileno(), b"\n")
-        processes, ranks = self._started_processes()
-        if ranks:
-            self._ranks_seen = time.monotonic()
-        elif time.monotonic() - self._ranks_seen > _TICK_SECONDS:
-            _kill(processes)  # left behind by ranks: mpirun waits until nobody holds their output open
-        if self._watch.look(processes, ranks, lambda: self._process.send_signal(signal.SIGUSR2)):
+        self._end_leftovers()
+        if self._watch.look(lambda: self._process.send_signal(signal.SIGUSR2)):
             self._kill()
 
     def _kill(self) -> None:
         """Kill all of mpirun's session: ranks, their loading processes, compilers."""
         _kill(self._session())
 
-    def _started_processes(self) -> tuple[list[psutil.Process], list[int]]:
-        """The ranks on this host with all that they started, and the process ids of the ranks.
-
-        Not mpirun's other children, ssh or srun, which serve ranks on other hosts.
-        """
-        processes, ranks = [], []
+    def _end_leftovers(self) -> None:
+        """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
+        below, now = [], time.monotonic()
         for process in self._session():
             with suppress(psutil.Error):
-                if "OMPI_COMM_WORLD_RANK" in process.environ():
-                    processes.append(process)
-                    ranks += [process.pid] if process.ppid() == self._process.pid else []
-        return processes, ranks
+                if "OMPI_COMM_WORLD_RANK" in process.environ():  # not ssh or srun, which serve ranks on other hosts
+                    below.append(process)
+                    self._ranks_seen = now if process.ppid() == self._process.pid else self._ranks_seen
+        if now - self._ranks_seen > _TICK_SECONDS:
+            _kill(below)
 
     def _session(self) -> list[psutil.Process]:
         """What runs in mpirun's session, itself included."""

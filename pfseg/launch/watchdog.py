@@ -1,20 +1,19 @@
 """Whether a job still makes progress, and where its ranks are when it doesn't (no Jittor).
 
-The driver counts as progress:
+Progress is a row of the records file or a line of output, such as Jittor's count of compiled operators; and in a rank
 
-* rows of the records file and lines of output, such as Jittor's counts of compiled operators
-* processor time of the processes that ranks started: compilers, loading processes
-* what ranks read and write
-* processor time of a rank beyond what the system takes of it. MPI waits by yielding the processor over and over, most
-  of which is the system's time: ranks that wait for each other make no progress, ranks that compute do.
+* processor time of processes that it started: compilers, loading processes
+* what it reads and writes
+* its own processor time beyond what the system takes of it. MPI waits by yielding the processor over and over, most of
+  which is the system's time: ranks that wait for each other make no progress, ranks that compute do.
 * waiting for a file lock, which Jittor holds while another process compiles
 
-After `launch.timeout` seconds without any of these it sends SIGUSR2, on which ranks tell where they are, and ends the
-job.
+After `launch.timeout` seconds without any of these the driver sends SIGUSR2, on which the ranks tell where they are,
+and ends the job.
 
-A process beside each rank passes that on, because Jittor holds Python's lock for as long as it computes or waits in
-MPI. It also ends a rank on another host that the driver is out of reach of. It talks to the driver by the output and
-input of the rank, which are the one way to every host.
+A process beside each rank tells all that to the driver, because Jittor holds Python's lock for as long as it computes
+or waits in MPI. It also ends a rank on another host once the driver is out of reach. It uses the output and input of
+the rank, which are the one way to every host.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl  # bound here: little may be do
 _MARK = "\x1epfseg "
 _BUSY_SHARE = 0.01  # of one core, over the whole limit; less is the noise of processes that only wait
 _BUSY_BYTES = 1 << 16
+_LONGEST_BEAT = 5.0  # seconds between two measurements of a rank, at most
 _LONGEST_LOOK = 2.0  # seconds between two looks, at most: a driver that was stopped (Ctrl-Z) has seen nothing meanwhile
 _ANSWER_SECONDS = 2.0  # for the ranks to tell where they are
 _FRAME = re.compile(r'File "(.+)", line (\d+) in (\S+)')
@@ -89,18 +89,24 @@ def accompany(rank: int, limit: float) -> None:
         try:
             die_with_parent()
             os.close(dump)
-            _serve(rank, dumps, limit, (daemon, own))  # the daemon would wait on
+            _serve(rank, dumps, limit, daemon, own)
         finally:
             os._exit(0)
     os.close(dumps)
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=False)
 
 
-def _serve(rank: int, dumps: int, limit: float, doomed: Iterable[int]) -> None:
-    """Tell the driver what the rank dumps, and kill processes once the driver has fallen silent."""
+def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> None:
+    """Tell the driver of the rank's progress and what it dumps, and kill it once the driver has fallen silent."""
+    meter, beat = _Meter(process, limit), min(_LONGEST_BEAT, limit / 5)
+    measured = time.monotonic()
     sources, dump = [dumps, 0], b""
     word: float | None = None  # when the driver's last one came; on its own host none does
     while True:
+        if time.monotonic() - measured > beat:
+            measured = time.monotonic()
+            if meter.busy():
+                tell(progress=rank)
         ready = select.select(sources, [], [], 0.2)[0]
         if dumps in ready:
             part = os.read(dumps, 1 << 16)
@@ -116,7 +122,7 @@ def _serve(rank: int, dumps: int, limit: float, doomed: Iterable[int]) -> None:
             else:
                 sources.remove(0)
         if word is not None and time.monotonic() - word > limit:
-            for pid in doomed:
+            for pid in (daemon, process):  # the daemon would wait on
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return
@@ -131,15 +137,62 @@ def _place(dump: str) -> str:
     return "an unknown place"
 
 
-# The driver's side
-
-
 class _Use(NamedTuple):
-    """What a process has used: seconds by itself and by children that have ended, and bytes."""
+    """What a process has used: seconds by itself and by children that have ended, and bytes read and written."""
 
     own: float
     children: float
     bytes: int
+
+
+class _Meter:
+    """Measures whether a rank, with the processes that it started, makes progress.
+
+    Args:
+        process: the rank.
+        limit: seconds without progress that end the job.
+    """
+
+    def __init__(self, process: int, limit: float) -> None:
+        self._rank, self._seconds = psutil.Process(process), _BUSY_SHARE * limit
+        self._before: dict[int, _Use] = {}  # at the last progress, by process id
+
+    def busy(self) -> bool:
+        """Whether they have used enough since the last time that they had."""
+        uses = self._uses()
+        seconds, size = 0.0, 0
+        for pid, use in uses.items():
+            before = self._before.get(pid, _Use(0.0, 0.0, 0))
+            seconds += max(0.0, use.own - before.own) + max(0.0, use.children - before.children)
+            size += use.bytes - before.bytes
+        if seconds <= self._seconds and size <= _BUSY_BYTES and not _waits_for_lock(uses):
+            return False
+        self._before = uses
+        return True
+
+    def _uses(self) -> dict[int, _Use]:
+        uses = {}
+        with suppress(psutil.Error):  # it has just ended
+            below = [process for process in self._rank.children(recursive=True) if process.pid != os.getpid()]
+            for process in (self._rank, *below):
+                with suppress(psutil.Error), process.oneshot():
+                    times, io = process.cpu_times(), process.io_counters()
+                    own = times.user - times.system if process == self._rank else times.user + times.system
+                    children = times.children_user + times.children_system
+                    uses[process.pid] = _Use(own, children, io.read_chars + io.write_chars)
+        return uses
+
+
+def _waits_for_lock(pids: Iterable[int]) -> bool:
+    """Whether one of the processes waits for a file lock: `1: -> FLOCK ADVISORY WRITE <pid> ...` in /proc/locks."""
+    try:
+        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return False
+    return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)
+
+
+# The driver's side
 
 
 class Watch:
@@ -153,38 +206,32 @@ class Watch:
     def __init__(self, ranks: int, limit: float | None) -> None:
         self._ranks, self._limit = ranks, limit
         self._rows: dict[int, dict[str, Any]] = {}
-        self._uses: dict[int, _Use] = {}
         self._idle, self._looked = 0.0, time.monotonic()
         self._asked = False
 
     def hear(self, row: dict[str, Any]) -> None:
         """Take a row that a rank told; called by the reading thread."""
-        self._rows[row["rank"]] = row
+        if "progress" in row:
+            self.progress()
+        else:
+            self._rows[row["rank"]] = row
 
     def progress(self) -> None:
         """Hear of progress; called by any thread."""
         if not self._asked:
             self._idle = 0.0
 
-    def look(self, processes: Iterable[psutil.Process], ranks: Iterable[int], ask: Callable[[], None]) -> bool:
-        """Look whether there is progress; True once the job is to be ended.
+    def look(self, ask: Callable[[], None]) -> bool:
+        """Look whether there was progress; True once the job is to be ended.
 
-        Args:
-            processes: of the job on this host.
-            ranks: which of them are ranks, by process id.
-            ask: makes the ranks tell where they are.
+        `ask` makes the ranks tell where they are; it is called once, a moment before.
         """
         now = time.monotonic()
         passed, self._looked = min(_LONGEST_LOOK, now - self._looked), now
-        if self._limit is None:
-            return False
         self._idle += passed
-        uses = _uses(processes, set(ranks))
-        if self._busy(uses) or _waits_for_lock(uses):
-            self.progress()
-        if self._idle == 0.0:
-            self._uses = uses
-        if self._idle > self._limit and not self._asked:
+        if self._limit is None or self._idle <= self._limit:
+            return False
+        if not self._asked:
             self._asked = True
             ask()
         return self._idle > self._limit + _ANSWER_SECONDS
@@ -200,34 +247,3 @@ class Watch:
             places.setdefault(where or "has not started", []).append(rank)
         listed = "; ".join(f"rank {', '.join(map(str, ranks))} {where}" for where, ranks in places.items())
         return f"no progress for {self._limit:g} s (config: launch.timeout): {listed}"
-
-    def _busy(self, uses: dict[int, _Use]) -> bool:
-        """Whether the processes have used enough since the last progress."""
-        assert self._limit is not None
-        seconds, size = 0.0, 0
-        for pid, use in uses.items():
-            before = self._uses.get(pid, _Use(0.0, 0.0, 0))
-            seconds += max(0.0, use.own - before.own) + max(0.0, use.children - before.children)
-            size += use.bytes - before.bytes
-        return seconds > _BUSY_SHARE * self._limit or size > _BUSY_BYTES
-
-
-def _uses(processes: Iterable[psutil.Process], ranks: set[int]) -> dict[int, _Use]:
-    """What processes have used, by their id."""
-    uses = {}
-    for process in processes:
-        with suppress(psutil.Error), process.oneshot():
-            times, io = process.cpu_times(), process.io_counters()
-            own = times.user - times.system if process.pid in ranks else times.user + times.system
-            children = times.children_user + times.children_system
-            uses[process.pid] = _Use(own, children, io.read_chars + io.write_chars)
-    return uses
-
-
-def _waits_for_lock(pids: Iterable[int]) -> bool:
-    """Whether one of the processes waits for a file lock: `1: -> FLOCK ADVISORY WRITE <pid> ...` in /proc/locks."""
-    try:
-        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        return False
-    return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)

@@ -181,7 +181,7 @@ def test_stopped_by_sigterm_then_on_a_full_disk_then_resumed(tmp_path: Path, who
     process.terminate()
     told = finished(process, 143)
     assert told.startswith("stopped at step ")
-    assert f"go on with: python train.py resume={folder}" in told
+    assert f"go on with: pfseg train resume={folder}" in told
     last = folder / "checkpoints" / "last.safetensors"
     step = load_checkpoint(last)[1]["progress"]["step"]
     assert f"stopped at step {step};" in told
@@ -221,8 +221,9 @@ def test_a_rank_that_hangs_then_a_full_disk_then_resumed(small_disk: Path, whole
     rank = next(pid for pid, command in commands.items() if command[1:3] == [b"-m", b"pfseg.launch.worker"])
     os.kill(rank, signal.SIGSTOP)
     told = finished(process, 1)
-    assert told.startswith("error: rank 0 on host ") and " has done nothing for 20 s " in told
-    assert f"go on with: python train.py resume={folder}" in told
+    assert told.startswith("error: no progress for 20 s (config: launch.timeout): rank 0 on host ")
+    assert " does not answer; " in told
+    assert f"go on with: pfseg train resume={folder}" in told
     assert not any(map(alive, members))
 
     last = folder / "checkpoints" / "last.safetensors"

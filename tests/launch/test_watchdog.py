@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import sysconfig
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pfseg.launch import watchdog
-from pfseg.launch.watchdog import Watch, _place, told
+from pfseg.launch.watchdog import Watch, _Meter, _place, told
 
 LIMIT = 100.0
 
@@ -16,34 +15,37 @@ LIMIT = 100.0
 class FakeProcess:
     """A process that has used what its attributes say."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.user, self.system, self.children, self.bytes = pid, 0.0, 0.0, 0.0, 0
+    def __init__(self, pid: int, below: list[FakeProcess] | None = None) -> None:
+        self.pid, self.below = pid, below or []
+        self.user = self.system = self.ended = 0.0
+        self.bytes = 0
 
-    def oneshot(self) -> Any:
+    def children(self, recursive: bool) -> list[FakeProcess]:
+        return self.below
+
+    def oneshot(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def cpu_times(self) -> SimpleNamespace:
-        return SimpleNamespace(user=self.user, system=self.system, children_user=self.children, children_system=0.0)
+        return SimpleNamespace(user=self.user, system=self.system, children_user=self.ended, children_system=0.0)
 
     def io_counters(self) -> SimpleNamespace:
         return SimpleNamespace(read_chars=self.bytes, write_chars=0)
 
 
 class Job:
-    """A watched job of two ranks and a process that one of them started."""
+    """A watched job of two ranks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.asked = 0.0, 0
         monkeypatch.setattr("time.monotonic", lambda: self.now)
-        monkeypatch.setattr(watchdog, "_waits_for_lock", lambda pids: False)
         self.watch = Watch(2, LIMIT)
-        self.ranks, self.child = [FakeProcess(1), FakeProcess(2)], FakeProcess(3)
 
     def pass_time(self, seconds: int) -> bool:
         """Look once a second; True once the job is to be ended."""
         for _ in range(seconds):
             self.now += 1
-            if self.watch.look([*self.ranks, self.child], [1, 2], self.ask):  # type: ignore[list-item]
+            if self.watch.look(self.ask):
                 return True
         return False
 
@@ -63,31 +65,47 @@ def test_without_progress_ranks_are_asked_once_and_then_ended(job: Job) -> None:
     assert job.pass_time(2) and job.asked == 1 and job.now == 103
 
 
-@pytest.mark.parametrize("sign", ["row", "child", "ended child", "compute", "read"])
-def test_progress(job: Job, sign: str) -> None:
-    for _ in range(8):
-        assert not job.pass_time(50) and not job.asked
-        if sign == "row":
-            job.watch.progress()
-        elif sign == "child":
-            job.child.system += 2.0
-        elif sign == "ended child":
-            job.ranks[0].children += 2.0
-        elif sign == "compute":
-            job.ranks[1].user, job.ranks[1].system = job.ranks[1].user + 40.0, job.ranks[1].system + 5.0
-        else:
-            job.ranks[1].bytes += 1 << 20
+def test_progress_starts_the_time_anew(job: Job) -> None:
+    for tell in (job.watch.progress, lambda: job.watch.hear({"progress": 1})):
+        assert not job.pass_time(90) and not job.asked
+        tell()
+    assert not job.pass_time(90) and not job.asked
 
 
-def test_waiting_in_mpi_is_no_progress(job: Job) -> None:
-    job.pass_time(1)
-    for _ in range(10):
-        for rank in job.ranks:
-            rank.user, rank.system = rank.user + 1.0, rank.system + 9.0
-        job.child.user += 0.01
-        job.pass_time(10)
-    job.pass_time(2)
-    assert job.asked
+@pytest.fixture
+def rank(monkeypatch: pytest.MonkeyPatch) -> FakeProcess:
+    """A rank that has used something, with a process that it started."""
+    process = FakeProcess(1, [FakeProcess(2)])
+    process.user, process.system, process.bytes = 50.0, 20.0, 1 << 20
+    monkeypatch.setattr("psutil.Process", lambda pid: process)
+    monkeypatch.setattr(watchdog, "_waits_for_lock", lambda pids: False)
+    return process
+
+
+def test_work_is_progress(rank: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = _Meter(1, LIMIT)
+    assert meter.busy() and not meter.busy()
+    rank.user, rank.system = rank.user + 40.0, rank.system + 5.0
+    assert meter.busy() and not meter.busy()
+    rank.below[0].system += 2.0
+    assert meter.busy() and not meter.busy()
+    rank.ended += 2.0
+    assert meter.busy() and not meter.busy()
+    rank.bytes += 1 << 20
+    assert meter.busy() and not meter.busy()
+    monkeypatch.setattr(watchdog, "_waits_for_lock", lambda pids: set(pids) == {1, 2})
+    assert meter.busy() and meter.busy()
+
+
+def test_waiting_in_mpi_is_no_progress(rank: FakeProcess) -> None:
+    meter = _Meter(1, LIMIT)
+    meter.busy()
+    for _ in range(50):
+        rank.user, rank.system, rank.bytes = rank.user + 1.0, rank.system + 9.0, rank.bytes + 100
+        rank.below[0].user += 0.01
+        assert not meter.busy()
+    rank.below[0].user += 1.0
+    assert meter.busy()
 
 
 def test_a_driver_that_was_stopped_has_seen_nothing_meanwhile(job: Job) -> None:
