@@ -207,7 +207,7 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
     with pytest.raises(DataError, match=r"a.png \(3 of 3 images\) is not in the split 'val' of .*index.json: only pre"):
         scene_places(scenes, "val", root)
     lost = patches.files.pop()
-    with pytest.raises(DataError, match=rf"{lost[0].name} \(1 of \d+ patches\) is missing, so its scene can't be put"):
+    with pytest.raises(DataError, match=rf"{lost[0].name} \(1 of \d+ patches\) is missing, so its scene cannot be put"):
         scene_places(patches, "val", root)
 
 
