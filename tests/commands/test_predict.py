@@ -389,7 +389,7 @@ def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
     with pytest.raises(CheckpointError, match=r"names tiny_network.Colour, .* rejected, .*; add trust=true if"):
         predict("trust=false")
     save_checkpoint(tmp_path / "bare.safetensors", {}, {"config": {"model": {}, "dataset": {"classes": CLASSES}}})
-    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \('mean' is missing"):
+    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \(.* is missing"):
         predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(
