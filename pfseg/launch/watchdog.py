@@ -94,6 +94,8 @@ def accompany(rank: int, limit: float) -> None:
             os._exit(0)
     os.close(dumps)
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=False)
+    # mpirun also signals what the rank forks, such as Jittor's pool of compilers: that must not answer in its place.
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGUSR2))
 
 
 def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> None:
