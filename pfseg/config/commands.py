@@ -117,7 +117,7 @@ class Report(Settings):
     csv: str | None = setting("file for the table in full precision")
     markdown: str | None = setting("file for the table as Markdown")
     latex: str | None = setting("file for the table as LaTeX (booktabs)")
-    where: list[str] = setting("only runs with these settings, such as [optimizer.lr=0.01]")
+    where: list[str] = setting("only runs with these settings, such as ['seed=1']")
     sort: str | None = setting("column or setting to sort by, with :asc or :desc; null: mIoU:desc")
 
 

@@ -207,12 +207,12 @@ def explain(
     except FAULTS as fault:
         return _plain(fault)
     for override in values:
-        if (found := _explain_key(override, composed, loader)) is not None:
+        if (found := _explain_key(override, composed, _defaults(config_name))) is not None:
             return found
     return _plain(error)
 
 
-def _explain_key(override: Override, composed: DictConfig, loader: ConfigLoader) -> ConfigError | None:
+def _explain_key(override: Override, composed: DictConfig, choices: set[str]) -> ConfigError | None:
     """The error for an override of a key that the settings lack, or that it would add although they have it."""
     node: Any = composed
     key = override.key_or_group
@@ -224,12 +224,17 @@ def _explain_key(override: Override, composed: DictConfig, loader: ConfigLoader)
             if override.is_add() or override.is_force_add():
                 return None
             known = {str(name) for name in node.keys()} - {"hydra"}
-            if depth == 0 and "trainer" in node:
-                known |= {name for name in loader.list_groups("") if loader.get_group_options(name, ObjectType.CONFIG)}
-                known -= {"hydra"}
-            return unknown_key(".".join(parts[: depth + 1]), known)
+            return unknown_key(".".join(parts[: depth + 1]), known | (choices if depth == 0 else set()))
         node = node._get_node(part)
     return ConfigError(f"`{key}` exists already: leave out the + before it") if override.is_add() else None
+
+
+def _defaults(config_name: str) -> set[str]:
+    """The groups that a command's file chooses from, such as experiment."""
+    file = config_dir() / f"{config_name}.yaml"
+    rows = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", []) if file.is_file() else []
+    groups = {str(group) for row in rows if isinstance(row, dict) for group in row}
+    return {group for group in groups if not group.startswith("override ")}
 
 
 def _unknown_choice(error: MissingConfigException, loader: ConfigLoader) -> ConfigError:

@@ -105,8 +105,8 @@ def _range(extras: Iterable[Any]) -> str:
             flat += [part for part in extra.metadata if isinstance(part, (Ge, Gt, Le, Lt))]
     bounds = {name: getattr(extra, name) for kind, name, _ in _LIMITS for extra in flat if isinstance(extra, kind)}
     if "ge" in bounds and bounds["ge"] == bounds.get("le"):
-        return f" equal to {bounds['ge']:g}"
-    return " and".join(f" {word} {bounds[name]:g}" for _, name, word in _LIMITS if name in bounds)
+        return f" equal to {bounds['ge']:.12g}"
+    return " and".join(f" {word} {bounds[name]:.12g}" for _, name, word in _LIMITS if name in bounds)
 
 
 # Errors

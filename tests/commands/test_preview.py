@@ -92,7 +92,7 @@ def test_the_command(tmp_path):
     """Without Jittor, with a recipe that asks for eight GPUs; faults in one line."""
 
     def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-X", "importtime", "-m", "pfseg.commands.preview", *overrides]
+        command = [sys.executable, "-X", "importtime", "-m", "pfseg", "preview", *overrides]
         return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
     done = run("experiment=isaid_r101", "dataset=synthetic", *SMALL, "rows=1", f"out={tmp_path / 'p.png'}")
