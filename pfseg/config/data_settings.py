@@ -19,11 +19,20 @@ class Edge(Settings):
     thickness: t.Count = setting("thickness of the band in pixels")
 
 
+class About(Settings):
+    """Where the data comes from, for whoever reads the settings."""
+
+    url: str | None = setting("page of the data set")
+    licence: str | None = setting("what the data may be used for")
+    citation: str | None = setting("publication to cite")
+
+
 class Dataset(Settings):
     """What every data set has."""
 
     target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
+    about: About | None = setting("where the data comes from; null: unknown")
     root: str | None = setting("folder of the data set")
     classes: list[Any] = setting('class table in order: {name, color: "3C1098" or [r, g, b], id: value in the masks}')
     on_error: Literal["raise", "skip"] = setting("what a damaged file does: end the run, or be skipped and counted")
