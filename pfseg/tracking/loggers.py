@@ -52,31 +52,29 @@ class RunContext:
 
 
 def make_loggers(run: RunContext) -> Iterator[Sink]:
-    """Make the loggers of `run.settings["logger"]` one by one; their packages are imported only here.
+    """Create the loggers of `run.settings["logger"]` one by one; their packages are imported only here.
 
     Raises:
         ConfigError: a class does not exist, or its constructor rejects its settings.
     """
-    for name, settings in (run.settings.get("logger") or {}).items():
-        if settings is not None:
-            yield _make(name, dict(settings), run)
-
-
-def _make(name: str, settings: dict[str, Any], run: RunContext) -> Sink:
-    target = settings.pop("_target_", None) or _BUILT_IN.get(name)
-    if target is None:
-        raise ConfigError(f"logger.{name} has no _target_: name its class as package.module.Class")
-    module, _, kind = target.rpartition(".")
-    try:
-        logger_class = getattr(import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"logger.{name}._target_={target} can't be imported ({error}); give package.module.Class"
-        ) from error
-    try:
-        logger = logger_class(run, **settings)
-    except TypeError as error:
-        raise ConfigError(f"logger.{name}: {target} can't be built: {error}") from error
-    if not isinstance(logger, Sink):
-        raise ConfigError(f"logger.{name}._target_={target} must derive from pfseg.tracking.records.Sink")
-    return logger
+    for name, values in (run.settings.get("logger") or {}).items():
+        if values is None:
+            continue
+        settings = dict(values)
+        target = settings.pop("_target_", None) or _BUILT_IN.get(name)
+        if target is None:
+            raise ConfigError(f"logger.{name} has no _target_: name its class as package.module.Class")
+        module, _, kind = target.rpartition(".")
+        try:
+            logger_class = getattr(import_module(module), kind)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"logger.{name}._target_={target} can't be imported ({error}); give package.module.Class"
+            ) from error
+        try:
+            logger = logger_class(run, **settings)
+        except TypeError as error:
+            raise ConfigError(f"logger.{name}: {target} can't be built: {error}") from error
+        if not isinstance(logger, Sink):
+            raise ConfigError(f"logger.{name}._target_={target} must derive from pfseg.tracking.records.Sink")
+        yield logger

@@ -13,6 +13,7 @@ from pfseg.tracking.records import Row, Sink
 
 TRIAL = "PFSEG_TRIAL"  # variable with the trial's id in the storage
 PRUNED = "pruned_at_epoch"  # attribute of a trial that was stopped
+_STOP = signal.SIGUSR1  # which the launcher takes as the wish to save and leave
 
 
 class TrialReporter(Sink):
@@ -20,7 +21,7 @@ class TrialReporter(Sink):
 
     Args:
         folder: the run folder, which becomes the trial's attribute `folder`.
-        pruner: decides, as one of `optuna.pruners`.
+        pruner: decides; one of `optuna.pruners`.
         storage: URL of the study's storage.
         study_name: of the study.
         trial: its id in the storage.
@@ -51,13 +52,13 @@ class TrialReporter(Sink):
         epoch = row["epoch"] + 1
         self._best = max(self._best, row["val/mIoU"])
         self._trial.report(self._best, epoch)
-        if row["step"] != self._steps and self._trial.should_prune():
-            self.pruned = callable(signal.getsignal(signal.SIGUSR1))  # launch=inline: nobody would hear it
+        # launch=inline: nobody would hear the signal
+        self.pruned = row["step"] != self._steps and self._trial.should_prune() and callable(signal.getsignal(_STOP))
         if not self.pruned:
             return
         self._trial.set_user_attr(PRUNED, epoch)
         self._console.message(f"pruned after epoch {epoch}: below the study's other trials, best mIoU {self._best:.2f}")
-        signal.raise_signal(signal.SIGUSR1)  # which the launcher takes as the wish to save and leave
+        signal.raise_signal(_STOP)
 
     def finish(self, exit_code: int = 0) -> None:
         """Let go of the storage."""

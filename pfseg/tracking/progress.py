@@ -21,34 +21,30 @@ def collected_signals() -> Iterator[list[int]]:
     received: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
+    def restore() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        restore()
 
     for each in (signal.SIGINT, signal.SIGTERM):
         before[each] = signal.signal(each, note)
     try:
         yield received
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()
 
 
 class ConsoleProgress:
-    """A bar with the time left on a terminal, a line now and then elsewhere.
-
-    Args:
-        console: where to.
-        text: what is being done, in a word.
-    """
+    """A bar with `text` and the time left on a terminal, a line now and then elsewhere; used with `with`."""
 
     def __init__(self, console: Console, text: str) -> None:
         self._console, self._text = console, text
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=console) if console.is_terminal else None
-        self._total, self._done, self._began = 0, 0.0, 0.0
-        self._new, self._shown = 0.0, 0.0
+        self._total, self._done, self._before, self._began, self._shown = 0, 0.0, 0, 0.0, 0.0
 
     def __enter__(self) -> ConsoleProgress:
         """Return this."""
@@ -60,8 +56,8 @@ class ConsoleProgress:
             self._bars.stop()
 
     def begin(self, total: int, done: int) -> None:
-        """Show the bar."""
-        self._total, self._done = total, done
+        """Show the bar of `total` parts, `done` of which were there before."""
+        self._total, self._done, self._before = total, done, done
         self._began = self._shown = time.monotonic()
         if self._bars:
             self._bars.start()
@@ -70,13 +66,10 @@ class ConsoleProgress:
     def advance(self, size: float) -> None:
         """Move the bar."""
         self._done += size
-        self._new += size
         if self._bars:
             self._bars.advance(self._bars.task_ids[0], size)
-            return
-        now = time.monotonic()
-        if now - self._shown >= _PLAIN_SECONDS:
+        elif (now := time.monotonic()) - self._shown >= _PLAIN_SECONDS:
             self._shown = now
-            left = (now - self._began) * (self._total - self._done) / max(1.0, self._new)
+            left = (now - self._began) * (self._total - self._done) / max(1.0, self._done - self._before)
             share = 100 * self._done / max(1, self._total)
             self._console.print(f"{self._text}: {share:.0f} %, about {left / 60:.0f} min left", highlight=False)

@@ -25,20 +25,9 @@ def line(console: Console, text: str, style: str = "") -> None:
 
 
 def table(*columns: str, numbers: Collection[str] = (), title: str = "") -> Table:
-    """Make an empty table.
-
-    Args:
-        columns: their heads; none for a table without a head.
-        numbers: those of `columns` that are aligned on the right and never wrapped.
-        title: above the table.
-    """
-    grid = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_header=bool(columns),
-        title=Text(title, "bold") if title else None,
-        title_justify="left",
-    )
+    """An empty table with these heads, if any; columns of `numbers` are aligned on the right and never wrapped."""
+    head = Text(title, "bold") if title else None
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=bool(columns), title=head, title_justify="left")
     for column in columns:
         if column in numbers:
             grid.add_column(column, justify="right", no_wrap=True)

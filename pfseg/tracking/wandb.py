@@ -9,7 +9,8 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import psutil
 import wandb
 
+from pfseg.data.base import IGNORE
 from pfseg.files import shown, write_atomic
 from pfseg.tracking.loggers import RunContext
-from pfseg.tracking.records import Row, Sink, numbers, read_records
+from pfseg.tracking.records import Row, Sink, boundary_scores, class_names, numbers, read_records
+from pfseg.tracking.samples import MapFiles, boundary_picture, edge_picture, read_maps
 from pfseg.tracking.wandb_access import choose_mode
-from pfseg.tracking.wandb_media import class_scores, confusion_chart, sample_pictures
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
@@ -31,7 +33,8 @@ _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images
 class WandbLogger(Sink):
     """Writes rows of the records file to one W&B run, the same one when a run folder is resumed.
 
-    Says once where the run can be seen, or why it is offline.
+    Says once where the run can be seen, or why it is offline. Where the server can't be reached, the start takes at
+    most 20 s.
 
     Args:
         run: W&B's files go to `wandb/` in its folder.
@@ -55,7 +58,6 @@ class WandbLogger(Sink):
         tags: Sequence[str],
         checkpoints: Sequence[str],
     ) -> None:
-        """Start the run; where the server can't be reached it takes at most 20 s."""
         self.folder, self._console, self._checkpoints = run.folder, run.console, checkpoints
         self._edge = (run.settings.get("dataset") or {}).get("edge")
         self._names: list[str] = []
@@ -82,7 +84,7 @@ class WandbLogger(Sink):
 
     def on_val(self, row: Row) -> None:
         """Log scores, their tables and the pictures of the samples."""
-        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | class_scores(row)
+        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | _class_scores(row)
         if (miou := row.get("val/mIoU")) is not None:
             self._best = miou if self._best is None else max(miou, self._best)
             values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
@@ -95,7 +97,12 @@ class WandbLogger(Sink):
 
     def on_confusion(self, row: Row) -> None:
         """Log W&B's chart of the confusion matrix."""
-        self._run.log(confusion_chart(row["confusion"], self._names), step=row["step"])
+        rows = zip(self._names, row["confusion"], strict=False)
+        data = [[truth, *pair] for truth, counts in rows for pair in zip(self._names, counts, strict=False)]
+        fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+        table, title = wandb.Table(columns=list(fields), data=data), {"title": "Confusion, pixels"}
+        chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, title)
+        self._run.log({"val/confusion": chart}, step=row["step"])
 
     def on_end(self, row: Row) -> None:
         """Put the status into the summary."""
@@ -126,6 +133,44 @@ class WandbLogger(Sink):
                     child.kill()  # what it wrote to disk stays
             _forget_service()
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
+
+
+def sample_pictures(
+    folder: Path, rows: Sequence[MapFiles], names: Sequence[str], edge: Mapping[str, Any] | None
+) -> dict[str, list[wandb.Image]]:
+    """Pictures of the validation samples `rows` in a run folder.
+
+    Returns:
+        `val/masks`: images under truth and prediction, with the class `names`; `val/boundaries`; `val/edges` where the
+        network finds edges and `edge`, the `rule` and `thickness` of the edge labels, is not None.
+    """
+    labels = {**dict(enumerate(names)), IGNORE: "ignored"}
+    pictures: defaultdict[str, list[wandb.Image]] = defaultdict(list)
+    for sample in read_maps(folder, rows):
+        maps = {"ground_truth": sample.mask, "prediction": sample.pred}
+        masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
+        pictures["val/masks"].append(wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg"))
+        caption = f"{sample.name}: green found, orange missed, blue wrong"
+        pictures["val/boundaries"].append(wandb.Image(boundary_picture(sample), caption=caption))
+        if edge and sample.edge is not None:
+            picture, caption = (
+                edge_picture(sample, edge["rule"], edge["thickness"]),
+                f"{sample.name}: prediction | label",
+            )
+            pictures["val/edges"].append(wandb.Image(picture, caption=caption, file_type="jpg"))
+    return dict(pictures)
+
+
+def _class_scores(row: Row) -> dict[str, object]:
+    """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
+    names = class_names(row)
+    columns = ["IoU", "precision", "recall", "F1", *boundary_scores(row)]
+    data = [[name, *(row.get(f"val/{column}/{name}") for column in columns)] for name in names]
+    bars = wandb.Table(columns=["class", "IoU"], data=[[name, row.get(f"val/IoU/{name}") or 0.0] for name in names])
+    return {
+        "val/classes": wandb.Table(columns=["class", *columns], data=data),
+        "val/IoU_bars": wandb.plot.bar(bars, "class", "IoU", title="IoU by class, %"),
+    }
 
 
 def _start(run: RunContext, mode: str, **options: Any) -> wandb.Run:
@@ -161,12 +206,9 @@ def _start(run: RunContext, mode: str, **options: Any) -> wandb.Run:
 
 
 def _run_id(folder: Path) -> str:
-    """Id of the folder's run, kept in the folder: it may be moved, or resumed on another host.
-
-    The agent of a W&B sweep has chosen one already, by which it finds the run.
-    """
+    """Id of the folder's run, kept in the folder: it may be moved, or resumed on another host."""
     file = folder / "wandb" / "run_id"
-    if not file.exists():
+    if not file.exists():  # the agent of a W&B sweep has chosen one already, by which it finds the run
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         write_atomic(file, chosen or uuid.uuid4().hex[:12])
     return file.read_text().strip()
