@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from pfseg import __version__
@@ -24,7 +21,7 @@ from pfseg.config.commands import Convert
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
 from pfseg.data.base import parse_classes
-from pfseg.errors import CheckpointError, ConfigError, WriteError
+from pfseg.errors import CheckpointError, ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import read_meta, save_checkpoint
@@ -32,18 +29,12 @@ from pfseg.weights.matching import match_weights
 from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes
 
-# (kind of block, number of blocks in layer1..layer4) -> file of conf/model
-_MODELS: dict[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (2, 2, 2, 2)): "pfnet_r18",
-    ("bottleneck", (3, 4, 6, 3)): "pfnet_r50",
-    ("bottleneck", (3, 4, 23, 3)): "pfnet_r101",
-    ("res2net", (3, 4, 23, 3)): "pfnet_r2n101",
-}
-_BACKBONES = {
-    "pfnet_r18": "ResNet-18, deep stem",
-    "pfnet_r50": "ResNet-50, deep stem",
-    "pfnet_r101": "ResNet-101, deep stem",
-    "pfnet_r2n101": "Res2Net-101 26w x 4s",
+# (kind of block, number of blocks in layer1..layer4) -> file of conf/model, backbone
+_MODELS: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
+    ("basic", (2, 2, 2, 2)): ("pfnet_r18", "ResNet-18, deep stem"),
+    ("bottleneck", (3, 4, 6, 3)): ("pfnet_r50", "ResNet-50, deep stem"),
+    ("bottleneck", (3, 4, 23, 3)): ("pfnet_r101", "ResNet-101, deep stem"),
+    ("res2net", (3, 4, 23, 3)): ("pfnet_r2n101", "Res2Net-101 26w x 4s"),
 }
 _CLASSIFIER = "head.conv_last.1.weight"
 _MATCHER = "head.fpn_out_align.0.down_h.weight"
@@ -55,18 +46,17 @@ _CHOOSE_VARIANT = (
 )
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """What weights are of, as far as names and shapes tell.
 
     Attributes:
         model: file of conf/model; None for a backbone that none of them has.
-        num_classes: None where there is no whole PFNet.
-        fpn_dim: channels of the pyramid; likewise.
-        match_dim: channels of the point matcher; likewise.
+        backbone: in words.
+        num_classes: None where there is no whole PFNet; likewise the channels of the pyramid and the point matcher.
     """
 
     model: str | None
+    backbone: str
     num_classes: int | None = None
     fpn_dim: int | None = None
     match_dim: int | None = None
@@ -74,26 +64,17 @@ class Contents:
 
 def identify(weights: Mapping[str, np.ndarray]) -> Contents:
     """Tell backbone, class count and channels of weights by their names and shapes."""
-    model = _identify_backbone(weights)
-    classifier, matcher = weights.get(_CLASSIFIER), weights.get(_MATCHER)
-    if classifier is None or matcher is None or classifier.ndim < 2:
-        return Contents(model)
-    return Contents(model, classifier.shape[0], classifier.shape[1], matcher.shape[0])
-
-
-def _identify_backbone(weights: Mapping[str, np.ndarray]) -> str | None:
-    blocks: dict[str, set[str]] = {f"layer{index}": set() for index in range(1, 5)}
-    for name in weights:
-        layer, _, rest = name.partition(".")
-        if layer in blocks:
-            blocks[layer].add(rest.partition(".")[0])
+    blocks = [{name.split(".")[1] for name in weights if name.startswith(f"layer{index}.")} for index in range(1, 5)]
     kind = "basic"
     if any(name.startswith("layer1.0.conv3.") for name in weights):
         kind = "res2net" if any(name.startswith("layer1.0.convs.") for name in weights) else "bottleneck"
     deep = "layer0.0.0.weight" in weights or "conv1.0.weight" in weights
-    if deep == (kind == "res2net"):
-        return None
-    return _MODELS.get((kind, tuple(map(len, blocks.values()))))
+    known = _MODELS.get((kind, tuple(map(len, blocks)))) if deep != (kind == "res2net") else None
+    model, backbone = known or (None, "none that pfseg has")
+    classifier, matcher = weights.get(_CLASSIFIER), weights.get(_MATCHER)
+    if classifier is None or matcher is None or classifier.ndim < 2:
+        return Contents(model, backbone)
+    return Contents(model, backbone, classifier.shape[0], classifier.shape[1], matcher.shape[0])
 
 
 def run(settings: Convert) -> None:
@@ -107,38 +88,28 @@ def run(settings: Convert) -> None:
     path = Path(settings.file)
     weights = read_weights(path)
     contents, meta = identify(weights), read_meta(path)
-    _show(path, weights, contents, meta)
+    console = terminal.console()
+    table = terminal.table(title=str(path))
+    for name, text in _rows(weights, contents, meta):
+        table.add_row(Text(name, style="bold"), text)
+    console.print(table)
     if settings.to is None or settings.out is None:
         return
     out = Path(settings.out)
-    try:
-        if settings.to == "pth":
-            write_atomic(out, torch_bytes(weights))
-        else:
-            save_checkpoint(out, *_make_checkpoint(settings, weights, contents, meta))
-    except (WriteError, CheckpointError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if not isinstance(cause, OSError):
-            raise
-        raise WriteError(f"{out} can't be written ({cause.strerror}): give another place by out=<file>") from error
-    console = terminal.console()
-    console.print(f"written: {shown(out.absolute())}", markup=False, highlight=False, soft_wrap=True)
+    if settings.to == "pth":
+        write_atomic(out, torch_bytes(weights))
+    else:
+        save_checkpoint(out, *_make_checkpoint(settings, weights, contents, meta))
+    terminal.line(console, f"written: {shown(out.absolute())}")
     if settings.to == "safetensors":
         command = f"pfseg evaluate checkpoint={shown(out.absolute())} dataset.root=<folder>"
-        console.print(f"score it with: {command}", markup=False, highlight=False, soft_wrap=True)
+        terminal.line(console, f"score it with: {command}")
 
 
 def _make_checkpoint(
     settings: Convert, weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return arrays and metadata of a checkpoint that can be evaluated.
-
-    Raises:
-        ConfigError: the variant or the data set is not given, or has another number of classes.
-        CheckpointError: no whole PFNet, or a checkpoint already.
-    """
+    """Arrays and metadata of a checkpoint that can be evaluated."""
     path = Path(settings.file)
     if meta is not None:
         raise CheckpointError(f"{path} is a checkpoint of pfseg already: pfseg evaluate takes it as it is")
@@ -169,8 +140,7 @@ def _training(settings: Convert, contents: Contents) -> Train:
     """The settings of a training on the given data set; the data may lie anywhere, or not be there at all."""
     network = {"fpn_dim": contents.fpn_dim, "match_dim": contents.match_dim, "variant": settings.variant}
     given = [f"model={contents.model}", *(f"model.{key}={value}" for key, value in network.items())]
-    # The least crop that both variants take: the data set's own isn't known yet.
-    given += ["gpus=0", "ranks=1", "logger=none", "dataset.crop_size=448"]
+    given += ["gpus=0", "ranks=1", "logger=none", "dataset.crop_size=448"]  # the least that both variants take
     training = checked(compose("train", given), Train)
     assert settings.dataset is not None
     training.dataset = settings.dataset
@@ -186,7 +156,7 @@ def _training(settings: Convert, contents: Contents) -> Train:
 
 
 def _complete(path: Path, weights: dict[str, np.ndarray], training: Train) -> dict[str, np.ndarray]:
-    """The weights that the network takes, each in its shape; refuse a file that lacks some."""
+    """The weights that the network takes, each in its shape; raises CheckpointError for a file that lacks some."""
     from pfseg.build import build_model  # starts Jittor
 
     network = build_model(training.model, training.model.num_classes or 0)
@@ -194,26 +164,18 @@ def _complete(path: Path, weights: dict[str, np.ndarray], training: Train) -> di
     if match.missing or match.mismatched:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
-    terminal.console().print(match.report(), markup=False, highlight=False, soft_wrap=True)
+    terminal.line(terminal.console(), match.report())
     return match.loaded
 
 
-def _show(path: Path, weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=Text(str(path)), title_justify="left")
-    for name, text in _rows(weights, contents, meta):
-        table.add_row(Text(name, style="bold"), Text(text, overflow="fold"))
-    terminal.console().print(table)
-
-
 def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> list[tuple[str, str]]:
-    statistics = [name for name in weights if name.endswith(("running_mean", "running_var"))]
-    parameters = sum(array.size for name, array in weights.items() if name not in set(statistics))
+    statistics = {name for name in weights if name.endswith(("running_mean", "running_var"))}
+    parameters = sum(array.size for name, array in weights.items() if name not in statistics)
     types = sorted({array.dtype.name for array in weights.values()})
-    backbone = _BACKBONES[contents.model] if contents.model else "none that pfseg has"
     rows = [
         ("arrays", f"{len(weights)}, of them {len(statistics)} running statistics of BatchNorm"),
         ("parameters", f"{parameters:,} ({parameters / 1e6:.2f} M), {', '.join(types)}"),
-        ("backbone", backbone),
+        ("backbone", contents.backbone),
     ]
     if contents.num_classes is None:
         return [*rows, ("head", "none of PFNet: a backbone alone goes to model.pretrained")]
@@ -223,8 +185,7 @@ def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, An
         ("channels", f"fpn_dim={contents.fpn_dim}, match_dim={contents.match_dim}"),
     ]
     if meta is None:
-        unknown = "variant, data set; edge points and pools, for which the model's are taken"
-        return [*rows, ("not in the file", unknown)]
+        return [*rows, ("not in the file", "variant, data set; edge points and pools, for which the model's are taken")]
     model, dataset = (meta["config"].get(group, {}) for group in ("model", "dataset"))
     sizes = ("variant", "num_edge_points", "edge_pool", "salient_pool")
     rows.append(("settings", ", ".join(f"{key}={model[key]}" for key in sizes if key in model)))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfseg.config.commands import Dashboard
-from pfseg.errors import ConfigError, JobError, WriteError
+from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.tracking.wandb_access import has_key, server, unreachable
@@ -19,7 +19,7 @@ def run(settings: Dashboard) -> None:
     """Save a workspace with panels for what the runs have logged, online or to a file.
 
     Raises:
-        ConfigError: a package, a run or a key is missing, or the file can't be written.
+        ConfigError: a package, a run or a key is missing.
         JobError: W&B is out of reach, or rejects the workspace.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -36,14 +36,9 @@ def run(settings: Dashboard) -> None:
     if settings.json_file is None:
         sys.stdout.write(f"dashboard: {_save(runs, entity, project)}\n")
         return
-    try:
-        write_atomic(Path(settings.json_file), json.dumps(spec(build_workspace(runs, entity, project)), indent=1))
-    except WriteError as error:
-        cause = error.__cause__
-        raise ConfigError(
-            f"json={settings.json_file} can't be written ({cause}): give a file in a folder of yours"
-        ) from error
-    sys.stdout.write(f"json: {shown(Path(settings.json_file).absolute())}\n")
+    path = Path(settings.json_file).absolute()
+    write_atomic(path, json.dumps(spec(build_workspace(runs, entity, project)), indent=1))
+    sys.stdout.write(f"json: {shown(path)}\n")
 
 
 def _only(option: str, runs: Sequence[Run]) -> str:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pfseg.config.check import check
-from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain_later, prepare_hydra, quote
+from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain, prepare_hydra, quote
 from pfseg.config.resume import expand_resume
 from pfseg.config.schema import Job
 from pfseg.config.settings import Settings
@@ -80,7 +80,7 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         with _sweep(sweep_folder) if sweep_folder else nullcontext():
             hydra.main(version_base=VERSION_BASE, config_path=source, config_name=name)(task)()
     except FAULTS as error:
-        raise explain_later(error, name, overrides, folder, config_path, sweep=args.multirun) from error
+        raise explain(error, name, overrides, folder, config_path, sweep=args.multirun) from error
     if failures:
         if not isinstance(failures[0], PfsegError):
             sys.stderr.write("".join(traceback.format_exception(failures[0])))

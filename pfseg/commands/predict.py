@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,8 @@ from pfseg.prediction.rows import predict_resized, predict_rows
 from pfseg.tracking import terminal
 from pfseg.tracking.progress import ConsoleProgress, collected_signals
 
-_CHANGING = (  # these change the maps
-    "window",
-    "overlap",
-    "resize",
-    "scales",
-    "flips",
-    "bands",
-    "stretch",
-    "contrast",
-    "nodata",
-)
+# What changes the maps.
+_CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata")
 
 
 @dataclass
@@ -77,18 +69,17 @@ def run(settings: Predict) -> None:
     predictor = load_predictor(settings)  # before anything is written
     with open(settings.checkpoint, "rb") as file:
         name = f"{Path(settings.checkpoint).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
-    record = settings.dump()
-    record = {"checkpoint": name, **{key: record[key] for key in _CHANGING}}
+    given = settings.dump()
+    record = {"checkpoint": name, **{key: given[key] for key in _CHANGING}}
     if changes := dataset_changes(settings):
         record["dataset"] = changes
     open_record(output, record, overwrite=settings.overwrite)
     left = [task for task in tasks if settings.overwrite or not task.done]
-    skipped = len(tasks) - len(left)
     with ConsoleProgress(console, "predicting") as progress, bounded_cache():
         total = sum(task.size for task in tasks)
         progress.begin(total, total - sum(task.size for task in left))
-        failures = _predict_all(left, predictor, progress, console, skipped)
-    before = f", {skipped:,} were finished before" if skipped else ""
+        failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left))
+    before = f", {len(tasks) - len(left):,} were finished before" if len(left) < len(tasks) else ""
     terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
@@ -99,16 +90,20 @@ def _predict_all(
 ) -> list[str]:
     """Predict image after image; returns why some could not be."""
     failures: list[str] = []
-    with collected_signals() as stopped:
+    with collected_signals() as signals:
         for number, task in enumerate(tasks):
+
+            def advance(share: float, size: int = task.size) -> None:
+                progress.advance(share * size)
+                if signals:
+                    raise _Stopped
+
             try:
-                notes = predict_image(task, predictor, _Advance(task, progress.advance, stopped))
-            except _Stopped as stop:
-                raise JobStopped(
-                    f"stopped after {skipped + number - len(failures):,} of {skipped + len(tasks):,} images; the same "
-                    "command goes on from there",
-                    128 + stopped[0],
-                ) from stop
+                notes = predict_image(task, predictor, advance)
+            except _Stopped:
+                done, every = skipped + number - len(failures), skipped + len(tasks)
+                text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
+                raise JobStopped(text, 128 + signals[0]) from None
             except DataError as error:
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
@@ -118,15 +113,9 @@ def _predict_all(
 
 
 def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], None]) -> list[str]:
-    """Predict one image and write its maps, all of them or none.
+    """Predict one image and write its maps, all of them or none; returns warnings for the user.
 
-    Args:
-        task: image and files.
-        predictor: network and settings.
-        progress: called with the share of the image that was finished since the last call.
-
-    Returns:
-        Warnings for the user.
+    `progress` is called with the share of the image that was finished since the last call.
 
     Raises:
         DataError: the image can't be read.
@@ -135,15 +124,15 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
     with Image(task.image, **predictor.reading) as image:
         pixels = image.shape[0] * image.shape[1]
         maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff)
-        options: dict[str, Any] = {
-            "probabilities": "probabilities" in task.targets,
-            "progress": lambda count: progress(count / pixels),
-        }
+        predict = partial(predict_resized, size=predictor.resize) if predictor.resize else predict_rows
+        rows = predict(
+            image,
+            sliding=predictor.sliding,
+            normalise=predictor.normalise,
+            probabilities="probabilities" in task.targets,
+            progress=lambda count: progress(count / pixels),
+        )
         try:
-            if predictor.resize is not None:
-                rows = predict_resized(image, predictor.resize, predictor.sliding, predictor.normalise, **options)
-            else:
-                rows = predict_rows(image, predictor.sliding, predictor.normalise, **options)
             for each in rows:
                 maps.write(each)
             maps.publish()
@@ -191,15 +180,3 @@ def load_predictor(settings: Predict) -> Predictor:
 
 class _Stopped(Exception):
     """A signal came."""
-
-
-class _Advance:
-    """Hands progress within an image on, and ends it when a signal has come."""
-
-    def __init__(self, task: Task, advance: Callable[[float], None], stopped: list[int]) -> None:
-        self._task, self._advance, self._stopped = task, advance, stopped
-
-    def __call__(self, share: float) -> None:
-        self._advance(share * self._task.size)
-        if self._stopped:
-            raise _Stopped

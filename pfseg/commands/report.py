@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from pfseg.config.commands import Report
-from pfseg.errors import ConfigError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.page import to_html
 from pfseg.reporting.runs import find_runs, read_runs
@@ -21,27 +20,18 @@ def run(settings: Report) -> None:
     """Show the runs as a table, and write the files asked for.
 
     Raises:
-        ConfigError: no runs, an unknown column, or a file that can't be written.
+        ConfigError: no runs, or an unknown column.
+        WriteError: a file can't be written.
     """
     table = build_table(select(read_runs(find_runs(settings.runs)), settings.where), settings.sort)
     console = terminal.console()
     print_table(table, console)
     for first, second, difference in compare_groups(group_seeds(table.runs)):
-        console.print(
-            f"best mIoU, {second.label} minus {first.label}: {difference.mean:+.2f} ± {difference.half_width:.2f} "
-            f"(95 % interval over {difference.n} seeds)",
-            markup=False,
-            highlight=False,
-        )
+        interval = f"± {difference.half_width:.2f} (95 % interval over {difference.n} seeds)"
+        text = f"best mIoU, {second.label} minus {first.label}: {difference.mean:+.2f} {interval}"
+        console.print(text, markup=False, highlight=False)
     for form, convert in _FORMS.items():
         if (file := getattr(settings, form)) is not None:
-            _write(Path(file), form, convert(table))
-
-
-def _write(path: Path, form: str, content: str) -> None:
-    try:
-        write_atomic(path, content)
-    except WriteError as error:
-        cause = error.__cause__
-        raise ConfigError(f"{form}={path} can't be written ({cause}): give a file in a folder of yours") from error
-    sys.stdout.write(f"{form}: {shown(path.absolute())}\n")
+            path = Path(file).absolute()
+            write_atomic(path, convert(table))
+            sys.stdout.write(f"{form}: {shown(path)}\n")

@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
+from pfseg.config.data_settings import Dataset
 from pfseg.config.model_settings import Model, PFNet
 from pfseg.config.resume import resumable
 from pfseg.config.run_settings import SclPoly
-from pfseg.config.schema import Evaluate, Train, TrainBase
+from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, current, training_settings
 from pfseg.config.validation import description, validate
@@ -26,13 +27,11 @@ from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
+_WEIGHTS = {"pretrained": "a backbone file", "init": "a checkpoint or weights of a whole network"}
 
 
 def check(cfg: DictConfig) -> Settings:
-    """Check composed settings and resolve them.
-
-    Args:
-        cfg: as composed from a command's file in conf/, such as train.yaml.
+    """Check and resolve settings that were composed from a command's file in conf/, such as train.yaml.
 
     Returns:
         Typed settings of the command, with what follows from other values filled in: `model.num_classes`, `ranks` as a
@@ -48,18 +47,16 @@ def check(cfg: DictConfig) -> Settings:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"dataset": {"root": None}}))  # nor does a checkpoint need data
     schema = SCHEMAS.get(cfg.get("job", ""), Train)
     try:
-        raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+        raw = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'a value'} cannot be resolved: {first_line(error)}") from error
-    assert isinstance(raw, dict)
-    unset = [str(key) for key, value in raw.items() if value == "???"]  # of an environment variable
-    for key in sorted({*OmegaConf.missing_keys(cfg), *unset}):
+    for key in sorted(OmegaConf.missing_keys(OmegaConf.create(raw))):
         raise ConfigError(f"{key} is not set: add {key}=<{description(schema, raw, key)}>")
     if schema is PrepareJob and "prepare" not in raw["dataset"]:
         raise ConfigError(f"dataset={raw['dataset'].get('name')} has no files to cut: choose another data set")
-    settings = validate(cast(dict[str, Any], raw), schema)
-    if (further := _CHECKS.get(schema)) is not None:
-        further(settings)
+    settings = validate(raw, schema)
+    if schema in _CHECKS:
+        _CHECKS[schema](settings)
     return settings
 
 
@@ -76,32 +73,27 @@ def checked(cfg: DictConfig, schema: type[S]) -> S:
 def _check_train(settings: Train) -> None:
     _check_lengths(settings)
     _check_samples(settings)
-    _check_initial(settings.model)
+    model = settings.model
+    if model.pretrained is not None and model.init is not None:
+        raise ConfigError(
+            "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
+        )
+    for name, what in _WEIGHTS.items():
+        if (file := getattr(model, name)) is not None:
+            setattr(model, name, _existing(f"model.{name}", file, f"{what} (.pth, .pkl, .safetensors)"))
     if settings.resume is not None:
         folder = resumable(settings.resume)
         settings.resume = str(folder)
-        stored = OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml"))
-        assert isinstance(stored, dict)
+        stored = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml")))
         last = folder / "checkpoints" / "last.safetensors"
-        check_fits(last, validate(current(cast(dict[str, Any], stored)), Train, targets=False), settings)
+        check_fits(last, validate(current(stored), Train, targets=False), settings)
     _check_job(settings)
-
-
-def _check_samples(settings: TrainBase) -> None:
-    """Check what training samples depend on."""
-    _fill_classes(settings)
-    _check_sizes(settings)
-    _check_ranges(settings)
-    if settings.dataset.root is not None:
-        root = existing("dataset.root", settings.dataset.root, "the folder of the data set", folder=True)
-        settings.dataset.root = str(root)
 
 
 def _check_lengths(settings: Train) -> None:
     """A training needs an end, and a schedule that fits its length."""
-    trainer, schedule = settings.trainer, settings.schedule
-    epochs = trainer.max_epochs
-    if epochs is None and trainer.max_steps is None:
+    schedule, epochs = settings.schedule, settings.trainer.max_epochs
+    if epochs is None and settings.trainer.max_steps is None:
         raise ConfigError(
             "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
         )
@@ -113,28 +105,25 @@ def _check_lengths(settings: Train) -> None:
         )
 
 
-def _fill_classes(settings: TrainBase) -> None:
-    """Fill in `model.num_classes`, which can't differ from the class table's."""
-    count = len(parse_classes(settings.dataset.classes))
-    if settings.model.num_classes not in (None, count):
+def _check_samples(settings: TrainBase) -> None:
+    """Check what training samples depend on, and fill in `model.num_classes`."""
+    model, data = settings.model, settings.dataset
+    count = len(parse_classes(data.classes))
+    if model.num_classes not in (None, count):
         raise ConfigError(
-            f"model.num_classes={settings.model.num_classes}, but dataset.classes of {settings.dataset.name} lists "
-            f"{count}: set model.num_classes={count}, or null to follow the data set"
+            f"model.num_classes={model.num_classes}, but dataset.classes of {data.name} lists {count}: set "
+            f"model.num_classes={count}, or null to follow the data set"
         )
-    settings.model.num_classes = count
-
-
-def _check_sizes(settings: TrainBase) -> None:
-    """Crop and window can't be too small for the network."""
-    model, least = settings.model, smallest_side(settings.model)
-    for key, size in (("crop_size", settings.dataset.crop_size), ("eval_size", settings.dataset.eval_size)):
+    model.num_classes = count
+    least = smallest_side(model)
+    for key, size in (("crop_size", data.crop_size), ("eval_size", data.eval_size)):
         if size is not None and min(size) < least:
-            variant = model.variant if isinstance(model, PFNet) else ""
             other = ", or use model.variant=pytorch (64 px)" if least > 64 and min(size) >= 64 else ""
             raise ConfigError(
-                f"dataset.{key}={_shown_size(size)} is too small for model.variant={variant}, which takes {least} px a "
-                f"side at least: set dataset.{key}={least}{other}"
+                f"dataset.{key}={_shown_size(size)} is too small for model.variant={getattr(model, 'variant', '')}, "
+                f"which takes {least} px a side at least: set dataset.{key}={least}{other}"
             )
+    _find_data(data)
 
 
 def smallest_side(model: Model) -> int:
@@ -142,31 +131,6 @@ def smallest_side(model: Model) -> int:
     if not isinstance(model, PFNet):
         return 1
     return 64 if model.variant == "pytorch" else 32 * max(model.salient_pool, model.edge_pool)
-
-
-def _check_ranges(settings: TrainBase) -> None:
-    ranges = {
-        "dataset.scale_range": settings.dataset.scale_range,
-        "augment.scale_range": getattr(settings.augment, "scale_range", None),
-        "augment.blur": getattr(settings.augment, "blur", None),
-    }
-    for key, bounds in ranges.items():
-        if bounds is not None and (bounds[0] > bounds[1] or (key.endswith("scale_range") and bounds[0] <= 0)):
-            raise ConfigError(f"{key}={list(bounds)}: expected [low, high], both above 0 and in this order")
-
-
-def _check_initial(model: Model) -> None:
-    """Fill in the paths of the weights to start from."""
-    if model.pretrained is not None and model.init is not None:
-        raise ConfigError(
-            "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
-        )
-    kinds = ".pth, .pkl, .safetensors"
-    if model.pretrained is not None:
-        model.pretrained = str(existing("model.pretrained", model.pretrained, f"a backbone file ({kinds})"))
-    if model.init is not None:
-        what = f"a checkpoint or weights of a whole network ({kinds})"
-        model.init = str(existing("model.init", model.init, what))
 
 
 def _check_job(settings: Train | Evaluate) -> None:
@@ -187,9 +151,7 @@ def _check_evaluate(settings: Evaluate) -> None:
     given = settings.checkpoint
     paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
     settings.checkpoint = str(paths[0]) if isinstance(given, str) else [str(path) for path in paths]
-    if settings.dataset.root is not None:
-        root = existing("dataset.root", settings.dataset.root, "the folder of the data set", folder=True)
-        settings.dataset.root = str(root)
+    _find_data(settings.dataset)
     changes = dataset_changes(settings)
     _check_scores(settings, {path: training_settings(path, changes, trust=settings.trust) for path in paths})
     _check_job(settings)
@@ -218,20 +180,17 @@ def _check_scores(settings: Evaluate, stored: Mapping[Path, Train]) -> None:
     if not set(names) - set(settings.exclude):
         raise ConfigError("exclude names every class, so the means have nothing left: leave one of them in")
     for path, train in stored.items():
-        _check_window(settings, path, train)
+        size = train.dataset.eval_size if settings.eval_size is None else settings.eval_size
+        _check_window(settings, None if size == "whole" else size, path, smallest_side(train.model))
 
 
-def _check_window(settings: Evaluate, path: Path, stored: Train) -> None:
-    size = stored.dataset.eval_size if settings.eval_size is None else settings.eval_size
-    window = None if size == "whole" else size
+def _check_window(settings: Evaluate, window: tuple[int, int] | None, path: Path, least: int) -> None:
+    scale = min(settings.scales)
     if window is None and settings.overlap:
         raise ConfigError(
             f"overlap={settings.overlap:g} needs windows, but whole images are predicted: set eval_size=<pixels> or "
             "overlap=0"
         )
-    if not settings.scales:
-        raise ConfigError("scales=[]: expected one or more numbers above 0, such as [0.75,1,1.25]")
-    least, scale = smallest_side(stored.model), min(settings.scales)
     if window is not None and round(min(window) * scale) < least:
         raise ConfigError(
             f"eval_size={_shown_size(window)}{f' at scale {scale:g}' if scale != 1 else ''} is too small for {path}, "
@@ -245,7 +204,7 @@ def _check_window(settings: Evaluate, path: Path, stored: Train) -> None:
 
 def _check_prepare(settings: PrepareJob) -> None:
     parse_classes(settings.dataset.classes)
-    settings.src = str(existing("src", settings.src, "the folder of the archive or the scenes", folder=True))
+    settings.src = _existing("src", settings.src, "the folder of the archive or the scenes", folder=True)
     settings.out = _absolute(settings.out)
     settings.dataset.root = settings.src
     prepare = settings.dataset.prepare
@@ -314,36 +273,34 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         ConfigError: neither such a file nor a run folder with a checkpoint.
     """
     path = Path(checkpoint).expanduser().absolute()
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return path
-        raise ConfigError(
-            f"checkpoint={checkpoint} must be a run folder or a .safetensors file of a run; "
-            "pfseg convert makes one of other weights files"
-        )
-    if not path.is_dir():
-        raise ConfigError(
-            f"checkpoint={checkpoint} does not exist (looked in {path}): give a run folder or a .safetensors file"
-        )
-    for name in ("best", "last"):
-        if (file := path / "checkpoints" / f"{name}.safetensors").is_file():
+    files = [path, path / "checkpoints" / "best.safetensors", path / "checkpoints" / "last.safetensors"]
+    for file in files:
+        if file.is_file() and file.suffix == ".safetensors":
             return file
-    raise ConfigError(
-        f"checkpoint={checkpoint} holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
-        "outputs/<name>/<date>/<time>, that has saved at least once"
-    )
+    if path.is_file():
+        fault = "must be a run folder or a .safetensors file of a run; pfseg convert makes one of other weights files"
+    elif path.is_dir():
+        fault = (
+            "holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
+            "outputs/<name>/<date>/<time>, that has saved at least once"
+        )
+    else:
+        fault = f"does not exist (looked in {path}): give a run folder or a .safetensors file"
+    raise ConfigError(f"checkpoint={checkpoint} {fault}")
 
 
-def existing(key: str, given: str, what: str, *, folder: bool = False) -> Path:
-    """Absolute path of a file or folder that the setting `key` names.
+def _find_data(data: Dataset | EvaluateData) -> None:
+    """Make the folder of the data set absolute."""
+    if data.root is not None:
+        data.root = _existing("dataset.root", data.root, "the folder of the data set", folder=True)
 
-    Raises:
-        ConfigError: it doesn't exist, or is of the other kind.
-    """
+
+def _existing(key: str, given: str, what: str, *, folder: bool = False) -> str:
+    """Absolute path of a file or folder that the setting `key` names; raises ConfigError for any other."""
     path = Path(given).expanduser().absolute()
     if path.is_dir() if folder else path.is_file():
-        return path
-    fault = "is not a " + ("folder" if folder else "file") if path.exists() else "does not exist"
+        return str(path)
+    fault = f"is not a {'folder' if folder else 'file'}" if path.exists() else "does not exist"
     raise ConfigError(f"{key}={given} {fault} (looked in {path}): set {key}=<{what}>")
 
 

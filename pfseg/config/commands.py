@@ -7,22 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
 from pfseg.config.schema import Evaluate, Train, TrainBase
-from pfseg.config.settings import (
-    Bands,
-    Contrast,
-    Count,
-    Decay,
-    Flips,
-    Percentiles,
-    Positive,
-    Settings,
-    Size,
-    Variant,
-    setting,
-)
+from pfseg.config.settings import Settings, setting
 
 
 class Preview(TrainBase):
@@ -30,8 +19,8 @@ class Preview(TrainBase):
 
     job: Literal["preview"] = setting("the command")
     out: str = setting("picture to write, a .png file")
-    rows: Count = setting("samples in the picture")
-    samples: Count = setting("samples that the shares of the classes are counted on")
+    rows: t.Count = setting("samples in the picture")
+    samples: t.Count = setting("samples that the shares of the classes are counted on")
 
 
 class PrepareJob(Settings):
@@ -45,7 +34,7 @@ class PrepareJob(Settings):
         "true: read back what was written; false; only: check an earlier result and write nothing"
     )
     compression: Annotated[int, Field(ge=0, le=3)] = setting("0 (fastest) to 3 (smallest files)")
-    workers: Literal["auto"] | Count = setting("threads that write patches; auto: one per core")
+    workers: Literal["auto"] | t.Count = setting("threads that write patches; auto: one per core")
     dataset: FolderData
 
 
@@ -67,17 +56,17 @@ class Predict(Settings):
         "what to write of each image"
     )
     format: Literal["auto", "png", "tif"] = setting("auto: GeoTIFFs of TIFFs, PNGs of other images")
-    window: Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
-    overlap: Decay = setting("share of a window that the next one covers too")
-    resize: Size | None = setting("instead of windows: size that the whole image is resized to")
-    scales: list[Positive] = setting("scales of the image that probabilities are averaged over")
-    flips: Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
-    batch_size: Count = setting("windows at a time")
-    bands: Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
-    stretch: Percentiles | None = setting(
+    window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
+    overlap: t.Decay = setting("share of a window that the next one covers too")
+    resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
+    scales: t.Scales = setting("scales of the image that probabilities are averaged over")
+    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    batch_size: t.Count = setting("windows at a time")
+    bands: t.Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
+    stretch: t.Percentiles | None = setting(
         "percentiles that become black and white in images of more than 8 bits; null: as in training"
     )
-    contrast: Contrast | Literal["own"] | None = setting(
+    contrast: t.Contrast | Literal["own"] | None = setting(
         "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
     )
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
@@ -89,10 +78,10 @@ class Profile(Settings):
     """Measure parameters, multiply-adds, time and memory of a network."""
 
     job: Literal["profile"] = setting("the command")
-    size: Size = setting("side of the image in pixels, or [height, width]")
-    batch_size: Count = setting("images at a time")
-    classes: Count = setting("number of classes")
-    rounds: Count = setting("forward passes, of which medians are shown, after one that compiles")
+    size: t.Size = setting("side of the image in pixels, or [height, width]")
+    batch_size: t.Count = setting("images at a time")
+    classes: t.Count = setting("number of classes")
+    rounds: t.Count = setting("forward passes, of which medians are shown, after one that compiles")
     fold: bool = setting("whether BatchNorm becomes part of the convolutions, as in prediction")
     model: ModelSettings
 
@@ -104,7 +93,7 @@ class Convert(Settings):
     file: str = setting(".pth (zip or legacy), .pkl of Jittor, or .safetensors")
     to: Literal["safetensors", "pth"] | None = setting("format to convert to; null: only show the file")
     out: str | None = setting("file to write; null: beside the given one")
-    variant: Variant | None = setting("family that the weights belong to, which the file can't tell")
+    variant: t.Variant | None = setting("family that the weights belong to, which the file can't tell")
     dataset: DatasetSettings | None = setting("data set that the weights were trained on, which the file can't tell")
 
 

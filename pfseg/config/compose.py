@@ -27,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pfseg.config.validation import unknown_key
+from pfseg.config.validation import nearest, unknown_key
 from pfseg.errors import ConfigError
 
 VERSION_BASE = "1.3"
@@ -74,11 +74,7 @@ def prepare_hydra() -> None:
 
 @contextmanager
 def initialized(folder: Path | None = None) -> Iterator[ConfigLoader]:
-    """Prepare composing; a Hydra job that runs at the same time is left alone.
-
-    Args:
-        folder: replaces pfseg's own conf/, as `--config-path` does.
-    """
+    """Prepare composing from pfseg's own conf/, or `folder`; a Hydra job that runs at the same time is left alone."""
     prepare_hydra()
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -113,28 +109,14 @@ def compose(
         ConfigError: an unknown choice or key, or an override that can't be read.
     """
     with initialized(config_path) as loader:
+        parsed = _parse([*search(folder), *overrides])
+        if with_hydra:
+            parsed = [override for override in parsed if not override.is_sweep_override()]
+        texts = [str(override.input_line) for override in parsed]
         try:
-            parsed = _parse([*search(folder), *overrides])
-            if with_hydra:
-                parsed = [override for override in parsed if not override.is_sweep_override()]
-            texts = [str(override.input_line) for override in parsed]
             return hydra_compose(config_name, overrides=texts, return_hydra_config=with_hydra)
         except FAULTS as error:
-            raise explain(error, config_name, parsed, loader) from error
-
-
-def explain_later(
-    error: Exception,
-    config_name: str,
-    overrides: Sequence[str],
-    folder: Path | None,
-    config_path: Path | None,
-    *,
-    sweep: bool,
-) -> ConfigError:
-    """Say an error that Hydra's own command line raised, see `explain`; the arguments are those of `compose`."""
-    with initialized(config_path) as loader:
-        return explain(error, config_name, _parse([*search(folder), *overrides]), loader, sweep=sweep)
+            raise _explain(error, config_name, parsed, loader, sweep=False) from error
 
 
 def search(folder: str | Path | None) -> list[str]:
@@ -148,10 +130,7 @@ def quote(value: str) -> str:
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:
-    """Folder that an evaluation of `checkpoint` writes below: the run's, or that of a lone weights file.
-
-    The comparison of several goes below `outputs`.
-    """
+    """Folder that an evaluation writes below: the checkpoint's run, or folder; `outputs` for several checkpoints."""
     if not isinstance(checkpoint, str):
         return "outputs"
     path = Path(checkpoint).expanduser().absolute()
@@ -174,27 +153,33 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def explain(
-    error: Exception, config_name: str, overrides: Sequence[Override], loader: ConfigLoader, *, sweep: bool = False
+    error: Exception,
+    config_name: str,
+    given: Sequence[str],
+    folder: Path | None,
+    config_path: Path | None,
+    *,
+    sweep: bool,
 ) -> ConfigError:
-    """Say an error of composing in one line: what was given, what there is, what to do.
+    """Say an error of composing, one of `FAULTS`, in one line: what was given, what there is, what to do.
 
-    Args:
-        error: one of `FAULTS`.
-        config_name: file in conf/ that was composed.
-        overrides: that were given.
-        loader: of the folders that were looked in.
-        sweep: whether overrides may have several values.
+    The arguments are those of `compose`; `sweep`: whether overrides may have several values.
     """
+    with initialized(config_path) as loader:
+        return _explain(error, config_name, _parse([*search(folder), *given]), loader, sweep=sweep)
+
+
+def _explain(
+    error: Exception, config_name: str, overrides: Sequence[Override], loader: ConfigLoader, *, sweep: bool
+) -> ConfigError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_choice(error, loader)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return ConfigError(f"{mark.name}:{mark.line + 1} can't be read as YAML: {error.problem}")
-    choices = [override for override in overrides if loader.get_group_options(_group(override))]
-    values = [override for override in overrides if override not in choices]
-    for override in choices:
-        if override.value() is None and not override.is_delete():
-            return ConfigError("a group of settings cannot be null: choose one of its files, such as logger=none")
+    choices = [each for each in overrides if loader.get_group_options(each.key_or_group.partition("@")[0])]
+    if any(override.value() is None and not override.is_delete() for override in choices):
+        return ConfigError("a group of settings cannot be null: choose one of its files, such as logger=none")
     for override in overrides:
         if override.is_sweep_override() and not sweep:
             return ConfigError(
@@ -206,8 +191,8 @@ def explain(
         composed = hydra_compose(config_name, overrides=texts, return_hydra_config=True)
     except FAULTS as fault:
         return _plain(fault)
-    for override in values:
-        if (found := _explain_key(override, composed, _defaults(config_name))) is not None:
+    for override in overrides:
+        if override not in choices and (found := _explain_key(override, composed, _defaults(config_name))) is not None:
             return found
     return _plain(error)
 
@@ -243,13 +228,9 @@ def _unknown_choice(error: MissingConfigException, loader: ConfigLoader) -> Conf
     if not group:
         return ConfigError(f"unknown command file `{name}`: there are {', '.join(options)}")
     if not options:
-        near = difflib.get_close_matches(group, loader.list_groups(""), n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        return ConfigError(
-            f"unknown group `{group}`: {hint}groups of settings: {', '.join(sorted(loader.list_groups('')))}"
-        )
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
-    hint = f"did you mean `{group}={near[0]}`? " if near else ""
+        groups = sorted(loader.list_groups(""))
+        return ConfigError(f"unknown group `{group}`: {nearest(group, groups)}groups of settings: {', '.join(groups)}")
+    hint = nearest(name, options, f"{group}={{}}", cutoff=0.4)
     more = "; others come with pip install 'pfseg[sweep]'" if group.startswith("hydra/") else ""
     return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(options)}{more}")
 
@@ -257,10 +238,6 @@ def _unknown_choice(error: MissingConfigException, loader: ConfigLoader) -> Conf
 def _plain(error: Exception) -> ConfigError:
     cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
     return ConfigError(f"{' '.join(str(error).split())}{cause}")
-
-
-def _group(override: Override) -> str:
-    return str(override.key_or_group).partition("@")[0]
 
 
 def first_line(error: BaseException | None) -> str:

@@ -6,23 +6,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, Tag
 
-from pfseg.config.settings import (
-    CUSTOM,
-    Bands,
-    Contrast,
-    Count,
-    Ignored,
-    Natural,
-    Percentiles,
-    Positive,
-    Range,
-    Settings,
-    Share,
-    Size,
-    Target,
-    by_target,
-    setting,
-)
+from pfseg.config import types as t
+from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
 
 
 class Edge(Settings):
@@ -31,7 +16,15 @@ class Edge(Settings):
     rule: Literal["class", "foreground"] = setting(
         "class: between any two classes; foreground: around class 0, as published"
     )
-    thickness: Count = setting("thickness of the band in pixels")
+    thickness: t.Count = setting("thickness of the band in pixels")
+
+
+class About(Settings):
+    """Where a data set comes from, for whoever reads its file."""
+
+    url: str | None = setting("page to get the data from")
+    licence: str | None = setting("licence of the data")
+    citation: str | None = setting("publication to cite")
 
 
 class Dataset(Settings):
@@ -39,24 +32,27 @@ class Dataset(Settings):
 
     target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
+    about: About | None = Field(None, description="where the data set comes from")
     root: str | None = setting("folder of the data set")
     classes: list[Any] = setting('class table in order: {name, color: "3C1098" or [r, g, b], id: value in the masks}')
     on_error: Literal["raise", "skip"] = setting("what a damaged file does: end the run, or be skipped and counted")
     mean: tuple[float, float, float] = setting("mean of the channels of images scaled to 0..1")
-    std: tuple[Positive, Positive, Positive] = setting("standard deviation of the channels of images scaled to 0..1")
-    ignore_index: Ignored = setting("label of pixels without a class")
-    crop_size: Size = setting("training crop in pixels, or [height, width]")
-    eval_size: Size | None = setting(
+    std: tuple[t.Positive, t.Positive, t.Positive] = setting(
+        "standard deviation of the channels of images scaled to 0..1"
+    )
+    ignore_index: t.Ignored = setting("label of pixels without a class")
+    crop_size: t.Size = setting("training crop in pixels, or [height, width]")
+    eval_size: t.Size | None = setting(
         "validation windows in pixels; null: whole images, about 2 GiB of memory per megapixel"
     )
-    eval_contrast: Contrast | None = setting(
+    eval_contrast: t.Contrast | None = setting(
         "standard deviation, in grey levels, that images to predict get around their mean; null: their own"
     )
-    scale: Positive = setting("factor that images are resized by; scores are on the masks' own size")
-    scale_range: Range | None = setting(
+    scale: t.Positive = setting("factor that images are resized by; scores are on the masks' own size")
+    scale_range: t.ScaleRange | None = setting(
         "random scale before the crop, [low, high]; null: the whole image is resized to crop_size"
     )
-    class_uniform: Share = setting("share of the samples that are drawn class by class")
+    class_uniform: t.Share = setting("share of the samples that are drawn class by class")
     edge: Edge
 
 
@@ -70,8 +66,8 @@ class Prepare(Settings):
     """How whole scenes are found and cut."""
 
     scenes: Target | None = setting("function that finds the scenes of a published archive; null: the folders above")
-    size: Size | None = setting("window in pixels, or [height, width]; null: each scene as a whole")
-    stride: Size | None = setting("distance between windows in pixels; null: the size, no overlap")
+    size: t.Size | None = setting("window in pixels, or [height, width]; null: each scene as a whole")
+    stride: t.Size | None = setting("distance between windows in pixels; null: the size, no overlap")
     expected: dict[str, Any] | None = setting(
         "{size, stride, train, val}: number of patches that a complete archive gives when cut like this"
     )
@@ -81,9 +77,9 @@ class SyntheticData(Dataset):
     """Procedural aerial scenes, drawn by seed and index."""
 
     size: Annotated[int, Field(ge=64)] = setting("side of a scene in pixels")
-    train_images: Count = setting("number of training scenes")
-    val_images: Count = setting("number of validation scenes")
-    seed: Natural = setting("seed of the scenes, apart from the run's own")
+    train_images: t.Count = setting("number of training scenes")
+    val_images: t.Count = setting("number of validation scenes")
+    seed: t.Natural = setting("seed of the scenes, apart from the run's own")
 
 
 class FolderData(Dataset):
@@ -96,8 +92,8 @@ class FolderData(Dataset):
         "null: folders train, val, test; {train: [train, more], val: val.txt}; or a share: {val: 0.2, seed: 0}"
     )
     ignore: list[Any] = setting("colours and values in masks that mean 'no class', besides 255")
-    bands: Bands | None = setting("channels of the file, from 0, that become red, green and blue; null: as stored")
-    stretch: Percentiles | None = setting(
+    bands: t.Bands | None = setting("channels of the file, from 0, that become red, green and blue; null: as stored")
+    stretch: t.Percentiles | None = setting(
         "percentiles that become black and white in images of more than 8 bits, such as [2, 98]; null: full range"
     )
     source: Literal["patches", "scenes"] = setting("patches: images as they are; scenes: windows cut while training")
@@ -116,20 +112,20 @@ class Augment(Settings):
     """Joint augmentation of image and mask."""
 
     target: Literal["pfseg.data.transforms.Augment"] = Field(alias="_target_", description="class of the augmentation")
-    scale_range: Range | None = setting(
+    scale_range: t.ScaleRange | None = setting(
         "random scale before the crop, [low, high]; null: the whole image is resized to crop_size"
     )
-    hflip: Share = setting("probability of a left-right flip")
-    vflip: Share = setting("probability of an upside-down flip")
+    hflip: t.Share = setting("probability of a left-right flip")
+    vflip: t.Share = setting("probability of an upside-down flip")
     rot90: bool = setting("whether to turn by a random multiple of 90 degrees")
     rotate: Annotated[float, Field(ge=0, le=180)] = setting("largest further rotation either way, in degrees")
-    blur: Range | None = setting("sigma of a Gaussian blur in pixels, [low, high]; null: none")
-    brightness: Share = setting("largest relative change of brightness")
-    contrast: Share = setting("largest relative change of contrast")
-    saturation: Share = setting("largest relative change of saturation")
-    hue: Share = setting("largest shift of the hue, in turns of the colour wheel")
-    max_class_share: Share | None = setting("share of one class above which a random crop is drawn again; null: any")
-    cutmix: Share = setting("share of samples that get a rectangle of another one")
+    blur: t.Range | None = setting("sigma of a Gaussian blur in pixels, [low, high]; null: none")
+    brightness: t.Share = setting("largest relative change of brightness")
+    contrast: t.Share = setting("largest relative change of contrast")
+    saturation: t.Share = setting("largest relative change of saturation")
+    hue: t.Share = setting("largest shift of the hue, in turns of the colour wheel")
+    max_class_share: t.Share | None = setting("share of one class above which a random crop is drawn again; null: any")
+    cutmix: t.Share = setting("share of samples that get a rectangle of another one")
 
 
 AugmentSettings: TypeAlias = Annotated[

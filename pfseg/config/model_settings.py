@@ -6,20 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, Tag
 
-from pfseg.config.settings import (
-    CUSTOM,
-    Count,
-    Decay,
-    Ignored,
-    Natural,
-    NonNegative,
-    Settings,
-    Share,
-    Target,
-    Variant,
-    by_target,
-    setting,
-)
+from pfseg.config import types as t
+from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
 
 
 class ResNet(Settings):
@@ -49,7 +37,7 @@ class Model(Settings):
 
     target: str = Field(alias="_target_", description="class of the network, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
-    num_classes: Count | None = setting("number of classes; null: as many as the data set has")
+    num_classes: t.Count | None = setting("number of classes; null: as many as the data set has")
     pretrained: str | None = setting("weights file of a trained backbone to start from: .pth, .pkl or .safetensors")
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
@@ -63,14 +51,14 @@ class CustomModel(Model):
 class PFNet(Model):
     """PFNet (Li et al., CVPR 2021)."""
 
-    variant: Variant = setting("family of published checkpoints that the network equals")
-    num_edge_points: Natural = setting("boundary points per level; 0: no flow through them")
-    match_dim: Count = setting("channels of the point matcher")
-    fpn_dim: Count = setting("channels of the feature pyramid")
-    edge_pool: Count = setting("side of the pooled map that boundary points are chosen from")
-    salient_pool: Natural = setting("salient_pool² salient points per level; 0: no flow through them")
-    pool_sizes: list[Count] | None = setting("sizes of the pyramid pooling; null: the variant's")
-    dropout: Decay = setting("share of channels that are dropped in training")
+    variant: t.Variant = setting("family of published checkpoints that the network equals")
+    num_edge_points: t.Natural = setting("boundary points per level; 0: no flow through them")
+    match_dim: t.Count = setting("channels of the point matcher")
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    edge_pool: t.Count = setting("side of the pooled map that boundary points are chosen from")
+    salient_pool: t.Natural = setting("salient_pool² salient points per level; 0: no flow through them")
+    pool_sizes: list[t.Count] | None = setting("sizes of the pyramid pooling; null: the variant's")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
     backbone: Backbone
 
 
@@ -86,7 +74,7 @@ class ImageWeighted(Settings):
     target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(
         alias="_target_", description="class of the segmentation loss"
     )
-    upper_bound: NonNegative = setting("weight that a class without pixels approaches, above 1")
+    upper_bound: t.NonNegative = setting("weight that a class without pixels approaches, above 1")
     per: Literal["image", "batch"] = setting("what class frequencies are counted over")
     reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
@@ -98,7 +86,7 @@ class Relaxed(Settings):
     target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(
         alias="_target_", description="class of the segmentation loss"
     )
-    until_epoch: Natural | None = setting("epoch from which labels are taken as they are; null: never")
+    until_epoch: t.Natural | None = setting("epoch from which labels are taken as they are; null: never")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
 
 
@@ -116,12 +104,12 @@ class PFNetLoss(Settings):
         | None
     ) = setting("segmentation loss; null: cross entropy, with hard-example mining if ohem is true")
     ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
-    ohem_threshold: Share = setting("probability of the true class above which a pixel counts as easy")
-    min_kept: Count = setting("least number of pixels of a batch that count")
-    seg_weight: NonNegative = setting("weight of the segmentation loss")
+    ohem_threshold: t.Share = setting("probability of the true class above which a pixel counts as easy")
+    min_kept: t.Count = setting("least number of pixels of a batch that count")
+    seg_weight: t.NonNegative = setting("weight of the segmentation loss")
     edge: Literal["bce", "dice"] = setting("kind of the edge loss")
-    edge_weight: NonNegative = setting("weight of the edge loss; 25 in the published recipes")
-    ignore_index: Ignored = setting("label of pixels without a class")
+    edge_weight: t.NonNegative = setting("weight of the edge loss; 25 in the published recipes")
+    ignore_index: t.Ignored = setting("label of pixels without a class")
     global_reduction: bool = setting(
         "whether pixels are chosen and counted over the batches of all ranks, not rank by rank as published"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
-from pydantic.fields import FieldInfo
 
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import compose
@@ -19,7 +18,7 @@ _CHOICES = {
     "dataset": ("folder", "synthetic"),
     "model": ("pfnet_r50",),
     "model/backbone": ("resnet50", "res2net101"),
-    "loss": ("pfnet", "image_weighted", "relaxed"),
+    "loss": ("pfnet",),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("poly", "scl_poly", "cosine", "constant"),
     "augment": ("published",),
@@ -48,69 +47,55 @@ class Row(NamedTuple):
     doc: str
 
 
-def reference(commands: tuple[str, ...] = tuple(SCHEMAS)) -> list[Row]:
-    """The settings of commands; those that a preview shares with a training are listed once, with the training's."""
-    rows: list[Row] = []
-    for command in commands:
-        seen = {row.key for row in rows if row.command == "train"} if command == "preview" else set()
-        rows += [row for row in _command(command) if row.key not in seen]
-    return rows
+def reference() -> list[Row]:
+    """The settings of all commands; those that a preview shares with a training are listed with the training's only."""
+    rows = [row for command, schema in SCHEMAS.items() for row in _rows(command, "", schema, "")]
+    trained = {row.key for row in rows if row.command == "train"}
+    return [row for row in rows if row.command != "preview" or row.key not in trained]
 
 
-def _command(command: str) -> Iterator[Row]:
-    schema = SCHEMAS[command]
-    values = _values(command, ())
+def _rows(command: str, group: str, schema: type[Settings], choice: str) -> Iterator[Row]:
+    """The settings of a group, then those of the groups in it, with the values of a choice."""
     nested = []
+    values = _values(command, choice, group)
     for name, field in schema.model_fields.items():
-        key = field.alias or name
-        if members(field_type(field)):
-            nested.append((key, field))
+        key, hint = field.alias or name, field_type(field)
+        path = f"{group}.{key}" if group else key
+        if members(hint):
+            nested.append((path, hint))
         else:
-            yield _row(command, "", key, field, values.get(key))
-    for key, field in nested:
-        yield from _group(command, key, field, values)
+            value = values.get(key)
+            shown = "" if value == "???" else show(value)
+            yield Row(command, choice, path, describe(hint), shown, field.description or "")
+    for path, hint in nested:
+        tags: dict[type[Settings], set[str | None]] = {}
+        for tag, kind in members(hint):
+            tags.setdefault(kind, set()).add(tag)
+        for kind, names in tags.items():
+            if CUSTOM not in names:
+                yield from _rows(command, path, kind, _choice(command, path, names) or choice)
 
 
-def _group(command: str, key: str, field: FieldInfo, values: Mapping[str, Any], choice: str = "") -> Iterator[Row]:
-    """The settings of a group: each kind with the values of its first choice."""
-    kinds = [(tag, schema) for tag, schema in members(field_type(field)) if tag != CUSTOM]
-    done: list[type[Settings]] = []
-    for tag, schema in kinds:
-        if schema in done:
-            continue
-        done.append(schema)
-        tags = {name for name, other in kinds if other is schema}
-        chosen, node = choice, _node(values, key)
-        for option in _CHOICES.get(key.replace(".", "/"), ()) if tag is not None or key == "logger" else ():
-            composed = _values(command, (f"{key.replace('.', '/')}={option}",))
-            found = _node(composed, key)
-            if tag is None or not isinstance(found, Mapping) or tags & {found.get("_target_"), found.get("name")}:
-                chosen, node = f"{key.replace('.', '/')}={option}", found
-                break
-        for name, inner in schema.model_fields.items():
-            part = f"{key}.{inner.alias or name}"
-            value = node.get(inner.alias or name) if isinstance(node, Mapping) else None
-            if members(field_type(inner)):
-                context = values if chosen == choice else _values(command, (chosen,))
-                yield from _group(command, part, inner, context, chosen)
-            else:
-                yield _row(command, chosen, part, inner, value)
+def _choice(command: str, group: str, kinds: set[str | None]) -> str:
+    """The choice of a group that is of one of the kinds; empty for a group without choices."""
+    if kinds == {None} and group != "logger":  # such as the data set of an evaluation, which has no kind
+        return ""
+    for option in _CHOICES.get(group.replace(".", "/"), ()):
+        choice = f"{group.replace('.', '/')}={option}"
+        values = _values(command, choice, group)
+        if kinds == {None} or kinds & {values.get("_target_"), values.get("name")}:
+            return choice
+    return ""
 
 
-@cache
-def _values(command: str, overrides: tuple[str, ...]) -> Mapping[str, Any]:
-    container = OmegaConf.to_container(compose(command, overrides), resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def _node(values: Mapping[str, Any], key: str) -> Any:
-    node: Any = values
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
+def _values(command: str, choice: str, group: str) -> Any:
+    """The values of a group in conf/; empty where it is null."""
+    node = _composed(command, choice)
+    for part in group.split(".") if group else ():
+        node = node.get(part) or {}
     return node
 
 
-def _row(command: str, choice: str, key: str, field: FieldInfo, value: Any) -> Row:
-    text = "" if value == "???" else show(value)
-    return Row(command, choice, key, describe(field_type(field)), text, field.description or "")
+@cache
+def _composed(command: str, choice: str) -> Any:
+    return OmegaConf.to_container(compose(command, [choice] if choice else []))

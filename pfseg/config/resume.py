@@ -12,17 +12,18 @@ from pfseg.config.compose import quote
 from pfseg.config.stored import current_key
 from pfseg.errors import ConfigError
 
+_NEEDED = {
+    ".hydra/overrides.yaml": "is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",
+    "resolved.yaml": "has no resolved.yaml: it never started; start a new run",
+    "checkpoints/last.safetensors": "has no checkpoints/last.safetensors to go on from: start a new run",
+}
+
 
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
     """Replace `resume=<run>` by that run's own overrides, its folder, and whatever else is given now.
 
-    Args:
-        overrides: as on the command line.
-        multirun: whether several runs were asked for, of which none can be resumed.
-
-    Returns:
-        The overrides as they are where none starts with `resume=`. Otherwise the run's saved ones that aren't given
-        anew, the given ones, and `resume` and `hydra.run.dir` with the run's absolute path.
+    The run's own overrides are those of its start that aren't given anew. `multirun`: whether several runs were asked
+    for, of which none can be resumed.
 
     Raises:
         ConfigError: no such run folder, or none that can be resumed.
@@ -51,12 +52,7 @@ def resumable(resume: str) -> Path:
     folder = Path(resume).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"resume={resume} does not exist (looked in {folder}): give outputs/<name>/<date>/<time>")
-    if not (folder / ".hydra" / "overrides.yaml").is_file():
-        raise ConfigError(
-            f"resume={resume} is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>"
-        )
-    if not (folder / "resolved.yaml").is_file():
-        raise ConfigError(f"resume={resume} has no resolved.yaml: it never started; start a new run")
-    if not (folder / "checkpoints" / "last.safetensors").is_file():
-        raise ConfigError(f"resume={resume} has no checkpoints/last.safetensors to go on from: start a new run")
+    for file, fault in _NEEDED.items():
+        if not (folder / file).is_file():
+            raise ConfigError(f"resume={resume} {fault}")
     return folder

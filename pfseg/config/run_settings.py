@@ -6,58 +6,49 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, Tag, model_serializer
 
-from pfseg.config.settings import (
-    Count,
-    Decay,
-    Natural,
-    NonNegative,
-    Positive,
-    Settings,
-    Share,
-    Target,
-    Workers,
-    by_name,
-    setting,
-)
+from pfseg.config import types as t
+from pfseg.config.settings import Settings, Target, by_name, setting
 
 
 class Trainer(Settings):
     """How long to train, and what happens around the steps."""
 
-    max_epochs: Count | None = setting("epochs to train; the run ends with the first of max_epochs and max_steps")
-    max_steps: Count | None = setting("steps (optimizer updates) to train")
-    log_every: Count = setting("steps between logged rows")
-    val_every: Count = setting("epochs between validations; a run always ends with a validation")
-    accumulate: Count = setting("batches per step")
-    clip_grad: Positive | None = setting("largest norm of the gradient; null: unlimited")
+    max_epochs: t.Count | None = setting("epochs to train; the run ends with the first of max_epochs and max_steps")
+    max_steps: t.Count | None = setting("steps (optimizer updates) to train")
+    log_every: t.Count = setting("steps between logged rows")
+    val_every: t.Count = setting("epochs between validations; a run always ends with a validation")
+    accumulate: t.Count = setting("batches per step")
+    clip_grad: t.Positive | None = setting("largest norm of the gradient; null: unlimited")
     freeze_bn: bool = setting("whether BatchNorm keeps its loaded statistics")
     sync_bn: bool = setting("whether BatchNorm takes its statistics over all ranks")
-    ema: Decay | None = setting("decay of the averaged weights that are validated and saved, such as 0.999; null: none")
-    bn_batches: Natural = setting("batches that BatchNorm's statistics are re-estimated on before each validation")
-    early_stop: Count | None = setting("validations without a better mIoU after which the run ends; null: never")
-    num_samples: Natural = setting("images in the panels of each validation")
-    workers: Workers = setting("loading processes per rank; auto: by the number of cores")
-    save_every: Count | None = setting("steps between checkpoints, besides the one after each epoch")
-    max_time: Positive | None = setting("minutes after which the run saves and ends; null: unlimited")
+    ema: t.Decay | None = setting(
+        "decay of the averaged weights that are validated and saved, such as 0.999; null: none"
+    )
+    bn_batches: t.Natural = setting("batches that BatchNorm's statistics are re-estimated on before each validation")
+    early_stop: t.Count | None = setting("validations without a better mIoU after which the run ends; null: never")
+    num_samples: t.Natural = setting("images in the panels of each validation")
+    workers: t.Workers = setting("loading processes per rank; auto: by the number of cores")
+    save_every: t.Count | None = setting("steps between checkpoints, besides the one after each epoch")
+    max_time: t.Positive | None = setting("minutes after which the run saves and ends; null: unlimited")
     log_grad_norm: bool = setting("whether to log the norm of the gradient, of all and of each part of the network")
 
 
 class Optimizer(Settings):
     """What every optimizer has."""
 
-    lr: Positive = setting("learning rate")
+    lr: t.Positive = setting("learning rate")
     scale_lr: Literal["none", "linear", "sqrt"] = setting(
         "how lr grows with the global batch relative to reference_batch"
     )
-    reference_batch: Count = setting("images per step that lr is meant for")
-    weight_decay: NonNegative = setting("weight decay")
+    reference_batch: t.Count = setting("images per step that lr is meant for")
+    weight_decay: t.NonNegative = setting("weight decay")
 
 
 class Sgd(Optimizer):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = setting("kind of the optimizer")
-    momentum: Decay = setting("momentum")
+    momentum: t.Decay = setting("momentum")
     nesterov: bool = setting("whether the momentum is Nesterov's")
 
 
@@ -65,8 +56,8 @@ class Adam(Optimizer):
     """Adam, and AdamW, which decays weights apart from the gradient."""
 
     name: Literal["adam", "adamw"] = setting("kind of the optimizer")
-    betas: tuple[Decay, Decay] = setting("decay of the averages of the gradient and of its square")
-    eps: Positive = setting("term added to the denominator")
+    betas: tuple[t.Decay, t.Decay] = setting("decay of the averages of the gradient and of its square")
+    eps: t.Positive = setting("term added to the denominator")
 
 
 OptimizerSettings: TypeAlias = Annotated[
@@ -79,8 +70,8 @@ class Schedule(Settings):
     """What every schedule has: a linear warm-up, then its own curve."""
 
     per: Literal["step", "epoch"] = setting("whether the rate changes with each step or each epoch")
-    warmup_steps: Natural = setting("steps of the warm-up")
-    warmup_start: Share = setting("fraction of lr at the first step of the warm-up")
+    warmup_steps: t.Natural = setting("steps of the warm-up")
+    warmup_start: t.Share = setting("fraction of lr at the first step of the warm-up")
 
 
 class Constant(Schedule):
@@ -92,7 +83,7 @@ class Constant(Schedule):
 class PolyCurve(Schedule):
     """lr * (1 - done)^power."""
 
-    power: Positive = setting("exponent")
+    power: t.Positive = setting("exponent")
     legacy: bool = setting("whether the rate runs one epoch ahead, as in the published runs")
 
 
@@ -106,16 +97,16 @@ class SclPoly(PolyCurve):
     """Poly until `relax_epoch`, then lr * rescale * (1 - done since then)^repower."""
 
     name: Literal["scl_poly"] = setting("kind of the schedule")
-    relax_epoch: Natural = setting("epoch at which the second curve starts")
-    rescale: Positive = setting("fraction of lr that the second curve starts at")
-    repower: Positive = setting("exponent of the second curve")
+    relax_epoch: t.Natural = setting("epoch at which the second curve starts")
+    rescale: t.Positive = setting("fraction of lr that the second curve starts at")
+    repower: t.Positive = setting("exponent of the second curve")
 
 
 class Cosine(Schedule):
     """Half a cosine."""
 
     name: Literal["cosine"] = setting("kind of the schedule")
-    end: Share = setting("fraction of lr at the end")
+    end: t.Share = setting("fraction of lr at the end")
 
 
 ScheduleSettings: TypeAlias = Annotated[
@@ -168,7 +159,7 @@ class Inline(Settings):
 class Launch(Settings):
     """What every launch of ranks has."""
 
-    timeout: Positive | None = setting("seconds without progress after which the job counts as hung; null: unlimited")
+    timeout: t.Positive | None = setting("seconds without progress after which the job counts as hung; null: unlimited")
     interface: str | None = setting(
         "network interface or subnet between hosts, such as eth0 or 10.0.0.0/24; null: MPI chooses"
     )
@@ -187,11 +178,11 @@ class Slurm(Launch):
     """A job script for SLURM, whose job starts the same command with launch=mpi."""
 
     name: Literal["slurm"] = setting("kind of the launch")
-    nodes: Count = setting("number of nodes; gpus is the number of GPUs of each, ranks that of all ranks")
-    time: Count | None = setting("minutes; two minutes before their end the job saves and leaves")
+    nodes: t.Count = setting("number of nodes; gpus is the number of GPUs of each, ranks that of all ranks")
+    time: t.Count | None = setting("minutes; two minutes before their end the job saves and leaves")
     partition: str | None = setting("partition")
     account: str | None = setting("account")
-    cpus_per_task: Count | None = setting("cores per rank")
+    cpus_per_task: t.Count | None = setting("cores per rank")
     memory: str | None = setting("memory per node, such as 64G")
     options: list[str] = setting("further options of sbatch, such as [--constraint=a100,--mail-type=END]")
     setup: list[str] = setting("shell lines that come first, such as [module load cuda/12.4]")

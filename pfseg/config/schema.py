@@ -10,33 +10,19 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from pfseg.config import types as t
 from pfseg.config.data_settings import AugmentSettings, DatasetSettings
 from pfseg.config.model_settings import LossSettings, ModelSettings
 from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, Trainer
-from pfseg.config.settings import (
-    Contrast,
-    Count,
-    Decay,
-    Flips,
-    Gpus,
-    Natural,
-    Positive,
-    Ranks,
-    Seed,
-    Settings,
-    Size,
-    Split,
-    Target,
-    setting,
-)
+from pfseg.config.settings import Settings, Target, setting
 
 
 class Job(Settings):
     """What training and evaluation have in common: they run in ranks."""
 
-    seed: Seed = setting("seed of everything random")
-    gpus: Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
-    ranks: Ranks = setting("number of training processes; auto: one per GPU, or one on the CPU")
+    seed: t.Seed = setting("seed of everything random")
+    gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
+    ranks: t.Ranks = setting("number of training processes; auto: one per GPU, or one on the CPU")
     logger: Loggers
     launch: LaunchSettings
 
@@ -45,7 +31,7 @@ class TrainBase(Job):
     """The settings of a training, which a preview takes too."""
 
     name: str = setting("first folder below outputs/")
-    batch_size: Count = setting("images per rank and batch; the global batch is batch_size * ranks * accumulate")
+    batch_size: t.Count = setting("images per rank and batch; the global batch is batch_size * ranks * accumulate")
     resume: str | None = setting("run folder to continue; all of its settings are taken over")
     pruner: Target | None = setting("Optuna pruner that ends bad trials early; see conf/hparams_search")
     trainer: Trainer
@@ -77,21 +63,21 @@ class Evaluate(Job):
     job: Literal["evaluate"] = setting("the command")
     checkpoint: str | list[str] = setting("run folder (its best checkpoint) or .safetensors file; several: [a,b,c]")
     trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
-    split: Split = setting("split of the data set to score on")
+    split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"
     )
-    eval_size: Size | Literal["whole"] | None = setting(
+    eval_size: t.Size | Literal["whole"] | None = setting(
         "window in pixels, or [height, width]; whole: the whole image; null: as in training"
     )
-    contrast: Contrast | Literal["own"] | None = setting(
+    contrast: t.Contrast | Literal["own"] | None = setting(
         "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
     )
-    overlap: Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
-    scales: list[Positive] = setting("factors that windows are resized by; probabilities are averaged")
-    flips: Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
+    scales: t.Scales = setting("factors that windows are resized by; probabilities are averaged")
+    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
     exclude: list[str] = setting("classes that the means leave out; their pixels still count for the other classes")
     boundary: bool = setting("whether to compute the boundary F-score and the boundary IoU too")
-    num_samples: Natural = setting("images in each picture: the first ones, the worst and the best by mIoU")
-    batch_size: Count | None = setting("windows at a time, fewer where they are large; null: as in training")
+    num_samples: t.Natural = setting("images in each picture: the first ones, the worst and the best by mIoU")
+    batch_size: t.Count | None = setting("windows at a time, fewer where they are large; null: as in training")
     dataset: EvaluateData

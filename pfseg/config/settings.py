@@ -1,16 +1,11 @@
-"""What settings are made of: the base class of every group, and the types of their values.
-
-The classes in `pfseg.config.schema` are the only place that declares a setting: its type, range, unit and one line of
-documentation. The YAML files in conf/ hold its value.
-"""
+"""The base class of every group of settings, and how the kinds of a group are told apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 CUSTOM = "custom"  # the kind of a `_target_` that pfseg doesn't ship
 
@@ -75,42 +70,3 @@ def by_target(*targets: str) -> Discriminator:
 def by_name(*names: str) -> Discriminator:
     """Tell kinds apart by their `name`."""
     return Discriminator(KindOf("name", names))
-
-
-@dataclass(frozen=True)
-class Words:
-    """A type in words, where they can't be derived from the type."""
-
-    text: str
-
-
-def _pair(value: Any) -> Any:
-    if type(value) is int:
-        return value, value
-    return tuple(value) if isinstance(value, list) else value
-
-
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-Decay = Annotated[float, Ge(0), Lt(1)]
-Percent = Annotated[float, Ge(0), Le(100)]
-Contrast = Annotated[float, Gt(0), Le(127)]
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
-Ignored = Annotated[int, Ge(255), Le(255)]
-Seed = Annotated[int, Ge(0), Lt(2**31)]
-Range = tuple[NonNegative, NonNegative]
-Percentiles = tuple[Percent, Percent]
-Bands = tuple[Natural, Natural, Natural]
-Size = Annotated[
-    tuple[Count, Count],
-    Words("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),
-    BeforeValidator(_pair),
-]
-Gpus = Literal["auto"] | Natural | list[Natural]
-Ranks = Literal["auto"] | Count
-Workers = Literal["auto"] | Natural
-Flips = Literal["none", "h", "v", "hv", "d4"]
-Variant = Literal["pytorch", "jittor"]
-Split = Literal["train", "val", "test"]

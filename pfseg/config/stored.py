@@ -23,7 +23,7 @@ _MOVED = {  # classes by `_target_`
 }
 # Settings that came later, with the value that means what was done before.
 _LATER: dict[str, dict[str, Any]] = {
-    "dataset": {"eval_contrast": None, "class_uniform": 0.0},
+    "dataset": {"about": None, "eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
     "trainer": {"log_grad_norm": False, "bn_batches": 0},
     "": {"pruner": None, "resume": None},
@@ -43,15 +43,13 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings under their present names, later ones filled in; nothing is checked."""
     renamed = _rename(settings, "")
     for group, later in _LATER.items():
-        node = renamed if not group else renamed.get(group)
-        if isinstance(node, dict):
-            for key, value in later.items():
-                node.setdefault(key, value)
+        if isinstance(node := renamed.get(group) if group else renamed, dict):
+            node.update(later | node)
     return renamed
 
 
 def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, trust: bool = False) -> Train:
-    """The settings that a checkpoint was trained with.
+    """The settings that a checkpoint was trained with, but for those in `dataset`.
 
     Args:
         path: of the checkpoint.
@@ -75,11 +73,7 @@ def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, t
 
 
 def check_fits(path: Path, stored: Train, settings: Train) -> None:
-    """Check that a checkpoint to resume is of the same network and optimizer.
-
-    Raises:
-        CheckpointError: names the first setting that changes the network, or the optimizer's state, and differs.
-    """
+    """Raise CheckpointError if a checkpoint to resume is of another network or optimizer, naming the first setting."""
     theirs, ours = _kept(stored), _kept(settings)
     for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
@@ -100,14 +94,13 @@ def _kept(settings: Train) -> dict[str, Any]:
 
 
 def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
-    names = _RENAMED.get(group, {})
-    renamed: dict[str, Any] = {}
+    renamed = {}
     for key, value in node.items():
         if key == "_target_" and isinstance(value, str):
             value = _MOVED.get(value, value)
         elif isinstance(value, Mapping):
             value = _rename(value, group or key)
-        renamed[names.get(key, key)] = value
+        renamed[_RENAMED.get(group, {}).get(key, key)] = value
     return renamed
 
 

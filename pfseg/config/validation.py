@@ -12,28 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from pfseg.config import data_settings, model_settings
-from pfseg.config.settings import CUSTOM, KindOf, Settings, Target, Words
+from pfseg.config.settings import CUSTOM, KindOf, Settings, Target
+from pfseg.config.types import Words
 from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
-_LIMITS = ((Gt, "gt", "above"), (Ge, "ge", "of at least"), (Le, "le", "of at most"), (Lt, "lt", "below"))
+_LIMITS = {"gt": "above", "ge": "of at least", "le": "of at most", "lt": "below"}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
 def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -> S:
-    """Check plain values against a class of settings.
-
-    Args:
-        raw: dictionaries, lists and scalars; "???" is a value that has to be given.
-        schema: class of the whole group.
-        targets: whether classes of the user's own must exist.
-
-    Returns:
-        The typed settings.
+    """Typed settings from plain dictionaries, lists and scalars; `targets`: whether the user's own classes must exist.
 
     Raises:
         ConfigError: an unknown or missing key, a wrong type, a number out of range, or a class that doesn't exist.
@@ -41,7 +34,7 @@ def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -
     try:
         checked = schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
+        faults = error.errors(include_url=False)
         unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
         raise _explain((unknown or faults)[0], raw, schema) from None
     if targets:
@@ -49,13 +42,17 @@ def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -
     return checked
 
 
+def nearest(name: str, names: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:
+    """The question whether the nearest of `names`, in a form such as `group={}`, was meant; empty if none is near."""
+    near = difflib.get_close_matches(name, list(names), 1, cutoff)
+    return f"did you mean `{form.format(near[0])}`? " if near else ""
+
+
 def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
     """The error for a key that its group doesn't have, naming the nearest of those that it has."""
     group, _, name = key.rpartition(".")
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    prefix = f"{group}." if group else ""
-    hint = f"did you mean `{prefix}{near[0]}`? " if near else ""
+    hint = nearest(name, names, f"{group}.{{}}" if group else "{}")
     return ConfigError(
         f"unknown key `{key}`: {hint}known keys{f' of {group}' if group else ''}{note}: {', '.join(names)}"
     )
@@ -75,8 +72,15 @@ def describe(hint: Any) -> str:
         return f"{len(args)} values in brackets, each {describe(args[0])}"
     if origin is list:
         return "a list in brackets" + ("" if args[0] is Any else f", each {describe(args[0])}")
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(hint, "a group of settings")
+    return _NAMES.get(hint, "a group of settings")
+
+
+def _range(extras: Iterable[Any]) -> str:
+    """The limits of a number in words, to follow "a number"."""
+    bounds = {name: getattr(extra, name) for extra in extras for name in _LIMITS if hasattr(extra, name)}
+    if "ge" in bounds and bounds["ge"] == bounds.get("le"):
+        return f" equal to {bounds['ge']:.12g}"
+    return " and".join(f" {word} {bounds[name]:.12g}" for name, word in _LIMITS.items() if name in bounds)
 
 
 def field_type(field: FieldInfo) -> Any:
@@ -97,16 +101,18 @@ def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
     return []
 
 
-def _range(extras: Iterable[Any]) -> str:
-    """The limits of a number in words, to follow "a number"."""
-    flat = [extra for extra in extras if isinstance(extra, (Ge, Gt, Le, Lt))]
-    for extra in extras:
-        if isinstance(extra, FieldInfo):
-            flat += [part for part in extra.metadata if isinstance(part, (Ge, Gt, Le, Lt))]
-    bounds = {name: getattr(extra, name) for kind, name, _ in _LIMITS for extra in flat if isinstance(extra, kind)}
-    if "ge" in bounds and bounds["ge"] == bounds.get("le"):
-        return f" equal to {bounds['ge']:.12g}"
-    return " and".join(f" {word} {bounds[name]:.12g}" for _, name, word in _LIMITS if name in bounds)
+def show(value: Any) -> str:
+    """A value as it would be typed."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def description(schema: type[Settings], raw: Any, key: str) -> str:
+    """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
+    *parts, name = key.split(".")
+    field = _field(_class_of(schema, raw, parts), name)
+    return field.description or "value" if field else "value"
 
 
 # Errors
@@ -123,15 +129,13 @@ def _explain(fault: Any, raw: Mapping[str, Any], schema: type[Settings]) -> Conf
         return ConfigError(f"{key} is missing: add it to the YAML file of `{where}`")
     if fault["type"] == "extra_forbidden":
         return unknown_key(key, _keys(group), note)
-    if node == "???":
-        return ConfigError(f"{key} is not set: add `{key}=<{describe(hint)}>` to the command")
+    if fault["type"] == "value_error":  # of a validator of ours; one of a whole group names the keys itself
+        text = str(fault["ctx"]["error"])
+        return ConfigError(text if isinstance(node, Mapping) else f"{key}={show(node)}: {text}")
     kinds = _kinds(hint)
     if isinstance(node, Mapping) and kinds is not None:
         return _explain_kind(key, node, kinds)
-    classes = members(hint)
-    if classes and not isinstance(node, Mapping):
-        return ConfigError(f"{key}={show(node)}: expected a group of settings, got {_kind(node)}")
-    expected = describe(hint)
+    expected = "a group of settings" if members(hint) and not isinstance(node, Mapping) else describe(hint)
     plain = isinstance(node, (int, float)) and not isinstance(node, bool) and "number" in expected
     got = "" if plain else f", got {_kind(node)}"  # a number of the wrong size speaks for itself
     return ConfigError(f"{key}={show(node)}: expected {expected}{got}")
@@ -143,9 +147,7 @@ def _explain_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigErr
         return ConfigError(f"{where} is missing: add it to the YAML file of `{key}`")
     if not isinstance(kind, str):
         return ConfigError(f"{where}={show(kind)}: expected text, got {_kind(kind)}")
-    near = difflib.get_close_matches(kind, kinds.kinds, n=1)
-    hint = f"did you mean `{near[0]}`? " if near else ""
-    return ConfigError(f"{where}={kind}: {hint}expected {' | '.join(kinds.kinds)}")
+    return ConfigError(f"{where}={kind}: {nearest(kind, kinds.kinds)}expected {' | '.join(kinds.kinds)}")
 
 
 def _locate(
@@ -168,15 +170,22 @@ def _locate(
             group, note = _chosen(hint, node, group)
         parts.append(str(part))
         node = node[part] if known else None
-        field = next((f for n, f in group.model_fields.items() if (f.alias or n) == part), None)
+        field = _field(group, str(part))
         hint = field_type(field) if field else Target if group.model_config.get("extra") == "allow" else Any
     return parts, node, group, note, hint
 
 
+def _field(group: type[Settings], key: str) -> FieldInfo | None:
+    return next((field for name, field in group.model_fields.items() if (field.alias or name) == key), None)
+
+
+def _keys(group: type[Settings]) -> list[str]:
+    return [field.alias or name for name, field in group.model_fields.items()]
+
+
 def _chosen(hint: Any, node: Any, default: type[Settings]) -> tuple[type[Settings], str]:
     """The class of settings that a group is of, and a note that names its kind."""
-    classes = members(hint)
-    kinds = _kinds(hint)
+    classes, kinds = members(hint), _kinds(hint)
     if kinds is None:
         return (classes[0][1] if classes else default), ""
     tag = kinds(node)
@@ -188,17 +197,9 @@ def _class_of(schema: type[Settings], raw: Any, parts: list[str]) -> type[Settin
     """The class of the group below a dotted key."""
     group, node = schema, raw
     for part in parts:
-        field = next(f for n, f in group.model_fields.items() if (f.alias or n) == part)
-        node = node[part]
-        group = _chosen(field_type(field), node, group)[0]
+        field, node = _field(group, part), node[part]
+        group = _chosen(field_type(field) if field else Any, node, group)[0]
     return group
-
-
-def description(schema: type[Settings], raw: Any, key: str) -> str:
-    """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
-    *parts, name = key.split(".")
-    fields = _class_of(schema, raw, parts).model_fields
-    return next((f.description for n, f in fields.items() if (f.alias or n) == name and f.description), "value")
 
 
 def _kinds(hint: Any) -> KindOf | None:
@@ -210,23 +211,12 @@ def _kinds(hint: Any) -> KindOf | None:
     return next((found for part in parts if (found := _kinds(part)) is not None), None)
 
 
-def _keys(group: type[Settings]) -> list[str]:
-    return [field.alias or name for name, field in group.model_fields.items()]
-
-
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a group of settings"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "nothing" if value == "" else describe(type(value))
-
-
-def show(value: Any) -> str:
-    """A value as it would be typed."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # Classes of the user's own
@@ -240,19 +230,22 @@ def _check_targets(settings: Settings, key: str) -> None:
     target = getattr(settings, "target", None)
     field = type(settings).model_fields.get("target")
     if target is not None and field is not None and field.annotation is str and target not in _shipped():
-        near = difflib.get_close_matches(target, _shipped(), n=1)
-        check_target(target, f"{key}_target_", f"did you mean `{near[0]}`? " if near else "")
+        _check_target(target, f"{key}_target_", nearest(target, _shipped()))
 
 
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    datasets, models = data_settings.DatasetSettings, model_settings.ModelSettings
-    groups = (datasets, models, model_settings.LossSettings, data_settings.AugmentSettings)
+    groups = (
+        data_settings.DatasetSettings,
+        data_settings.AugmentSettings,
+        model_settings.ModelSettings,
+        model_settings.LossSettings,
+    )
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 
-def check_target(target: str, key: str, hint: str = "") -> None:
+def _check_target(target: str, key: str, hint: str) -> None:
     """Raise ConfigError if `package.module.Name` isn't found; its module is read, not imported."""
     module, _, name = target.rpartition(".")
     top, *rest = module.split(".")
@@ -260,15 +253,14 @@ def check_target(target: str, key: str, hint: str = "") -> None:
         spec = importlib.util.find_spec(top) if top else None
     except ValueError:
         spec = None
-    path = Path(spec.origin) if spec is not None and spec.origin else None
-    if path is not None and rest:
+    path = Path(spec.origin) if spec and spec.origin else None
+    if path and rest:
         path = path.parent.joinpath(*rest)
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if path is not None and path.is_file() and (path.suffix != ".py" or _mentions(path, name, key, target)):
-        return
-    raise ConfigError(
-        f"{key}={target}: no such class; {hint}write it as package.module.Class, installed or in this folder"
-    )
+    if path is None or not path.is_file() or (path.suffix == ".py" and not _mentions(path, name, key, target)):
+        raise ConfigError(
+            f"{key}={target}: no such class; {hint}write it as package.module.Class, installed or in this folder"
+        )
 
 
 def _mentions(path: Path, name: str, key: str, target: str) -> bool:
@@ -276,9 +268,8 @@ def _mentions(path: Path, name: str, key: str, target: str) -> bool:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        fault = getattr(error, "msg", error)
+        line, fault = getattr(error, "lineno", None), getattr(error, "msg", error)
+        where = f"{path}:{line}" if line else path
         raise ConfigError(f"{key}={target}: {where} can't be read as Python ({fault})") from error
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:

@@ -121,8 +121,8 @@ def test_faults_are_told_in_one_line(
     assert command("dashboard", str(run)) == 2
     assert "error: no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert command("dashboard", str(run), f"json={tmp_path}/file/x.json") == 2
-    assert "can't be written (" in capsys.readouterr().err
+    assert command("dashboard", str(run), f"json={tmp_path}/file/x.json") == 1
+    assert "x.json can't be written (" in capsys.readouterr().err
     monkeypatch.setattr("pfseg.commands.dashboard.has_key", lambda: True)
     monkeypatch.setattr("pfseg.commands.dashboard.unreachable", lambda url: f"{url} can't be reached: no route")
     assert command("dashboard", str(run)) == 1

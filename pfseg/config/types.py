@@ -1,0 +1,56 @@
+"""Types of settings: numbers with ranges, sizes, choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, BeforeValidator
+
+
+@dataclass(frozen=True)
+class Words:
+    """A type in words, where they can't be derived from the type."""
+
+    text: str
+
+
+def _pair(value: Any) -> Any:
+    if type(value) is int:
+        return value, value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("expected [low, high] in this order")
+    return bounds
+
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Percent = Annotated[float, Ge(0), Le(100)]
+Contrast = Annotated[float, Gt(0), Le(127)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Ignored = Annotated[int, Ge(255), Le(255)]
+Seed = Annotated[int, Ge(0), Lt(2**31)]
+Range = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_ordered)]
+ScaleRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+Scales = Annotated[list[Positive], MinLen(1), Words("one or more numbers above 0 in brackets")]
+Percentiles = tuple[Percent, Percent]
+Bands = tuple[Natural, Natural, Natural]
+Size = Annotated[
+    tuple[Count, Count],
+    Words("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),
+    BeforeValidator(_pair),
+]
+Gpus = Literal["auto"] | Natural | list[Natural]
+Ranks = Literal["auto"] | Count
+Workers = Literal["auto"] | Natural
+Flips = Literal["none", "h", "v", "hv", "d4"]
+Variant = Literal["pytorch", "jittor"]
+Split = Literal["train", "val", "test"]
