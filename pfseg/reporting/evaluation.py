@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pfseg.data.base import ClassInfo
 from pfseg.reporting.rendering import picture, render
@@ -19,8 +18,7 @@ _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrore
 Results = Mapping[str, Any]  # of results.json
 
 
-@dataclass
-class ClassScores:
+class ClassScores(NamedTuple):
     """Scores by class: columns, a row of values for each class, and means over the classes that aren't excluded."""
 
     columns: list[str]
@@ -28,19 +26,8 @@ class ClassScores:
     means: list[float | None]
 
 
-@dataclass
-class _Part:
-    """What was scored: patches or whole scenes."""
-
-    name: str
-    results: Results
-    classes: ClassScores
-    boundaries: ClassScores
-    pictures: list[tuple[str, str]]
-
-
 def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str:
-    """Write the page.
+    """Write the page of an evaluation.
 
     Args:
         folder: of the evaluation, with its pictures.
@@ -58,16 +45,19 @@ def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str
     )
 
 
-def _part(name: str, folder: Path, results: Results, classes: Sequence[ClassInfo], exclude: Collection[str]) -> _Part:
+def _part(
+    name: str, folder: Path, results: Results, classes: Sequence[ClassInfo], exclude: Collection[str]
+) -> dict[str, object]:
+    """What the page says of patches, or of whole scenes."""
     boundaries = [key for key in results if key.startswith("boundary_") and "/" not in key]
     pictures = [(title, picture(folder / f"{file}.png")) for file, title in _PICTURES.items()]
-    return _Part(
-        name,
-        results,
-        _class_scores(results, _CLASS_COLUMNS, classes, exclude),
-        _class_scores(results, boundaries, classes, exclude),
-        [(title, source) for title, source in pictures if source],
-    )
+    return {
+        "name": name,
+        "results": results,
+        "classes": _class_scores(results, _CLASS_COLUMNS, classes, exclude),
+        "boundaries": _class_scores(results, boundaries, classes, exclude),
+        "pictures": [(title, source) for title, source in pictures if source],
+    }
 
 
 def _class_scores(

@@ -10,6 +10,7 @@ import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,19 +24,12 @@ _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
 
 @dataclass
 class ValidationPoint:
-    """One scoring of a run.
+    """One scoring of a run."""
 
-    Attributes:
-        step: updates before it.
-        scores: `mIoU`, `IoU/<class>` and so on; None where a score has no value.
-        panels: picture of the samples, where it is still there.
-        confusion: K rows of K pixel counts, [truth][prediction].
-    """
-
-    step: int
-    scores: dict[str, float | None]
-    panels: Path | None = None
-    confusion: list[list[int]] | None = None
+    step: int  # updates before it
+    scores: dict[str, float | None]  # `mIoU`, `IoU/<class>` and so on; None where a score has no value
+    panels: Path | None = None  # picture of the samples, where it is still there
+    confusion: list[list[int]] | None = None  # K rows of K pixel counts, [truth][prediction]
 
     @property
     def miou(self) -> float | None:
@@ -100,10 +94,7 @@ class Run:
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:
-    """Find the run folders at and below some places.
-
-    Args:
-        places: folders, or patterns with `*`, `?`, `[...]` and `**`.
+    """Find the run folders at and below some places: folders, or patterns with `*`, `?`, `[...]` and `**`.
 
     Returns:
         Absolute paths in the order of their names, numbers by value; each run once.
@@ -208,17 +199,20 @@ def _take(run: Run, row: Row) -> None:
     if event == "start":
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
     elif event == "train":
-        values = {k.removeprefix("train/"): number(v) for k, v in row.items() if k.startswith("train/")}
-        run.train.append(TrainPoint(step, values))
+        run.train.append(TrainPoint(step, _values(row, "train/")))
     elif event == "val":
-        scores = {k.removeprefix("val/"): number(v) for k, v in row.items() if k.startswith("val/")}
         panels = row.get("panels")
         picture = run.folder / panels if isinstance(panels, str) else None
-        run.validations.append(ValidationPoint(step, scores, picture if picture and picture.is_file() else None))
+        panel = picture if picture and picture.is_file() else None
+        run.validations.append(ValidationPoint(step, _values(row, "val/"), panel))
     elif event == "confusion" and run.validations and run.validations[-1].step == step:
         run.validations[-1].confusion = _matrix(row.get("confusion"))
     if event in ("train", "val", "end"):
         run.steps = max(run.steps, step)
+
+
+def _values(row: Row, prefix: str) -> dict[str, float | None]:
+    return {key.removeprefix(prefix): number(value) for key, value in row.items() if key.startswith(prefix)}
 
 
 def _matrix(value: object) -> list[list[int]] | None:
@@ -230,10 +224,7 @@ def _matrix(value: object) -> list[list[int]] | None:
 
 def _seconds(rows: Sequence[Row]) -> float | None:
     """Time from each start to the last row before the next one, summed."""
-    total, began, latest = 0.0, None, 0.0
-    for row in rows:
-        if row["event"] == "start":
-            total += latest - began if began is not None else 0.0
-            began = row["time"]
-        latest = row["time"]
-    return total + latest - began if began is not None else None
+    starts = [place for place, row in enumerate(rows) if row["event"] == "start"]
+    if not starts:
+        return None
+    return float(sum(rows[end - 1]["time"] - rows[start]["time"] for start, end in pairwise([*starts, len(rows)])))

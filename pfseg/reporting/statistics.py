@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,16 +30,6 @@ class Difference:
     half_width: float
 
     @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.mean + self.half_width
-
-    @property
     def significant(self) -> bool:
         """Whether the interval leaves 0 out."""
         return abs(self.mean) > self.half_width
@@ -46,24 +37,15 @@ class Difference:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation, with n - 1 below the square root, of at least one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Spread(len(values), mean, None)
-    return Spread(len(values), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
+    return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def paired_difference(
     first: Mapping[int, float], second: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:
-    """Compare two settings over the seeds that both were run with.
+    """Compare scores by seed over the seeds that both have, with the interval of the paired t test.
 
-    Args:
-        first: score by seed.
-        second: likewise.
-        confidence: of the interval, such as 0.95.
-
-    Returns:
-        The mean difference and its interval by the paired t test; None with fewer than two seeds in common.
+    None with fewer than two seeds in common.
     """
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2:
@@ -75,14 +57,10 @@ def paired_difference(
 
 
 def t_quantile(freedom: int, confidence: float) -> float:
-    """The t that Student's distribution stays within, on both sides, with probability `confidence`.
+    """The t that Student's distribution stays within, on both sides, with probability `confidence` in (0, 1).
 
     The probability is a finite sum in the angle atan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and 26.7.4),
     which is inverted by halving an interval.
-
-    Args:
-        freedom: degrees of freedom, 1 or more.
-        confidence: in (0, 1).
     """
     low, high = 0.0, math.pi / 2
     for _ in range(60):

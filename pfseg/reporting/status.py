@@ -34,42 +34,31 @@ def status_of(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tupl
         first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
         kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
         return "failed", kind + _first_line(str(first["message"]))
+    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
     result = load_json(folder / "result.json")
-    ending = result.get("status") if isinstance(result, dict) else _ending(rows)
+    ending = (result if isinstance(result, dict) else final if final.get("event") == "end" else {}).get("status")
     if ending in _ENDS:
         return _ENDS[ending], _DETAILS.get(ending, "")
     if (text := folder / "error.txt").is_file():
         return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
-    return _unended(folder)
-
-
-def _ending(rows: Sequence[Row]) -> str | None:
-    """Status of the end row, if no start follows it."""
-    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
-    return str(final.get("status")) if final.get("event") == "end" else None
-
-
-def _unended(folder: Path) -> tuple[str, str]:
-    host = (load_json(folder / "environment.json") or {}).get("hostname")
-    records = folder / "metrics.jsonl"
-    if host and host != socket.gethostname():
-        if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
-            return "running", f"on {host}"
-        return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
-    return "lost", "no end record and no live process"
+    host, records = (load_json(folder / "environment.json") or {}).get("hostname"), folder / "metrics.jsonl"
+    if not host or host == socket.gethostname():
+        return "lost", "no end record and no live process"
+    if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
+        return "running", f"on {host}"
+    return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
 
 
 def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    traceback = bool(lines) and lines[0].startswith("Traceback")
-    return (lines[-1] if traceback else lines[0]) if lines else "no message"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def open_logs() -> set[Path]:
     """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
-    logs = set()
-    for process in psutil.process_iter(["open_files"]):
-        for file in process.info["open_files"] or ():  # None: another user's process
-            if file.path.endswith("/worker.log") and file.mode != "r":
-                logs.add(Path(file.path))
-    return logs
+    return {
+        Path(file.path)
+        for process in psutil.process_iter(["open_files"])
+        for file in process.info["open_files"] or ()  # None: another user's process
+        if file.path.endswith("/worker.log") and file.mode != "r"
+    }
