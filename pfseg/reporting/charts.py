@@ -45,20 +45,20 @@ class _Scale:
         return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
 
 
-def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be_log: bool = False) -> Markup:
+def chart(title: str, curves: Sequence[Curve], *, loss: bool = False) -> Markup:
     """Draw those curves over steps that have points; returns a `<figure>`, empty where there are none.
 
     Args:
         title: above the chart.
         curves: of all runs.
-        smoothed: draw a moving average, the values themselves faintly behind it.
-        may_be_log: take a logarithmic scale where the values span more than a factor of 50.
+        loss: draw a moving average, the values themselves faintly behind it, on a logarithmic scale where they span
+            more than a factor of 50.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup()
-    lines = [smooth(curve.points) if smoothed else curve.points for curve in curves]
-    x, y = _scales(curves, lines, may_be_log)
+    lines = [smooth(curve.points) if loss else curve.points for curve in curves]
+    x, y = _scales(curves, lines, loss)
     marks = log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high)
     return render(
         "chart.html.j2",
