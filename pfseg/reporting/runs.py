@@ -7,18 +7,25 @@ beside `.hydra`. Evaluations lie below the run that they score, and take its set
 from __future__ import annotations
 
 import glob
+import math
 import os
+import socket
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from pfseg.errors import ConfigError
-from pfseg.reporting.reading import flatten, load_yaml, number
-from pfseg.reporting.status import open_logs, status_of
+from pfseg.reporting.reading import flatten, load_json, load_yaml, number
 from pfseg.tracking.records import Row, read_records
 
+FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
+_ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
+_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was reached"}
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
 
 
@@ -123,7 +130,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    logs = open_logs()
+    logs = _open_logs()
     runs = [_read(folder, str(folder.relative_to(common)), logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
@@ -149,7 +156,7 @@ def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     for row in rows:
         _take(run, row)
     run.seconds = _seconds(rows)
-    run.status, run.detail = status_of(folder, rows, logs)
+    run.status, run.detail = _status(folder, rows, logs)
     return run
 
 
@@ -228,3 +235,43 @@ def _seconds(rows: Sequence[Row]) -> float | None:
     if not starts:
         return None
     return float(sum(rows[end - 1]["time"] - rows[start]["time"] for start, end in pairwise([*starts, len(rows)])))
+
+
+def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[str, str]:
+    """State of a run, as its folder and this machine's processes tell, and why it failed or ended, in one line."""
+    if folder.resolve() / "worker.log" in logs:
+        return "running", ""
+    errors = [load_json(path) for path in sorted((folder / "errors").glob("rank*.json"))]
+    errors = [error for error in errors if isinstance(error, dict) and "message" in error]
+    if errors:
+        first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
+        kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
+        return "failed", kind + _first_line(str(first["message"]))
+    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
+    result = load_json(folder / "result.json")
+    ending = (result if isinstance(result, dict) else final if final.get("event") == "end" else {}).get("status")
+    if ending in _ENDS:
+        return _ENDS[ending], _DETAILS.get(ending, "")
+    if (text := folder / "error.txt").is_file():
+        return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
+    host, records = (load_json(folder / "environment.json") or {}).get("hostname"), folder / "metrics.jsonl"
+    if not host or host == socket.gethostname():
+        return "lost", "no end record and no live process"
+    if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
+        return "running", f"on {host}"
+    return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+def _open_logs() -> set[Path]:
+    """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
+    return {
+        Path(file.path)
+        for process in psutil.process_iter(["open_files"])
+        for file in process.info["open_files"] or ()  # None: another user's process
+        if file.path.endswith("/worker.log") and file.mode != "r"
+    }

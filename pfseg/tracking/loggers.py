@@ -1,20 +1,8 @@
-r"""The loggers that the group `logger` of a configuration chooses, built-in ones and a user's own.
+"""The loggers that the group `logger` of a configuration chooses, built-in ones and a user's own.
 
-A logger is a file `conf/logger/<name>.yaml` and a class derived from `pfseg.tracking.records.Sink`:
-
-    # @package logger.scores
-    _target_: my_package.ScoresLogger
-    file: scores.txt
-
-    class ScoresLogger(Sink):
-        def __init__(self, run: RunContext, *, file: str) -> None:
-            self._path = run.folder / file
-
-        def on_val(self, row: Row) -> None:
-            self._path.open("a").write(f"{row['step']} {row['val/mIoU']}\n")
-
-It lives in the command's own process, so that a killed rank loses no row. One that fails is left out from then on,
-with a warning; the job goes on.
+A logger is a file `conf/logger/<name>.yaml` and a class derived from `pfseg.tracking.records.Sink`, as CONTRIBUTING.md
+shows. It lives in the command's own process, so that a killed rank loses no row. One that fails is left out from then
+on, with a warning; the job goes on.
 """
 
 from __future__ import annotations
