@@ -53,34 +53,20 @@ class TrainPoint(NamedTuple):
 
 @dataclass
 class Run:
-    """What a run folder tells.
+    """What a run folder tells."""
 
-    Attributes:
-        folder: absolute path.
-        name: short and unique among the runs read together.
-        settings: resolved settings by dotted key, and the choice of each group, such as `model`.
-        overridden: keys that were given on the command line.
-        status: finished, running, stopped, failed or lost.
-        detail: why it failed or ended, in one line.
-        train: what was recorded of training steps, oldest first.
-        validations: oldest first.
-        steps: updates done, of `total`.
-        seconds: time spent in training and validation, over all resumptions.
-        unreadable: lines and files that could not be read.
-    """
-
-    folder: Path
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    overridden: frozenset[str] = frozenset()
-    status: str = "lost"
-    detail: str = ""
-    train: list[TrainPoint] = field(default_factory=list)
-    validations: list[ValidationPoint] = field(default_factory=list)
-    steps: int = 0
+    folder: Path  # absolute
+    name: str  # short and unique among the runs read together
+    settings: dict[str, Any] = field(default_factory=dict)  # resolved, by dotted key, and each group's choice
+    overridden: frozenset[str] = frozenset()  # keys that were given on the command line
+    status: str = "lost"  # finished, running, stopped, failed or lost
+    detail: str = ""  # why it failed or ended, in one line
+    train: list[TrainPoint] = field(default_factory=list)  # oldest first
+    validations: list[ValidationPoint] = field(default_factory=list)  # oldest first
+    steps: int = 0  # updates done, of `total`
     total: int | None = None
-    seconds: float | None = None
-    unreadable: int = 0
+    seconds: float | None = None  # in training and validation, over all resumptions
+    unreadable: int = 0  # lines and files that could not be read
 
     @property
     def best(self) -> ValidationPoint | None:
@@ -152,10 +138,20 @@ def _natural(part: str) -> tuple[int, int, str]:
 def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     run = Run(folder, name)
     _read_settings(run)
-    rows = _read_rows(run)
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().count(b"\n") if path.exists() else 0  # without a torn last one
+    rows = [
+        row
+        for row in read_records(path)
+        if isinstance(row.get("event"), str) and isinstance(row.get("step"), int) and number(row.get("time"))
+    ]
+    run.unreadable += max(0, lines - len(rows))  # a running run may have added some in between
     for row in rows:
         _take(run, row)
-    run.seconds = _seconds(rows)
+    starts = [place for place, row in enumerate(rows) if row["event"] == "start"]
+    if starts:  # time from each start to the last row before the next one
+        spans = pairwise([*starts, len(rows)])
+        run.seconds = float(sum(rows[end - 1]["time"] - rows[start]["time"] for start, end in spans))
     run.status, run.detail = _status(folder, rows, logs)
     return run
 
@@ -188,19 +184,6 @@ def _yaml_of(run: Run, name: str) -> Any:
     return content if isinstance(content, list if name.endswith("overrides.yaml") else dict) else None
 
 
-def _read_rows(run: Run) -> list[Row]:
-    """The rows that have what every row has; the others are counted, but not a torn last line."""
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_bytes().count(b"\n") if path.exists() else 0
-    rows = [
-        row
-        for row in read_records(path)
-        if isinstance(row.get("event"), str) and isinstance(row.get("step"), int) and number(row.get("time"))
-    ]
-    run.unreadable += max(0, lines - len(rows))  # a running run may have added some in between
-    return rows
-
-
 def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
@@ -227,14 +210,6 @@ def _matrix(value: object) -> list[list[int]] | None:
     if not (isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)):
         return None
     return value if all(isinstance(count, int) and count >= 0 for row in value for count in row) else None
-
-
-def _seconds(rows: Sequence[Row]) -> float | None:
-    """Time from each start to the last row before the next one, summed."""
-    starts = [place for place, row in enumerate(rows) if row["event"] == "start"]
-    if not starts:
-        return None
-    return float(sum(rows[end - 1]["time"] - rows[start]["time"] for start, end in pairwise([*starts, len(rows)])))
 
 
 def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[str, str]:

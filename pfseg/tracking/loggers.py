@@ -24,19 +24,12 @@ _BUILT_IN = {
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a logger is told of the run.
+    """What a logger is told of the run."""
 
-    Attributes:
-        folder: the run folder.
-        settings: the resolved configuration as plain values, as `resolved.yaml` holds it.
-        console: takes messages for the user, such as where the run can be seen.
-        group: what the runs of one sweep share; None for a single run.
-    """
-
-    folder: Path
-    settings: Mapping[str, Any]
-    console: Sink
-    group: str | None = None
+    folder: Path  # the run folder
+    settings: Mapping[str, Any]  # the resolved configuration as plain values, as `resolved.yaml` holds it
+    console: Sink  # takes messages for the user, such as where the run can be seen
+    group: str | None = None  # what the runs of one sweep share; None for a single run
 
 
 def make_loggers(run: RunContext) -> Iterator[Sink]:

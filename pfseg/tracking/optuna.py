@@ -17,15 +17,10 @@ _STOP = signal.SIGUSR1  # which the launcher takes as the wish to save and leave
 
 
 class TrialReporter(Sink):
-    """Reports the best mIoU so far after each validation, and stops the job if the trial is to be pruned.
+    """Reports the best mIoU so far after each validation, and stops the job if `pruner`, of `optuna.pruners`, says so.
 
-    Args:
-        folder: the run folder, which becomes the trial's attribute `folder`.
-        pruner: decides; one of `optuna.pruners`.
-        storage: URL of the study's storage.
-        study_name: of the study.
-        trial: its id in the storage.
-        console: told when the job is stopped, after which `pruned` is true.
+    The run folder becomes an attribute of the trial, which has this id in the storage of this URL. `pruned` is true
+    after a stop, of which `console` is told.
     """
 
     def __init__(self, folder: Path, pruner: Any, storage: str, study_name: str, trial: int, console: Sink) -> None:

@@ -47,13 +47,9 @@ def save_maps(
     panels: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
     edges: Sequence[np.ndarray | None],
 ) -> list[MapFiles]:
-    """Write the maps of one validation into a run folder; returns the files of each sample.
+    """Write the maps of the validation at `step` into a run folder; returns the files of each sample.
 
-    Args:
-        folder: the run folder.
-        step: of the run.
-        panels: image, mask, prediction and name of each sample, shaped as in `SampleMaps`; the same at every step.
-        edges: edge map of each.
+    `panels` are image, mask, prediction and name, as in `SampleMaps`, of the same samples at every step.
 
     Raises:
         WriteError: a file can't be written.

@@ -10,8 +10,9 @@ import os
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,7 @@ class WandbLogger(Sink):
     """Writes rows of the records file to one W&B run, the same one when a run folder is resumed.
 
     Says once where the run can be seen, or why it is offline. Where the server can't be reached, the start takes at
-    most 20 s.
-
-    Args:
-        run: W&B's files go to `wandb/` in its folder.
-        project: of the run.
-        entity: user or team; None for the key's own.
-        mode: `offline`, `online`, or `auto`: offline without a key, and the variable WANDB_MODE is heeded.
-        tags: of the run.
-        checkpoints: those of `last` and `best` that become artifacts.
+    most 20 s. The settings are those of `pfseg.config.schema.Wandb`; `mode=auto` heeds the variable WANDB_MODE.
 
     Raises:
         ConfigError: an unknown mode, or `online` without an API key.
@@ -176,29 +169,30 @@ def _class_scores(row: Row) -> dict[str, object]:
 def _start(run: RunContext, mode: str, **options: Any) -> wandb.Run:
     """Start a W&B run, online where that is possible."""
     chosen, reason = choose_mode(mode)
-    arguments = {
+    start: Callable[..., wandb.Run] = partial(
+        wandb.init,
         **options,
-        "dir": str(run.folder),
-        "config": dict(run.settings),
-        "id": _run_id(run.folder),
-        "resume": "allow",
-        "name": f"{run.settings.get('name', 'pfseg')} {run.folder.name}",
-        "group": run.group,
-        "job_type": run.settings.get("job"),
-        "reinit": "create_new",
-        "settings": wandb.Settings(
+        dir=str(run.folder),
+        config=dict(run.settings),
+        id=_run_id(run.folder),
+        resume="allow",
+        name=f"{run.settings.get('name', 'pfseg')} {run.folder.name}",
+        group=run.group,
+        job_type=run.settings.get("job"),
+        reinit="create_new",
+        settings=wandb.Settings(
             silent=True, console="off", init_timeout=INIT_SECONDS, x_transaction_log_flush_interval=1
         ),
-    }
+    )
     if chosen == "online":
         try:
-            started = wandb.init(mode="online", **arguments)
+            started = start(mode="online")
             run.console.message(f"W&B: {started.url}")
             return started
         except wandb.errors.Error as error:
             _forget_service()  # the failed start keeps the run's id in use
             chosen, reason = "offline", str(error).splitlines()[0]
-    started = wandb.init(mode=chosen, **arguments)
+    started = start(mode=chosen)
     if chosen == "offline":
         place = shown(started.settings.sync_dir)
         run.console.message(f"W&B offline ({reason}); upload it later with: wandb sync {place}")

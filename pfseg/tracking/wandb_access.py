@@ -10,17 +10,14 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Literal
 
 from pfseg.errors import ConfigError
 
 PROBE_SECONDS = 5.0
 _MODES = ("auto", "online", "offline", "disabled")
 
-Mode = Literal["online", "offline", "disabled"]
 
-
-def choose_mode(mode: str) -> tuple[Mode, str]:
+def choose_mode(mode: str) -> tuple[str, str]:
     """The mode that is possible here (online, offline or disabled), and the reason for being offline.
 
     Raises:
@@ -30,10 +27,8 @@ def choose_mode(mode: str) -> tuple[Mode, str]:
         mode = os.environ.get("WANDB_MODE", "auto")
     if mode not in _MODES:
         raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
-    if mode == "disabled":
-        return "disabled", ""
-    if mode == "offline":
-        return "offline", "logger.wandb.mode=offline"
+    if mode in ("disabled", "offline"):
+        return mode, "logger.wandb.mode=offline"
     if has_key():
         fault = unreachable(server())
         return ("offline", fault) if fault else ("online", "")
@@ -67,27 +62,25 @@ def has_key() -> bool:
 
 
 def unreachable(url: str) -> str:
-    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error.
-
-    W&B's own start would try for much longer, and leave its service unusable.
-    """
+    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error."""
+    # W&B's own start would try for much longer, and leave its service unusable.
     fault = f"no answer from {url} in {PROBE_SECONDS:.0f} s"
-    answers: list[str] = []
 
     def ask() -> None:
+        nonlocal fault
         try:
             urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
-            answers.append("")
+            fault = ""
         except (urllib.error.HTTPError, http.client.HTTPException):
-            answers.append("")
+            fault = ""
         except TimeoutError:
-            answers.append(fault)
+            return
         except OSError as error:
             reason = getattr(error, "reason", error)
             # A certificate that only W&B's own settings accept is still an answer.
-            answers.append("" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}")
+            fault = "" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}"
 
     thread = threading.Thread(target=ask, name="pfseg-wandb-probe", daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)  # looking up a name has no time limit of its own
-    return answers[0] if answers else fault
+    return fault
