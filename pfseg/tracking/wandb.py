@@ -5,9 +5,14 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 
 from __future__ import annotations
 
+import http.client
 import json
+import netrc
 import os
+import ssl
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +25,16 @@ import psutil
 import wandb
 
 from pfseg.data.base import IGNORE
+from pfseg.errors import ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Row, Sink, boundary_scores, class_names, numbers, read_records
 from pfseg.tracking.samples import MapFiles, boundary_picture, edge_picture, read_maps
-from pfseg.tracking.wandb_access import choose_mode
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
+PROBE_SECONDS = 5.0
+_MODES = ("auto", "online", "offline", "disabled")
 _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
 
@@ -212,3 +219,68 @@ def _forget_service() -> None:
     """Forget W&B's own process, so that the next run starts a new one."""
     with suppress(Exception, SystemExit):  # it exits this process when the other one didn't end well
         wandb.teardown()
+
+
+def choose_mode(mode: str) -> tuple[str, str]:
+    """The mode that is possible here (online, offline or disabled), and the reason for being offline.
+
+    Raises:
+        ConfigError: an unknown mode, or `online` without an API key.
+    """
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "auto")
+    if mode not in _MODES:
+        raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
+    if mode in ("disabled", "offline"):
+        return mode, "logger.wandb.mode=offline"
+    if has_key():
+        fault = unreachable(server())
+        return ("offline", fault) if fault else ("online", "")
+    if mode == "online":
+        raise ConfigError(
+            "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
+            "or use logger.wandb.mode=auto"
+        )
+    return "offline", "no API key, see `wandb login`"
+
+
+def server() -> str:
+    """The address of the W&B server."""
+    return str(wandb.setup().settings.base_url)
+
+
+def has_key() -> bool:
+    """Whether an API key is known for the W&B server."""
+    if wandb.setup().settings.api_key or os.environ.get("WANDB_API_KEY"):
+        return True
+    host = server().split("://")[-1].split("/")[0]
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def unreachable(url: str) -> str:
+    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error."""
+    # W&B's own start would try for much longer, and leave its service unusable.
+    fault = f"no answer from {url} in {PROBE_SECONDS:.0f} s"
+
+    def ask() -> None:
+        nonlocal fault
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            fault = ""
+        except (urllib.error.HTTPError, http.client.HTTPException):
+            fault = ""
+        except TimeoutError:
+            return
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            # A certificate that only W&B's own settings accept is still an answer.
+            fault = "" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}"
+
+    thread = threading.Thread(target=ask, name="pfseg-wandb-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)  # looking up a name has no time limit of its own
+    return fault
