@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pfseg.data.base import ClassInfo
 from pfseg.reporting.rendering import picture, render
@@ -16,14 +16,6 @@ _PICTURES = {"worst": "the worst by mIoU", "best": "the best"}
 _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrored both ways", "d4": "8 symmetries"}
 
 Results = Mapping[str, Any]  # of results.json
-
-
-class ClassScores(NamedTuple):
-    """Scores by class: columns, a row of values for each class, and means over the classes that aren't excluded."""
-
-    columns: list[str]
-    rows: list[tuple[ClassInfo, list[float | None]]]
-    means: list[float | None]
 
 
 def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str:
@@ -62,12 +54,13 @@ def _part(
 
 def _class_scores(
     results: Results, keys: Sequence[str], classes: Sequence[ClassInfo], exclude: Collection[str]
-) -> ClassScores:
+) -> dict[str, object]:
+    """Scores by class: columns, a row of values for each class, and means over the classes that aren't excluded."""
     rows = [(info, [results[f"{key}/{info.name}"] for key in keys]) for info in classes]
     kept = [values for info, values in rows if info.name not in exclude]
     known = [[value for value in column if value is not None] for column in zip(*kept, strict=True)]
     means = [sum(column) / len(column) if column else None for column in known]
-    return ClassScores([key.removeprefix("boundary_") for key in keys], rows, means)
+    return {"columns": [key.removeprefix("boundary_") for key in keys], "rows": rows, "means": means}
 
 
 def _views(results: Results) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -12,7 +11,7 @@ from pfseg.data.base import parse_classes
 from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
-from pfseg.reporting.runs import Run
+from pfseg.reporting.runs import Run, Values
 from pfseg.reporting.selection import compare_groups, group_seeds
 from pfseg.reporting.table import Column, RunTable, text
 from pfseg.tracking.terminal import as_typed
@@ -26,25 +25,19 @@ _TITLES = {
     "rank_mib": "memory of a rank, MiB",
     "gpu_mib": "GPU memory of a rank, MiB",
 }
-_Series = tuple[int, Run, list[tuple[int, dict[str, float | None]]]]  # colour, run, and its values by step
+_Shown = tuple[int, Run]  # a run with curves and pictures, all in the colour of this number
+_Series = tuple[int, Run, list[tuple[int, Values]]]  # colour, run, and its values by step
 _SIDE = {*_TITLES, "eta_s", "step"}  # training values that are no terms of the loss
-
-
-class _Shown(NamedTuple):
-    """A run with curves and pictures, all in the colour of this number."""
-
-    color: int
-    run: Run
 
 
 def to_html(table: RunTable) -> str:
     """Write the page of a table's runs, in its order; the first `MAX_SHOWN` get curves and pictures."""
-    shown = [_Shown(color, run) for color, run in enumerate(table.runs[:MAX_SHOWN])]
+    shown = list(enumerate(table.runs[:MAX_SHOWN]))
     columns = [column for column in table.columns if column.key != "detail"]
     settings = [column.key for column in columns if column.setting]
     colors = {id(run): color for color, run in shown}
     groups = group_seeds(table.runs)
-    curves, more_curves = _curves([part for part in shown if len(part.run.validations) > 1 or part.run.train])
+    curves, more_curves = _curves([(color, run) for color, run in shown if len(run.validations) > 1 or run.train])
     return render(
         "comparison.html.j2",
         title=_title(table.runs),
@@ -57,7 +50,7 @@ def to_html(table: RunTable) -> str:
         text=text,
         groups=groups,
         comparisons=compare_groups(groups),
-        chips=[(*part, _label(part.run, settings)) for part in shown],
+        chips=[(color, run, _label(run, settings)) for color, run in shown],
         curves=curves,
         more_curves=more_curves,
         class_scores=_class_scores(shown),
@@ -99,8 +92,8 @@ def _best(table: RunTable, column: Column) -> float | None:
 
 def _curves(shown: Sequence[_Shown]) -> tuple[list[Markup], list[Markup]]:
     """Charts of the loss and the mIoU, and of all else that was recorded."""
-    train = [(*part, [(point.step, point.values) for point in part.run.train]) for part in shown]
-    validations = [(*part, [(point.step, point.scores) for point in part.run.validations]) for part in shown]
+    train = [(color, run, run.train) for color, run in shown]
+    validations = [(color, run, [(point.step, point.scores) for point in run.validations]) for color, run in shown]
     terms = dict.fromkeys(key for *_, rows in train for _, values in rows for key in values if key not in _SIDE)
     scores = dict.fromkeys(key for *_, rows in validations for _, values in rows for key in values if "/" not in key)
     main = [_chart(train, "loss", _TITLES["loss"], loss=True), _chart(validations, "mIoU", "validation mIoU")]

@@ -14,8 +14,7 @@ from rich.text import Text
 
 from pfseg.config.validation import unknown_key
 from pfseg.errors import ConfigError
-from pfseg.reporting.reading import number
-from pfseg.reporting.runs import Run
+from pfseg.reporting.runs import Run, number
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds
 from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -184,7 +184,7 @@ class RunConsole(Sink):
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(24 if self.console.width >= 100 else 12, complete_style="cyan", finished_style="green"),
-                _Share(),
+                TaskProgressColumn("[dim]{task.percentage:3.0f} %"),
                 TextColumn("{task.fields[facts]}"),
                 console=self.console,
                 transient=True,
@@ -211,13 +211,6 @@ class RunConsole(Sink):
 
     def _line(self, text: str, style: str = "") -> None:
         terminal.line(self.console, text, style)
-
-
-class _Share(ProgressColumn):
-    """The share done, nothing for a wait without a known end."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
 
 
 def _mean(row: Row, column: str, names: Sequence[str]) -> float | None:

@@ -16,10 +16,7 @@ from typing import Any
 from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink
 
-_BUILT_IN = {
-    "wandb": "pfseg.tracking.wandb.WandbLogger",
-    "tensorboard": "pfseg.tracking.tensorboard.TensorBoardLogger",
-}
+_BUILT_IN = {"wandb": "pfseg.tracking.wandb.WandbLogger", "tensorboard": "pfseg.tracking.tensorboard.TensorBoardLogger"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,20 +19,13 @@ from pfseg.data.base import IGNORE, ClassInfo
 from pfseg.files import write_atomic
 
 SampleRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
+_Strip = tuple[str, str, list[np.ndarray]]  # a row of a picture: the sample's name, a note, cells of one size
 
 _PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (33, 37, 41), (108, 114, 121), (206, 210, 214)  # RGB
 _HEAT, _NOTHING = (11, 98, 176), (238, 240, 242)  # a whole row in one cell; a row without pixels
 _MARGIN, _GAP = 16, 10
 _CELL = 44  # side of a cell of a confusion matrix
 _OVERSAMPLING = 4  # pixels of a large image that are averaged to one, per side
-
-
-class _Strip(NamedTuple):
-    """A row of a picture: cells of one size, and above them the sample's name and a note."""
-
-    name: str
-    note: str
-    cells: list[np.ndarray]
 
 
 def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 320) -> None:
@@ -55,7 +47,7 @@ def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassIn
         counted = truth != IGNORE
         share = f"{100 * (pred == truth)[counted].mean():.1f} % of pixels correct" if counted.any() else ""
         cells = [_resize(image, size), _colored(truth, classes, size), _colored(pred, classes, size)]
-        strips.append(_Strip(name, share or "no labelled pixel", cells))
+        strips.append((name, share or "no labelled pixel", cells))
     _save_sheet(path, ("image", "ground truth", "prediction"), strips, classes, [truth for _, truth, _, _ in rows])
 
 
@@ -82,7 +74,7 @@ def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassI
         labels, counts = np.unique(mask[mask != IGNORE], return_counts=True)
         largest = np.argsort(-counts, kind="stable")[:3]
         note = ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in largest)
-        strips.append(_Strip(name, note or "ignored", [plain, over, edges]))
+        strips.append((name, note or "ignored", [plain, over, edges]))
     _save_sheet(path, ("image", "mask", "edges"), strips, classes, [mask for _, mask, _, _ in rows])
 
 
@@ -122,23 +114,22 @@ def _save_sheet(
     labels: Sequence[np.ndarray],
 ) -> None:
     """Lay out heads, strips and the legend below one another."""
-    column = max(120, *(strip.cells[0].shape[1] for strip in strips))  # a caption needs some width
+    column = max(120, *(cells[0].shape[1] for *_, cells in strips))  # a caption needs some width
     width, font = len(heads) * (column + _GAP) - _GAP, _font(13)
     lefts = [_MARGIN + place * (column + _GAP) for place in range(len(heads))]
     legend = _legend(classes, any((mask == IGNORE).any() for mask in labels), width)
-    height = 32 + sum(20 + len(strip.cells[0]) + _GAP for strip in strips) + legend.height
+    height = 32 + sum(20 + len(cells[0]) + _GAP for *_, cells in strips) + legend.height
     page, draw = _paper(width + 2 * _MARGIN, height + 2 * _MARGIN)
     for left, head in zip(lefts, heads, strict=True):
         draw.text((left, _MARGIN), head, _INK, _font(17, bold=True))
     y = _MARGIN + 32
-    for strip in strips:
-        room = width - font.getlength(strip.note) - 24
-        draw.text((_MARGIN, y), _shorten(strip.name, room, font), _FAINT, font)
-        draw.text((_MARGIN + width, y), strip.note, _FAINT, font, anchor="ra")
-        y += 20
-        for left, cell in zip(lefts, strip.cells, strict=True):
-            _framed(page, draw, cell, left, y)
-        y += len(strip.cells[0]) + _GAP
+    for name, note, cells in strips:
+        room = width - font.getlength(note) - 24
+        draw.text((_MARGIN, y), _shorten(name, room, font), _FAINT, font)
+        draw.text((_MARGIN + width, y), note, _FAINT, font, anchor="ra")
+        for left, cell in zip(lefts, cells, strict=True):
+            _framed(page, draw, cell, left, y + 20)
+        y += 20 + len(cells[0]) + _GAP
     page.paste(legend, (_MARGIN, y))
     _save(path, page)
 
