@@ -20,6 +20,7 @@ from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal
 
 Cell = str | float | Spread | None
+Cells = dict[str, Cell]  # by the key of their column
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "magenta"}
 _WIDE = 100  # columns of a terminal that shows a row for each run
 _DIGITS = {"kappa": 4, "loss": 4}
@@ -45,7 +46,7 @@ class Column:
 class RunRow:
     """Cells by column; `run` of a run's row, `group` of the row of a group's means."""
 
-    cells: dict[str, Cell]
+    cells: Cells
     run: Run | None = None
     group: SeedGroup | None = None
 
@@ -112,27 +113,27 @@ def text(column: Column, cell: Cell) -> str:
 
 def print_table(table: RunTable, console: Console) -> None:
     """Print to a terminal: a line for each run, or where it is narrow a few."""
-    settings = [column for column in table.columns if column.setting]
-    plain = [column for column in table.columns if not column.setting and column.key != "detail"]
+    settings = [column.key for column in table.columns if column.setting]
+    columns = [column for column in table.columns if not column.setting and column.key != "detail"]
+    rows = []
+    for row in table.rows:
+        words = [f"{key}={row.cells[key]}" for key in settings if row.cells.get(key) is not None]
+        rows.append(row.cells | {"settings": " ".join(words)})
     if console.width < _WIDE:
-        _print_stacked(table.rows, plain, settings, console)
+        _print_stacked(rows, columns, console)
         return
-    shown = _fitting(table.rows, plain, settings, console.width)
-    heads = [column.title for column in shown]
+    columns = _fitting(rows, columns, console.width)
     if settings:
-        heads.insert(1, "settings")  # behind the run
-    grid = terminal.table(*heads, numbers={column.title for column in shown if column.right})
+        columns.insert(1, Column("settings", "settings"))  # behind the run
+    grid = terminal.table(*(c.title for c in columns), numbers={c.title for c in columns if c.right})
     if settings:
         grid.columns[1].ratio = 1
-    for place, row in enumerate(table.rows, 1):
-        cells = [_styled(column, row) for column in shown]
-        if settings:
-            cells.insert(1, Text(_settings(row, settings)))
-        grid.add_row(*cells, end_section=place == len(table.runs))
+    for place, cells in enumerate(rows, 1):
+        grid.add_row(*(_styled(column, cells) for column in columns), end_section=place == len(table.runs))
     console.print(grid)
-    for row in table.rows:
-        if row.cells.get("detail"):
-            console.print(Text.assemble((f"{row.cells['run']}: ", "bold"), str(row.cells["detail"])), soft_wrap=True)
+    for cells in rows:
+        if cells.get("detail"):
+            console.print(Text.assemble((f"{cells['run']}: ", "bold"), str(cells["detail"])), soft_wrap=True)
 
 
 def to_csv(table: RunTable) -> str:
@@ -180,7 +181,7 @@ def to_latex(table: RunTable) -> str:
     )
 
 
-def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
+def _cells(run: Run, settings: Sequence[str]) -> Cells:
     faults = f"{run.unreadable} unreadable line{'s' * (run.unreadable > 1)} left out" if run.unreadable else ""
     return {
         **{key: value for key, value in (run.best.scores if run.best else {}).items() if "/" not in key},
@@ -196,8 +197,8 @@ def _cells(run: Run, settings: Sequence[str]) -> dict[str, Cell]:
     }
 
 
-def _means(group: SeedGroup, columns: Sequence[Column]) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {key: terminal.as_typed(value) for key, value in group.settings.items()}
+def _means(group: SeedGroup, columns: Sequence[Column]) -> Cells:
+    cells: Cells = {key: terminal.as_typed(value) for key, value in group.settings.items()}
     cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
     members = [_cells(run, ()) for run in group.runs]
     for column in columns:
@@ -212,21 +213,15 @@ def _sorted(rows: list[RunRow], sort: str | None) -> list[RunRow]:
     key, _, direction = (sort or "mIoU:desc").partition(":")
     if direction not in ("", "asc", "desc"):
         raise ConfigError(f"sort={sort}: expected key, key:asc or key:desc, got the direction {direction!r}")
-    known, unknown = [], []
-    for row in rows:
-        value = _sort_value(row, key)
-        if value is None:
-            unknown.append(row)
-        else:
-            known.append((value, row))
-    if sort and not known:
-        names = {name for row in rows if row.run for name in (*row.cells, *row.run.settings)}
-        if key not in names:
-            group = key.partition(".")[0]
-            raise unknown_key(key, {name for name in names if "." not in name or name.startswith(group)})
+    pairs = [(_sort_value(row, key), row) for row in rows]
+    known = [(value, row) for value, row in pairs if value is not None]
+    names = {name for row in rows if row.run for name in (*row.cells, *row.run.settings)}
+    if sort and not known and key not in names:
+        group = key.partition(".")[0]
+        raise unknown_key(key, {name for name in names if "." not in name or name.startswith(group)})
     numeric = all(isinstance(value, float) for value, _ in known)
     known.sort(key=lambda pair: pair[0] if numeric else str(pair[0]), reverse=direction == "desc")
-    return [row for _, row in known] + unknown
+    return [row for _, row in known] + [row for value, row in pairs if value is None]
 
 
 def _sort_value(row: RunRow, key: str) -> float | str | None:
@@ -240,14 +235,14 @@ def _sort_value(row: RunRow, key: str) -> float | str | None:
         return terminal.as_typed(value)
 
 
-def _fitting(rows: Sequence[RunRow], columns: list[Column], settings: list[Column], width: int) -> list[Column]:
+def _fitting(rows: Sequence[Cells], columns: Sequence[Column], width: int) -> list[Column]:
     """Leave out the further scores, the last ones first, until the rest fits."""
 
     def needed(column: Column) -> int:
-        return 2 + max(len(column.title), *(len(text(column, row.cells.get(column.key))) for row in rows))
+        return 2 + max(len(column.title), *(len(text(column, cells.get(column.key))) for cells in rows))
 
-    room = width - (max(len(_settings(row, settings)) for row in rows) + 2 if settings else 0)
-    room = max(room, width * 2 // 3)
+    words = max(len(str(cells["settings"])) for cells in rows)
+    room = max(width - words - 2 * (words > 0), width * 2 // 3)
     shown = list(columns)
     for column in reversed(columns):
         if column.key not in _ALWAYS and sum(map(needed, shown)) > room:
@@ -255,24 +250,19 @@ def _fitting(rows: Sequence[RunRow], columns: list[Column], settings: list[Colum
     return shown
 
 
-def _print_stacked(
-    rows: Sequence[RunRow], columns: Sequence[Column], settings: Sequence[Column], console: Console
-) -> None:
-    for row in rows:
-        status = str(row.cells.get("status") or "")
-        console.print(Text.assemble((str(row.cells["run"]), "bold"), "  ", (status, STYLES.get(status, ""))))
-        facts = [f"{c.title} {text(c, cell)}" for c in columns[2:] if (cell := row.cells.get(c.key)) is not None]
-        for line in (_settings(row, settings), "   ".join(facts), str(row.cells.get("detail") or "")):
+def _print_stacked(rows: Sequence[Cells], columns: Sequence[Column], console: Console) -> None:
+    for cells in rows:
+        status = str(cells.get("status") or "")
+        console.print(Text.assemble((str(cells["run"]), "bold"), "  ", (status, STYLES.get(status, ""))))
+        others = [c for c in columns if c.key not in ("run", "status")]
+        facts = [f"{c.title} {text(c, cell)}" for c in others if (cell := cells.get(c.key)) is not None]
+        for line in (str(cells["settings"]), "   ".join(facts), str(cells.get("detail") or "")):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
-def _settings(row: RunRow, settings: Sequence[Column]) -> str:
-    return " ".join(f"{c.key}={row.cells[c.key]}" for c in settings if row.cells.get(c.key) is not None)
-
-
-def _styled(column: Column, row: RunRow) -> Text:
-    cell = text(column, row.cells.get(column.key))
+def _styled(column: Column, cells: Cells) -> Text:
+    cell = text(column, cells.get(column.key))
     if column.key == "status":
         return Text(cell, style=STYLES.get(cell, ""))
     return Text(cell, style="bold" if column.key in ("run", "mIoU") else "")
