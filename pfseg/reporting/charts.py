@@ -48,11 +48,8 @@ class _Scale:
 def chart(title: str, curves: Sequence[Curve], *, loss: bool = False) -> Markup:
     """Draw those curves over steps that have points; returns a `<figure>`, empty where there are none.
 
-    Args:
-        title: above the chart.
-        curves: of all runs.
-        loss: draw a moving average, the values themselves faintly behind it, on a logarithmic scale where they span
-            more than a factor of 50.
+    A `loss` is drawn as a moving average, the values themselves faintly behind it, on a logarithmic scale where they
+    span more than a factor of 50.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:

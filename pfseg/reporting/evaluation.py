@@ -19,13 +19,7 @@ Results = Mapping[str, Any]  # of results.json
 
 
 def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str:
-    """Write the page of an evaluation.
-
-    Args:
-        folder: of the evaluation, with its pictures.
-        results: what `results.json` holds; None stands for a score without a value.
-        classes: the class table.
-    """
+    """Write the page of the evaluation in `folder`, which has its pictures; None is a score without a value."""
     name = {"patches": "images", "scenes": "scenes", "both": "patches"}[results["score"]]
     parts = [_part(name, folder, results, classes, results["exclude"])]
     if "scenes" in results:

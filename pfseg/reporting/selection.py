@@ -62,11 +62,7 @@ class SeedGroup:
 
 
 def select(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
-    """Keep the runs that meet all conditions.
-
-    Args:
-        runs: all runs.
-        conditions: `key=value`; key is a dotted setting, a group (`model=pfnet_r50`), `status` or `run`.
+    """Keep the runs that meet all `key=value`; key is a dotted setting, a group (`model=pfnet_r50`), `status` or `run`.
 
     Raises:
         ConfigError: a condition that isn't one, a key that no run has, or no run left.

@@ -48,10 +48,7 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
 def build_workspace(runs: Sequence[Run], entity: str, project: str) -> ws.Workspace:
     """Lay out the panels of a workspace, which nothing has saved yet; runs that differ only in the seed are grouped.
 
-    Args:
-        runs: trainings or evaluations; their records name the panels, the settings that differ the sweep's axes.
-        entity: user or team of the project.
-        project: where the runs are.
+    The runs' records name the panels, the settings in which they differ the sweep's axes.
     """
     names = logged_names(runs)
     keys = [_config_key(key, runs) for key in differing(runs)]

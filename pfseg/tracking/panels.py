@@ -29,14 +29,10 @@ _OVERSAMPLING = 4  # pixels of a large image that are averaged to one, per side
 
 
 def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 320) -> None:
-    """Write one picture with a row for each sample.
+    """Write one picture with a row for each sample: image, ground truth, prediction; name and correct pixels above.
 
-    Args:
-        path: the PNG file.
-        rows: image, ground truth, prediction, and name, shown above the row with its share of correct pixels.
-        classes: the class table, K rows.
-        height: limit for a row in pixels; the width of a column is limited to 1.5 times this. Larger images are
-            scaled down, images below half of it up by a whole factor.
+    A row is at most `height` pixels high and a column 1.5 times as wide. Larger images are scaled down, those below
+    half of it up by a whole factor.
 
     Raises:
         WriteError: the file can't be written.
@@ -52,14 +48,10 @@ def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassIn
 
 
 def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 280) -> None:
-    """Write one picture of training samples, a row for each.
+    """Write one picture of training samples, a row as in `save_panels` for each.
 
-    Args:
-        path: the PNG file.
-        rows: image; mask, laid over the image in class colours; edge (H, W), 0 or 1, in white over the darkened image;
-            name, shown above the row with its largest classes.
-        classes: the class table, K rows.
-        height: see `save_panels`.
+    It shows the image; the mask, laid over the image in class colours; the edges (H, W), 0 or 1, in white over the
+    darkened image; above them the name and the largest classes.
 
     Raises:
         WriteError: the file can't be written.

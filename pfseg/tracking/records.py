@@ -31,8 +31,7 @@ class Sink:
 
     def record(self, row: Row) -> None:
         """Receive a row of the records file."""
-        handler = getattr(self, f"on_{row['event']}", None)
-        if handler is not None:
+        if handler := getattr(self, f"on_{row['event']}", None):
             handler(row)
 
     def compiling(self, done: int, total: int) -> None:
@@ -49,12 +48,10 @@ class Sink:
 
 
 class RecordWriter:
-    """Appends rows to the records file `path`, each with one write, so that a reader meets whole lines.
+    """Appends rows to a records file, each with one write, so that a reader meets whole lines.
 
-    The file is created where missing; a torn last line of an earlier run is removed.
-
-    Raises:
-        WriteError: the file can't be opened.
+    A torn last line of an earlier run is removed. What can't be written raises `WriteError`, and leaves the rows that
+    are already there whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,11 +65,7 @@ class RecordWriter:
             raise cannot_write(path, error) from error
 
     def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
-        """Append one row; NumPy and Jittor scalars are taken as numbers.
-
-        Raises:
-            WriteError: the disk is full or the file can't be written; rows already there stay whole.
-        """
+        """Append one row; NumPy and Jittor scalars are taken as numbers."""
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
         line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
         try:
@@ -93,11 +86,7 @@ class RecordWriter:
         self.write("progress", step=step, epoch=epoch, text=text, done=done, total=total)
 
     def drop_after(self, step: int) -> None:
-        """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.
-
-        Raises:
-            WriteError: the shortened file can't be written; the old one stays.
-        """
+        """Remove the rows of steps later than `step`, which a run resumed at `step` will write again."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
         if len(kept) < len(lines):
@@ -132,8 +121,7 @@ class Follower:
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            row = _parse(line)
-            if row is not None and row.get("time", 0) >= self._since:
+            if (row := _parse(line)) is not None and row.get("time", 0) >= self._since:
                 yield row
 
 

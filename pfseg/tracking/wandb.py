@@ -42,27 +42,19 @@ class WandbLogger(Sink):
     """Writes rows of the records file to one W&B run, the same one when a run folder is resumed.
 
     Says once where the run can be seen, or why it is offline. Where the server can't be reached, the start takes at
-    most 20 s. The settings are those of `pfseg.config.schema.Wandb`; `mode=auto` heeds the variable WANDB_MODE.
+    most 20 s. The settings are those of `logger.wandb`, `options` its project, entity and tags; `mode=auto` heeds the
+    variable WANDB_MODE.
 
     Raises:
         ConfigError: an unknown mode, or `online` without an API key.
     """
 
-    def __init__(
-        self,
-        run: RunContext,
-        *,
-        project: str,
-        entity: str | None,
-        mode: str,
-        tags: Sequence[str],
-        checkpoints: Sequence[str],
-    ) -> None:
+    def __init__(self, run: RunContext, *, mode: str, checkpoints: Sequence[str], **options: Any) -> None:
         self.folder, self._console, self._checkpoints = run.folder, run.console, checkpoints
         self._edge = (run.settings.get("dataset") or {}).get("edge")
         self._names: list[str] = []
         wandb.setup(wandb.Settings(silent=True))  # before anything else of W&B, which would print
-        self._run = _start(run, mode, project=project, entity=entity, tags=list(tags))
+        self._run = _start(run, mode, options)
         self._sync_dir = shown(self._run.settings.sync_dir)
         self._run.define_metric("epoch")
         self._run.define_metric("val/*", step_metric="epoch")
@@ -140,9 +132,8 @@ def sample_pictures(
 ) -> dict[str, list[wandb.Image]]:
     """Pictures of the validation samples `rows` in a run folder.
 
-    Returns:
-        `val/masks`: images under truth and prediction, with the class `names`; `val/boundaries`; `val/edges` where the
-        network finds edges and `edge`, the `rule` and `thickness` of the edge labels, is not None.
+    `val/masks` are images under truth and prediction, with the class `names`; others are `val/boundaries` and, where
+    the network finds edges and `edge` gives `rule` and `thickness` of their labels, `val/edges`.
     """
     labels = {**dict(enumerate(names)), IGNORE: "ignored"}
     pictures: defaultdict[str, list[wandb.Image]] = defaultdict(list)
@@ -153,10 +144,8 @@ def sample_pictures(
         caption = f"{sample.name}: green found, orange missed, blue wrong"
         pictures["val/boundaries"].append(wandb.Image(boundary_picture(sample), caption=caption))
         if edge and sample.edge is not None:
-            picture, caption = (
-                edge_picture(sample, edge["rule"], edge["thickness"]),
-                f"{sample.name}: prediction | label",
-            )
+            picture = edge_picture(sample, edge["rule"], edge["thickness"])
+            caption = f"{sample.name}: prediction | label"
             pictures["val/edges"].append(wandb.Image(picture, caption=caption, file_type="jpg"))
     return dict(pictures)
 
@@ -173,7 +162,7 @@ def _class_scores(row: Row) -> dict[str, object]:
     }
 
 
-def _start(run: RunContext, mode: str, **options: Any) -> wandb.Run:
+def _start(run: RunContext, mode: str, options: Mapping[str, Any]) -> wandb.Run:
     """Start a W&B run, online where that is possible."""
     chosen, reason = choose_mode(mode)
     start: Callable[..., wandb.Run] = partial(
@@ -269,12 +258,11 @@ def unreachable(url: str) -> str:
     def ask() -> None:
         nonlocal fault
         try:
-            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
-            fault = ""
-        except (urllib.error.HTTPError, http.client.HTTPException):
+            with suppress(urllib.error.HTTPError, http.client.HTTPException):
+                urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
             fault = ""
         except TimeoutError:
-            return
+            pass
         except OSError as error:
             reason = getattr(error, "reason", error)
             # A certificate that only W&B's own settings accept is still an answer.
