@@ -37,10 +37,11 @@ def to_html(table: RunTable) -> str:
     settings = [column.key for column in columns if column.setting]
     colors = {id(run): color for color, run in shown}
     groups = group_seeds(table.runs)
+    names = list(dict.fromkeys(str(run.settings.get("name", run.name)) for run in table.runs))
     curves, more_curves = _curves([(color, run) for color, run in shown if len(run.validations) > 1 or run.train])
     return render(
         "comparison.html.j2",
-        title=_title(table.runs),
+        title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         facts=list(_facts(table.runs)),
         columns=columns,
         rows=[(row, colors.get(id(row.run))) for row in table.rows if row.run],
@@ -58,11 +59,6 @@ def to_html(table: RunTable) -> str:
         confusions=list(_confusions(shown)),
         samples=list(_samples(shown)),
     )
-
-
-def _title(runs: Sequence[Run]) -> str:
-    names = list(dict.fromkeys(str(run.settings.get("name", run.name)) for run in runs))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _facts(runs: Sequence[Run]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -36,15 +36,10 @@ class SeedGroup:
         """The seeds as texts, in the order of their numbers."""
         return sorted((as_typed(run.settings.get("seed")) for run in self.runs), key=lambda seed: (len(seed), seed))
 
-    @property
-    def best(self) -> Spread | None:
-        """Spread of the runs' best mIoU."""
-        return self.spread([run.best.miou if run.best else None for run in self.runs])
-
-    @property
-    def last(self) -> Spread | None:
-        """Spread of the runs' last mIoU."""
-        return self.spread([run.last.miou if run.last else None for run in self.runs])
+    def miou(self, which: Literal["best", "last"]) -> Spread | None:
+        """Spread of the runs' best or last mIoU."""
+        points = [getattr(run, which) for run in self.runs]
+        return self.spread([point.miou if point else None for point in points])
 
     @property
     def by_seed(self) -> dict[int, float]:

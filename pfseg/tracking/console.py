@@ -22,7 +22,6 @@ from pfseg.files import shown
 from pfseg.tracking import terminal
 from pfseg.tracking.records import Row, Sink, boundary_scores, class_names
 
-PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 _MEANS = {"IoU": "mIoU", "F1": "mF1"}  # of columns whose mean has a name of its own
 _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
@@ -198,8 +197,8 @@ class RunConsole(Sink):
     def _seldom(self, key: str, text: str, at_once: bool) -> None:
         now = time.monotonic()
         # A wait is said at once, a validation only when it takes long.
-        last, before = self._last.setdefault(key, (now if key == "progress" else now - PLAIN_SECONDS, ""))
-        if text != before and (at_once or now - last >= PLAIN_SECONDS):
+        last, before = self._last.setdefault(key, (now if key == "progress" else now - terminal.PLAIN_SECONDS, ""))
+        if text != before and (at_once or now - last >= terminal.PLAIN_SECONDS):
             self._last[key] = (now, text)
             self._line(text)
 
