@@ -114,7 +114,12 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    logs = _open_logs()
+    logs = {  # that a process of this machine writes: each run's driver holds its own open
+        Path(file.path)
+        for process in psutil.process_iter(["open_files"])
+        for file in process.info["open_files"] or ()  # None: another user's process
+        if file.path.endswith("/worker.log") and file.mode != "r"
+    }
     runs = [_read(folder, str(folder.relative_to(common)), logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
@@ -238,16 +243,6 @@ def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
     return lines[-1 if lines[0].startswith("Traceback") else 0]
-
-
-def _open_logs() -> set[Path]:
-    """`worker.log` files that a process of this machine writes: each run's driver holds its own open."""
-    return {
-        Path(file.path)
-        for process in psutil.process_iter(["open_files"])
-        for file in process.info["open_files"] or ()  # None: another user's process
-        if file.path.endswith("/worker.log") and file.mode != "r"
-    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

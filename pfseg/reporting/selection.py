@@ -81,8 +81,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
     Runs of two models differ in many of the model's settings; shown are then the choice and what differs between
     runs of the same choice and recipe, or was given on a command line. Choices of groups come first, `seed` last.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    shown = [key for key in keys if _counts(key) and _differs(key, runs)]
+    keys = dict.fromkeys(key for run in runs for key in run.settings if _top(key) not in _ASIDE and key not in _FOLLOWS)
+    shown = [key for key in keys if not key.endswith((".name", "._target_")) and _differs(key, runs)]
     return sorted(shown, key=lambda key: (key == "seed", key != "experiment", "." in key))
 
 
@@ -92,7 +92,7 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
     for run in runs:
         settings = ((k, as_typed(v)) for k, v in run.settings.items() if k != "seed" and _top(k) not in _ASIDE)
         alike[run.job, *sorted(settings)].append(run)
-    repeated = [(members, _scored(members)) for members in alike.values()]
+    repeated = [(runs, [run for run in runs if run.status == "finished" and run.best]) for runs in alike.values()]
     repeated = [pair for pair in repeated if len({run.settings.get("seed") for run in pair[1]}) >= 2]
     shown = differing(runs)
     apart = differing([run for members, _ in repeated for run in members])
@@ -124,10 +124,6 @@ def _top(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _scored(members: Sequence[Run]) -> list[Run]:
-    return [run for run in members if run.status == "finished" and run.best is not None]
-
-
 def _check_key(key: str, runs: Sequence[Run]) -> None:
     known = {"status", "run"}.union(*(run.settings for run in runs))
     if key not in known:
@@ -147,10 +143,6 @@ def _equal(value: object, wanted: str) -> bool:
         return bool(value == yaml.safe_load(wanted) or float(str(value)) == float(wanted))
     except (yaml.YAMLError, ValueError):
         return False
-
-
-def _counts(key: str) -> bool:
-    return _top(key) not in _ASIDE and key not in _FOLLOWS and not key.endswith((".name", "._target_"))
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed":
 _WIDE = 100  # columns of a terminal that shows a row for each run
 _DIGITS = {"kappa": 4, "loss": 4}
 _ALWAYS = {"run", "status", "job", "mIoU", "last", "steps", "time"}
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|_*"} | {"<": "&lt;"})
 _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
@@ -64,13 +64,10 @@ class RunTable:
         return [row.run for row in self.rows if row.run is not None]
 
     @property
-    def heads(self) -> list[str]:
-        """The titles of the columns."""
-        return [column.title for column in self.columns]
-
-    def texts(self, row: RunRow) -> list[str]:
-        """A row as a person reads it."""
-        return [text(column, row.cells.get(column.key)) for column in self.columns]
+    def texts(self) -> list[list[str]]:
+        """The titles of the columns, and the rows as a person reads them."""
+        rows = [[text(column, row.cells.get(column.key)) for column in self.columns] for row in self.rows]
+        return [[column.title for column in self.columns], *rows]
 
 
 def build_table(runs: Sequence[Run], sort: str | None = None) -> RunTable:
@@ -147,7 +144,7 @@ def to_csv(table: RunTable) -> str:
         for word in ("mean", "std"):
             name = f"{word} of {len(row.group.runs)} seeds"  # the first column is the run
             rows.append([name, *(getattr(cell, word) if isinstance(cell, Spread) else cell for cell in cells[1:])])
-    return csv_text(table.heads, rows)
+    return csv_text([column.title for column in table.columns], rows)
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -161,17 +158,14 @@ def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def to_markdown(table: RunTable) -> str:
     """A table of GitHub's Markdown."""
-    lines = [[_markdown(cell) for cell in row] for row in (table.heads, *map(table.texts, table.rows))]
+    lines = [[cell.translate(_MARKDOWN) for cell in row] for row in table.texts]
     lines.insert(1, ["---:" if column.right else "---" for column in table.columns])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_latex(table: RunTable) -> str:
     r"""A `tabular` for `\usepackage{booktabs}`."""
-    lines = [
-        f"    {' & '.join(cell.translate(_LATEX) for cell in row)} \\\\\n"
-        for row in (table.heads, *map(table.texts, table.rows))
-    ]
+    lines = [f"    {' & '.join(cell.translate(_LATEX) for cell in row)} \\\\\n" for row in table.texts]
     end = len(table.runs) + 1  # of the runs, behind the head
     means = ["    \\midrule\n", *lines[end:]] if lines[end:] else []
     layout = "".join("r" if column.right else "l" for column in table.columns)
@@ -266,7 +260,3 @@ def _styled(column: Column, cells: Cells) -> Text:
     if column.key == "status":
         return Text(cell, style=STYLES.get(cell, ""))
     return Text(cell, style="bold" if column.key in ("run", "mIoU") else "")
-
-
-def _markdown(value: str) -> str:
-    return re.sub(r"([\\|_*])", r"\\\1", value).replace("<", "&lt;")

@@ -165,12 +165,16 @@ def _class_scores(row: Row) -> dict[str, object]:
 def _start(run: RunContext, mode: str, options: Mapping[str, Any]) -> wandb.Run:
     """Start a W&B run, online where that is possible."""
     chosen, reason = choose_mode(mode)
+    file = run.folder / "wandb" / "run_id"  # kept in the folder, which may be moved, or resumed on another host
+    if not file.exists():  # the agent of a W&B sweep has chosen one already, by which it finds the run
+        given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_atomic(file, given or uuid.uuid4().hex[:12])
     start: Callable[..., wandb.Run] = partial(
         wandb.init,
         **options,
         dir=str(run.folder),
         config=dict(run.settings),
-        id=_run_id(run.folder),
+        id=file.read_text().strip(),
         resume="allow",
         name=f"{run.settings.get('name', 'pfseg')} {run.folder.name}",
         group=run.group,
@@ -193,15 +197,6 @@ def _start(run: RunContext, mode: str, options: Mapping[str, Any]) -> wandb.Run:
         place = shown(started.settings.sync_dir)
         run.console.message(f"W&B offline ({reason}); upload it later with: wandb sync {place}")
     return started
-
-
-def _run_id(folder: Path) -> str:
-    """Id of the folder's run, kept in the folder: it may be moved, or resumed on another host."""
-    file = folder / "wandb" / "run_id"
-    if not file.exists():  # the agent of a W&B sweep has chosen one already, by which it finds the run
-        chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-        write_atomic(file, chosen or uuid.uuid4().hex[:12])
-    return file.read_text().strip()
 
 
 def _forget_service() -> None:
