@@ -23,12 +23,10 @@ def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str
     name = {"patches": "images", "scenes": "scenes", "both": "patches"}[results["score"]]
     parts = [_part(name, folder, results, classes, results["exclude"])]
     if "scenes" in results:
-        parts.append(_part("scenes", folder / "scenes", results["scenes"], classes, results["exclude"]))
+        parts += [_part("scenes", folder / "scenes", results["scenes"], classes, results["exclude"])]
     facts = [f"{results['checkpoint']}, step {results['step']}", f"{results['images']} {name}", _views(results)]
-    title = f"mIoU {number(results['mIoU'])} on {results['split']}"
-    return render(
-        "evaluation.html.j2", title=title, facts=facts, parts=parts, exclude=results["exclude"], means=list(_MEANS)
-    )
+    values = {"facts": facts, "parts": parts, "exclude": results["exclude"], "means": list(_MEANS)}
+    return render("evaluation.html.j2", title=f"mIoU {number(results['mIoU'])} on {results['split']}", **values)
 
 
 def _part(

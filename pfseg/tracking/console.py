@@ -29,12 +29,7 @@ _STYLES = {"warning": "yellow", "error": "red"}
 
 
 class RunConsole(Sink):
-    """Shows a run as it goes on; `finish` leaves the terminal in order.
-
-    Args:
-        folder: the run folder, shown at the start; sample panels are named by their place in it.
-        console: where to write; default standard output.
-    """
+    """Shows a run in `folder` as it goes on, by default on standard output; `finish` leaves the terminal in order."""
 
     def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
         self.folder = folder
@@ -101,7 +96,7 @@ class RunConsole(Sink):
             f"{batch}, {row.get('steps', '?')} steps",
             "bold",
         )
-        if (base := row.get("base_lr")) is not None and base != self._lr:
+        if (base := row.get("base_lr")) not in (None, self._lr):
             self._line(f"learning rate {base:.3g}: optimizer.lr scaled to this global batch")
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
@@ -205,7 +200,7 @@ class RunConsole(Sink):
     def _hide(self, *keys: str) -> None:
         for key in keys:
             self._last.pop(key, None)
-            if self._progress is not None and key in self._tasks:
+            if self._progress and key in self._tasks:
                 self._progress.remove_task(self._tasks.pop(key))
 
     def _line(self, text: str, style: str = "") -> None:

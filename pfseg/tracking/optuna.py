@@ -47,13 +47,13 @@ class TrialReporter(Sink):
         epoch = row["epoch"] + 1
         self._best = max(self._best, row["val/mIoU"])
         self._trial.report(self._best, epoch)
-        # launch=inline: nobody would hear the signal
-        self.pruned = row["step"] != self._steps and self._trial.should_prune() and callable(signal.getsignal(_STOP))
-        if not self.pruned:
-            return
-        self._trial.set_user_attr(PRUNED, epoch)
-        self._console.message(f"pruned after epoch {epoch}: below the study's other trials, best mIoU {self._best:.2f}")
-        signal.raise_signal(_STOP)
+        heard = callable(signal.getsignal(_STOP))  # not with launch=inline
+        if row["step"] != self._steps and self._trial.should_prune() and heard:
+            self.pruned = True
+            self._trial.set_user_attr(PRUNED, epoch)
+            score = f"best mIoU {self._best:.2f}"
+            self._console.message(f"pruned after epoch {epoch}: below the study's other trials, {score}")
+            signal.raise_signal(_STOP)
 
     def finish(self, exit_code: int = 0) -> None:
         """Let go of the storage."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -195,10 +196,8 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which opencv-python brings: Latin, Greek and Cyrillic; where it is missing, one that has less."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     for place in (str(Path(cv2.__file__).parent / "qt" / "fonts" / name), name):
-        try:
+        with suppress(OSError):
             return ImageFont.truetype(place, size)
-        except OSError:
-            continue
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow's wheels have FreeType"
     return font
