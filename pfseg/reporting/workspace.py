@@ -11,17 +11,14 @@ import wandb_workspaces.workspaces as ws
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import differing
 from pfseg.tracking.records import numbers, read_records
+from pfseg.tracking.wandb import CONFUSION
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"
 _PICTURES = ("val/masks", "val/boundaries", "val/edges", "val/samples")
 _CHARTS = {  # by the key of the logged table: W&B's chart, its fields, its title
     "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
-    "val/confusion_table": (
-        "wandb/confusion_matrix/v1",
-        {key: key for key in ("Actual", "Predicted", "nPredictions")},
-        "Confusion, pixels",
-    ),
+    "val/confusion_table": CONFUSION,
 }
 _RECIPES = ("experiment", "hparams_search")  # groups that leave no settings under their own name
 _SETTINGS = ["optimizer.lr", "seed"]  # the axes where all runs have equal settings
@@ -36,13 +33,12 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
             if row["event"] == "confusion":
                 names.add("val/confusion_table")
             if row["event"] == "val":
-                names |= {"val/classes", "val/IoU_bars_table"}
-                names |= {"val/samples"} if row.get("panels") else set()
+                names |= {"val/classes", "val/IoU_bars_table"} | ({"val/samples"} if row.get("panels") else set())
                 samples = row.get("samples") or []
                 names |= {"val/masks", "val/boundaries"} if samples else set()
                 if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
                     names.add("val/edges")
-    return names | ({"best/mIoU"} if "val/mIoU" in names else set())
+    return names | {"best/mIoU"} if "val/mIoU" in names else names
 
 
 def build_workspace(runs: Sequence[Run], entity: str, project: str) -> ws.Workspace:

@@ -34,6 +34,8 @@ from pfseg.tracking.samples import MapFiles, boundary_picture, edge_picture, rea
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
 PROBE_SECONDS = 5.0
+_MATRIX = ("Actual", "Predicted", "nPredictions")
+CONFUSION = ("wandb/confusion_matrix/v1", {name: name for name in _MATRIX}, "Confusion, pixels")  # chart, fields, title
 _MODES = ("auto", "online", "offline", "disabled")
 _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
@@ -91,10 +93,9 @@ class WandbLogger(Sink):
         """Log W&B's chart of the confusion matrix."""
         rows = zip(self._names, row["confusion"], strict=False)
         data = [[truth, *pair] for truth, counts in rows for pair in zip(self._names, counts, strict=False)]
-        fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
-        table, title = wandb.Table(columns=list(fields), data=data), {"title": "Confusion, pixels"}
-        chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, title)
-        self._run.log({"val/confusion": chart}, step=row["step"])
+        chart, fields, title = CONFUSION
+        table = wandb.Table(columns=list(fields), data=data)
+        self._run.log({"val/confusion": wandb.plot_table(chart, table, fields, {"title": title})}, step=row["step"])
 
     def on_end(self, row: Row) -> None:
         """Put the status into the summary."""
