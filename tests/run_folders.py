@@ -63,7 +63,6 @@ def make_run(
     if status:
         writer.write("end", step=steps, epoch=(steps - 1) // val_every, status=status)
         (folder / "result.json").write_text(json.dumps({"status": status, "step": steps}))
-    writer.close()
     return folder
 
 

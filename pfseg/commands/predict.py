@@ -27,7 +27,7 @@ from pfseg.prediction.image import Image, bounded_cache
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
 from pfseg.tracking import terminal
-from pfseg.tracking.progress import ConsoleProgress, collected_signals
+from pfseg.tracking.terminal import ConsoleProgress, collected_signals
 
 # What changes the maps.
 _CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata")

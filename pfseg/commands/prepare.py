@@ -26,7 +26,7 @@ from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
 from pfseg.tracking import terminal
-from pfseg.tracking.progress import ConsoleProgress, collected_signals
+from pfseg.tracking.terminal import ConsoleProgress, collected_signals
 
 _SHOWN = 20  # faults on the terminal
 _TEST = "test"  # the split that may come without masks

@@ -25,7 +25,7 @@ from pfseg.config.validation import show
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown
 from pfseg.launch.provenance import data_state, environment
-from pfseg.reporting.reading import flatten, load_json, load_yaml
+from pfseg.reporting.runs import flatten, load_json, load_yaml
 from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result

@@ -127,7 +127,7 @@ class _Telemetry:
         self.tail: collections.deque[str] = collections.deque(maxlen=30)
         self.lost_rank: str | None = None
         self.crashed = False
-        self._follower = Follower(folder / "metrics.jsonl", skip=True)
+        self._follower = Follower(folder / "metrics.jsonl")
         self._log = open(folder / "worker.log", "ab", buffering=0)
         self._compiled: tuple[int, int] | None = None
         self._started, self._alive = time.monotonic(), False
@@ -200,8 +200,7 @@ class _Telemetry:
             self.poll()
 
     def close(self) -> None:
-        """Close the files."""
-        self._follower.close()
+        """Close the log."""
         self._log.close()
 
 

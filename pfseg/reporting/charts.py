@@ -45,24 +45,17 @@ class _Scale:
         return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
 
 
-def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be_log: bool = False) -> Markup:
-    """Draw curves over steps.
+def chart(title: str, curves: Sequence[Curve], *, loss: bool = False) -> Markup:
+    """Draw those curves over steps that have points; returns a `<figure>`, empty where there are none.
 
-    Args:
-        title: above the chart.
-        curves: those without points are left out.
-        smoothed: draw a moving average, the values themselves faintly behind it.
-        may_be_log: take a logarithmic scale where the values span more than a factor of 50.
-
-    Returns:
-        A `<figure>`; empty where no curve has points.
+    A `loss` is drawn as a moving average, the values themselves faintly behind it, on a logarithmic scale where they
+    span more than a factor of 50.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return Markup()
-    lines = [smooth(curve.points) if smoothed else curve.points for curve in curves]
-    x, y = _scales(curves, lines, may_be_log)
-    shown = [[(step, _short(value)) for step, value in _every(line)] for line in lines]
+    lines = [smooth(curve.points) if loss else curve.points for curve in curves]
+    x, y = _scales(curves, lines, loss)
     marks = log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high)
     return render(
         "chart.html.j2",
@@ -83,8 +76,8 @@ def chart(title: str, curves: Sequence[Curve], *, smoothed: bool = False, may_be
         data={
             "x": [x.low, x.high, x.start, x.end],
             "curves": [
-                {"run": curve.color, "name": curve.name, "points": points}
-                for curve, points in zip(curves, shown, strict=True)
+                {"run": c.color, "name": c.name, "points": [(step, float(f"{v:.5g}")) for step, v in _every(line)]}
+                for c, line in zip(curves, lines, strict=True)
             ],
         },
     )
@@ -122,9 +115,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def tick_label(value: float) -> str:
     """A number as short as it goes: 1500 as 1.5k, 0.00001 as 1e-5."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
+    if abs(value) >= 1e3:
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
     if value and abs(value) < 1e-3:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -146,9 +138,8 @@ def _scales(curves: Sequence[Curve], lines: Sequence[Points], may_be_log: bool) 
         margin = (high - low) * 0.05
         low, high = (0.0 if 0 <= low < (high - low) * 0.25 else low - margin), high + margin
     first, last = min(steps), max(steps)
-    if first == last:
-        first, last = first - 1, last + 1
-    x = _Scale(first, last, _LEFT, WIDTH - _RIGHT)
+    alone = first == last
+    x = _Scale(first - alone, last + alone, _LEFT, WIDTH - _RIGHT)
     return x, _Scale(low, high, HEIGHT - _BOTTOM, _TOP, log)
 
 
@@ -165,17 +156,10 @@ def _thin(points: Points) -> Points:
     """Least and largest value of each stretch, so that a long curve keeps its spread."""
     if len(points) <= _MAX_POINTS:
         return points
-    ends = []
-    for stretch in _stretches(points):
-        values = [value for _, value in stretch]
-        ends += [(stretch[0][0], min(values)), (stretch[0][0], max(values))]
-    return ends
+    ranges = [(stretch[0][0], [value for _, value in stretch]) for stretch in _stretches(points)]
+    return [(step, end(values)) for step, values in ranges for end in (min, max)]
 
 
 def _every(points: Points) -> Points:
     """The last point of each stretch: enough of a smooth curve."""
     return [stretch[-1] for stretch in _stretches(points)]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +18,41 @@ _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrore
 Results = Mapping[str, Any]  # of results.json
 
 
-@dataclass
-class ClassScores:
-    """Scores by class: columns, a row of values for each class, and means over the classes that aren't excluded."""
-
-    columns: list[str]
-    rows: list[tuple[ClassInfo, list[float | None]]]
-    means: list[float | None]
-
-
-@dataclass
-class _Part:
-    """What was scored: patches or whole scenes."""
-
-    name: str
-    results: Results
-    classes: ClassScores
-    boundaries: ClassScores
-    pictures: list[tuple[str, str]]
-
-
 def to_html(folder: Path, results: Results, classes: Sequence[ClassInfo]) -> str:
-    """Write the page.
-
-    Args:
-        folder: of the evaluation, with its pictures.
-        results: what `results.json` holds; None stands for a score without a value.
-        classes: the class table.
-    """
+    """Write the page of the evaluation in `folder`, which has its pictures; None is a score without a value."""
     name = {"patches": "images", "scenes": "scenes", "both": "patches"}[results["score"]]
     parts = [_part(name, folder, results, classes, results["exclude"])]
     if "scenes" in results:
-        parts.append(_part("scenes", folder / "scenes", results["scenes"], classes, results["exclude"]))
+        parts += [_part("scenes", folder / "scenes", results["scenes"], classes, results["exclude"])]
     facts = [f"{results['checkpoint']}, step {results['step']}", f"{results['images']} {name}", _views(results)]
-    title = f"mIoU {number(results['mIoU'])} on {results['split']}"
-    return render(
-        "evaluation.html.j2", title=title, facts=facts, parts=parts, exclude=results["exclude"], means=list(_MEANS)
-    )
+    values = {"facts": facts, "parts": parts, "exclude": results["exclude"], "means": list(_MEANS)}
+    return render("evaluation.html.j2", title=f"mIoU {number(results['mIoU'])} on {results['split']}", **values)
 
 
-def _part(name: str, folder: Path, results: Results, classes: Sequence[ClassInfo], exclude: Collection[str]) -> _Part:
+def _part(
+    name: str, folder: Path, results: Results, classes: Sequence[ClassInfo], exclude: Collection[str]
+) -> dict[str, object]:
+    """What the page says of patches, or of whole scenes."""
     boundaries = [key for key in results if key.startswith("boundary_") and "/" not in key]
     pictures = [(title, picture(folder / f"{file}.png")) for file, title in _PICTURES.items()]
-    return _Part(
-        name,
-        results,
-        _class_scores(results, _CLASS_COLUMNS, classes, exclude),
-        _class_scores(results, boundaries, classes, exclude),
-        [(title, source) for title, source in pictures if source],
-    )
+    return {
+        "name": name,
+        "results": results,
+        "classes": _class_scores(results, _CLASS_COLUMNS, classes, exclude),
+        "boundaries": _class_scores(results, boundaries, classes, exclude),
+        "pictures": [(title, source) for title, source in pictures if source],
+    }
 
 
 def _class_scores(
     results: Results, keys: Sequence[str], classes: Sequence[ClassInfo], exclude: Collection[str]
-) -> ClassScores:
+) -> dict[str, object]:
+    """Scores by class: columns, a row of values for each class, and means over the classes that aren't excluded."""
     rows = [(info, [results[f"{key}/{info.name}"] for key in keys]) for info in classes]
     kept = [values for info, values in rows if info.name not in exclude]
     known = [[value for value in column if value is not None] for column in zip(*kept, strict=True)]
     means = [sum(column) / len(column) if column else None for column in known]
-    return ClassScores([key.removeprefix("boundary_") for key in keys], rows, means)
+    return {"columns": [key.removeprefix("boundary_") for key in keys], "rows": rows, "means": means}
 
 
 def _views(results: Results) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -12,10 +11,9 @@ from pfseg.data.base import parse_classes
 from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
-from pfseg.reporting.runs import Run
+from pfseg.reporting.runs import Run, Values
 from pfseg.reporting.selection import compare_groups, group_seeds
-from pfseg.reporting.statistics import Spread
-from pfseg.reporting.table import Column, RunRow, RunTable, text
+from pfseg.reporting.table import Column, RunTable, text
 from pfseg.tracking.terminal import as_typed
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
@@ -27,33 +25,23 @@ _TITLES = {
     "rank_mib": "memory of a rank, MiB",
     "gpu_mib": "GPU memory of a rank, MiB",
 }
+_Shown = tuple[int, Run]  # a run with curves and pictures, all in the colour of this number
+_Series = tuple[int, Run, list[tuple[int, Values]]]  # colour, run, and its values by step
 _SIDE = {*_TITLES, "eta_s", "step"}  # training values that are no terms of the loss
 
 
-class _Shown(NamedTuple):
-    """A run with curves and pictures, all in the colour of this number."""
-
-    color: int
-    run: Run
-
-
 def to_html(table: RunTable) -> str:
-    """Write the page.
-
-    Args:
-        table: runs in the order in which they are shown; the first `MAX_SHOWN` get curves and pictures.
-
-    Returns:
-        A whole HTML document.
-    """
-    shown = [_Shown(color, run) for color, run in enumerate(table.runs[:MAX_SHOWN])]
+    """Write the page of a table's runs, in its order; the first `MAX_SHOWN` get curves and pictures."""
+    shown = list(enumerate(table.runs[:MAX_SHOWN]))
     columns = [column for column in table.columns if column.key != "detail"]
+    settings = [column.key for column in columns if column.setting]
     colors = {id(run): color for color, run in shown}
     groups = group_seeds(table.runs)
-    curves, more_curves = _curves([part for part in shown if len(part.run.validations) > 1 or part.run.train])
+    names = list(dict.fromkeys(str(run.settings.get("name", run.name)) for run in table.runs))
+    curves, more_curves = _curves([(color, run) for color, run in shown if len(run.validations) > 1 or run.train])
     return render(
         "comparison.html.j2",
-        title=_title(table.runs),
+        title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         facts=list(_facts(table.runs)),
         columns=columns,
         rows=[(row, colors.get(id(row.run))) for row in table.rows if row.run],
@@ -61,10 +49,9 @@ def to_html(table: RunTable) -> str:
         best={column.key: _best(table, column) for column in columns if column.digits is not None},
         details=[(row.cells["run"], detail) for row in table.rows if (detail := row.cells.get("detail"))],
         text=text,
-        sort_value=_sort_value,
         groups=groups,
         comparisons=compare_groups(groups),
-        chips=[(*part, _apart(part.run, table.columns)) for part in shown],
+        chips=[(color, run, _label(run, settings)) for color, run in shown],
         curves=curves,
         more_curves=more_curves,
         class_scores=_class_scores(shown),
@@ -72,11 +59,6 @@ def to_html(table: RunTable) -> str:
         confusions=list(_confusions(shown)),
         samples=list(_samples(shown)),
     )
-
-
-def _title(runs: Sequence[Run]) -> str:
-    names = list(dict.fromkeys(str(run.settings.get("name", run.name)) for run in runs))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _facts(runs: Sequence[Run]) -> Iterator[str]:
@@ -91,6 +73,12 @@ def _facts(runs: Sequence[Run]) -> Iterator[str]:
         yield f"{lines} unreadable line{'s' * (lines > 1)} left out"
 
 
+def _label(run: Run, settings: Sequence[str]) -> str:
+    """What sets a run apart, where that is little."""
+    keys = settings if len(settings) <= _CHIP_SETTINGS else ()
+    return ", ".join(f"{key.rpartition('.')[2]} {as_typed(run.settings[key])}" for key in keys if key in run.settings)
+
+
 def _best(table: RunTable, column: Column) -> float | None:
     values = [v for row in table.rows if row.run and isinstance(v := row.cells.get(column.key), float)]
     if len(values) < 2:
@@ -98,45 +86,25 @@ def _best(table: RunTable, column: Column) -> float | None:
     return min(values) if column.key == "loss" else max(values)
 
 
-def _sort_value(row: RunRow, column: Column) -> str:
-    """What the page's script sorts a cell by; cells without a value stay at the end."""
-    value = row.run.steps if row.run and column.key == "steps" else row.cells.get(column.key)
-    return "" if value is None or isinstance(value, Spread) else str(value)
-
-
-def _apart(run: Run, columns: Sequence[Column]) -> str:
-    """What sets a run apart, where that is little."""
-    settings = [column.key for column in columns if column.setting]
-    if len(settings) > _CHIP_SETTINGS:
-        return ""
-    return ", ".join(f"{k.rpartition('.')[2]} {as_typed(run.settings[k])}" for k in settings if k in run.settings)
-
-
 def _curves(shown: Sequence[_Shown]) -> tuple[list[Markup], list[Markup]]:
     """Charts of the loss and the mIoU, and of all else that was recorded."""
-    terms = dict.fromkeys(key for _, run in shown for row in run.train for key in row.values if key not in _SIDE)
-    scores = dict.fromkeys(k for _, run in shown for v in run.validations for k in v.scores if "/" not in k)
-    main = [_training(shown, "loss"), _validation(shown, "mIoU")]
-    more = [_training(shown, key) for key in (*terms, *_TITLES) if key != "loss"]
-    more += [_validation(shown, key) for key in scores if key != "mIoU"]
+    train = [(color, run, run.train) for color, run in shown]
+    validations = [(color, run, [(point.step, point.scores) for point in run.validations]) for color, run in shown]
+    terms = dict.fromkeys(key for *_, rows in train for _, values in rows for key in values if key not in _SIDE)
+    scores = dict.fromkeys(key for *_, rows in validations for _, values in rows for key in values if "/" not in key)
+    main = [_chart(train, "loss", _TITLES["loss"], loss=True), _chart(validations, "mIoU", "validation mIoU")]
+    more = [_chart(train, key, f"training {key}", loss=True) for key in terms]
+    more += [_chart(train, key, title) for key, title in _TITLES.items() if key != "loss"]
+    more += [_chart(validations, key, f"validation {key}") for key in scores if key != "mIoU"]
     return [figure for figure in main if figure], [figure for figure in more if figure]
 
 
-def _training(shown: Sequence[_Shown], key: str) -> Markup:
-    is_loss = key == "loss" or key not in _TITLES
+def _chart(series: Sequence[_Series], key: str, title: str, loss: bool = False) -> Markup:
     curves = [
-        Curve(color, run.name, [(row.step, value) for row in run.train if (value := row.values.get(key)) is not None])
-        for color, run in shown
+        Curve(color, run.name, [(step, value) for step, values in rows if (value := values.get(key)) is not None])
+        for color, run, rows in series
     ]
-    return chart(_TITLES.get(key, f"training {key}"), curves, smoothed=is_loss, may_be_log=is_loss)
-
-
-def _validation(shown: Sequence[_Shown], key: str) -> Markup:
-    curves = [
-        Curve(color, run.name, [(v.step, value) for v in run.validations if (value := v.scores.get(key)) is not None])
-        for color, run in shown
-    ]
-    return chart(f"validation {key}", curves)
+    return chart(title, curves, loss=loss)
 
 
 def _class_scores(shown: Sequence[_Shown]) -> dict[str, list[tuple[int, Run, float | None]]]:

@@ -7,35 +7,41 @@ beside `.hydra`. Evaluations lie below the run that they score, and take its set
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import psutil
+import yaml
 
 from pfseg.errors import ConfigError
-from pfseg.reporting.reading import flatten, load_yaml, number
-from pfseg.reporting.status import open_logs, status_of
 from pfseg.tracking.records import Row, read_records
 
+FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
+_ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
+_DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was reached"}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
+
+
+Values = dict[str, float | None]  # by name; None where a value is missing
 
 
 @dataclass
 class ValidationPoint:
-    """One scoring of a run.
+    """One scoring of a run."""
 
-    Attributes:
-        step: updates before it.
-        scores: `mIoU`, `IoU/<class>` and so on; None where a score has no value.
-        panels: picture of the samples, where it is still there.
-        confusion: K rows of K pixel counts, [truth][prediction].
-    """
-
-    step: int
-    scores: dict[str, float | None]
-    panels: Path | None = None
-    confusion: list[list[int]] | None = None
+    step: int  # updates before it
+    scores: Values  # `mIoU`, `IoU/<class>` and so on
+    panels: Path | None = None  # picture of the samples, where it is still there
+    confusion: list[list[int]] | None = None  # K rows of K pixel counts, [truth][prediction]
 
     @property
     def miou(self) -> float | None:
@@ -43,43 +49,22 @@ class ValidationPoint:
         return self.scores.get("mIoU")
 
 
-class TrainPoint(NamedTuple):
-    """Values of a training step, the prefix `train/` removed; None where a value is missing."""
-
-    step: int
-    values: dict[str, float | None]
-
-
 @dataclass
 class Run:
-    """What a run folder tells.
+    """What a run folder tells."""
 
-    Attributes:
-        folder: absolute path.
-        name: short and unique among the runs read together.
-        settings: resolved settings by dotted key, and the choice of each group, such as `model`.
-        overridden: keys that were given on the command line.
-        status: finished, running, stopped, failed or lost.
-        detail: why it failed or ended, in one line.
-        train: what was recorded of training steps, oldest first.
-        validations: oldest first.
-        steps: updates done, of `total`.
-        seconds: time spent in training and validation, over all resumptions.
-        unreadable: lines and files that could not be read.
-    """
-
-    folder: Path
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    overridden: frozenset[str] = frozenset()
-    status: str = "lost"
-    detail: str = ""
-    train: list[TrainPoint] = field(default_factory=list)
-    validations: list[ValidationPoint] = field(default_factory=list)
-    steps: int = 0
+    folder: Path  # absolute
+    name: str  # short and unique among the runs read together
+    settings: dict[str, Any] = field(default_factory=dict)  # resolved, by dotted key, and each group's choice
+    overridden: frozenset[str] = frozenset()  # keys that were given on the command line
+    status: str = "lost"  # finished, running, stopped, failed or lost
+    detail: str = ""  # why it failed or ended, in one line
+    train: list[tuple[int, Values]] = field(default_factory=list)  # steps and their losses etc., oldest first
+    validations: list[ValidationPoint] = field(default_factory=list)  # oldest first
+    steps: int = 0  # updates done, of `total`
     total: int | None = None
-    seconds: float | None = None
-    unreadable: int = 0
+    seconds: float | None = None  # in training and validation, over all resumptions
+    unreadable: int = 0  # lines and files that could not be read
 
     @property
     def best(self) -> ValidationPoint | None:
@@ -100,10 +85,7 @@ class Run:
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:
-    """Find the run folders at and below some places.
-
-    Args:
-        places: folders, or patterns with `*`, `?`, `[...]` and `**`.
+    """Find the run folders at and below some places: folders, or patterns with `*`, `?`, `[...]` and `**`.
 
     Returns:
         Absolute paths in the order of their names, numbers by value; each run once.
@@ -132,7 +114,12 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs of `folders`, absolute paths; names are their paths below the deepest common folder."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    logs = open_logs()
+    logs = {  # that a process of this machine writes: each run's driver holds its own open
+        Path(file.path)
+        for process in psutil.process_iter(["open_files"])
+        for file in process.info["open_files"] or ()  # None: another user's process
+        if file.path.endswith("/worker.log") and file.mode != "r"
+    }
     runs = [_read(folder, str(folder.relative_to(common)), logs) for folder in folders]
     if len(runs) == 1 and "name" in runs[0].settings:
         runs[0].name = f"{runs[0].settings['name']} {runs[0].name}"
@@ -154,11 +141,21 @@ def _natural(part: str) -> tuple[int, int, str]:
 def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     run = Run(folder, name)
     _read_settings(run)
-    rows = _read_rows(run)
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().count(b"\n") if path.exists() else 0  # without a torn last one
+    rows = [
+        row
+        for row in read_records(path)
+        if isinstance(row.get("event"), str) and isinstance(row.get("step"), int) and number(row.get("time"))
+    ]
+    run.unreadable += max(0, lines - len(rows))  # a running run may have added some in between
     for row in rows:
         _take(run, row)
-    run.seconds = _seconds(rows)
-    run.status, run.detail = status_of(folder, rows, logs)
+    starts = [place for place, row in enumerate(rows) if row["event"] == "start"]
+    if starts:  # time from each start to the last row before the next one
+        spans = pairwise([*starts, len(rows)])
+        run.seconds = float(sum(rows[end - 1]["time"] - rows[start]["time"] for start, end in spans))
+    run.status, run.detail = _status(folder, rows, logs)
     return run
 
 
@@ -190,35 +187,25 @@ def _yaml_of(run: Run, name: str) -> Any:
     return content if isinstance(content, list if name.endswith("overrides.yaml") else dict) else None
 
 
-def _read_rows(run: Run) -> list[Row]:
-    """The rows that have what every row has; the others are counted, but not a torn last line."""
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_bytes().count(b"\n") if path.exists() else 0
-    rows = [
-        row
-        for row in read_records(path)
-        if isinstance(row.get("event"), str) and isinstance(row.get("step"), int) and number(row.get("time"))
-    ]
-    run.unreadable += max(0, lines - len(rows))  # a running run may have added some in between
-    return rows
-
-
 def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
     elif event == "train":
-        values = {k.removeprefix("train/"): number(v) for k, v in row.items() if k.startswith("train/")}
-        run.train.append(TrainPoint(step, values))
+        run.train.append((step, _values(row, "train/")))
     elif event == "val":
-        scores = {k.removeprefix("val/"): number(v) for k, v in row.items() if k.startswith("val/")}
         panels = row.get("panels")
         picture = run.folder / panels if isinstance(panels, str) else None
-        run.validations.append(ValidationPoint(step, scores, picture if picture and picture.is_file() else None))
+        panel = picture if picture and picture.is_file() else None
+        run.validations.append(ValidationPoint(step, _values(row, "val/"), panel))
     elif event == "confusion" and run.validations and run.validations[-1].step == step:
         run.validations[-1].confusion = _matrix(row.get("confusion"))
     if event in ("train", "val", "end"):
         run.steps = max(run.steps, step)
+
+
+def _values(row: Row, prefix: str) -> Values:
+    return {key.removeprefix(prefix): number(value) for key, value in row.items() if key.startswith(prefix)}
 
 
 def _matrix(value: object) -> list[list[int]] | None:
@@ -228,12 +215,69 @@ def _matrix(value: object) -> list[list[int]] | None:
     return value if all(isinstance(count, int) and count >= 0 for row in value for count in row) else None
 
 
-def _seconds(rows: Sequence[Row]) -> float | None:
-    """Time from each start to the last row before the next one, summed."""
-    total, began, latest = 0.0, None, 0.0
-    for row in rows:
-        if row["event"] == "start":
-            total += latest - began if began is not None else 0.0
-            began = row["time"]
-        latest = row["time"]
-    return total + latest - began if began is not None else None
+def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[str, str]:
+    """State of a run, as its folder and this machine's processes tell, and why it failed or ended, in one line."""
+    if folder.resolve() / "worker.log" in logs:
+        return "running", ""
+    errors = [load_json(path) for path in sorted((folder / "errors").glob("rank*.json"))]
+    errors = [error for error in errors if isinstance(error, dict) and "message" in error]
+    if errors:
+        first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
+        kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
+        return "failed", kind + _first_line(str(first["message"]))
+    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
+    result = load_json(folder / "result.json")
+    ending = (result if isinstance(result, dict) else final if final.get("event") == "end" else {}).get("status")
+    if ending in _ENDS:
+        return _ENDS[ending], _DETAILS.get(ending, "")
+    if (text := folder / "error.txt").is_file():
+        return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
+    host, records = (load_json(folder / "environment.json") or {}).get("hostname"), folder / "metrics.jsonl"
+    if not host or host == socket.gethostname():
+        return "lost", "no end record and no live process"
+    if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:
+        return "running", f"on {host}"
+    return "lost", f"no end record; it ran on {host}, whose processes can't be seen from here"
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def number(value: object) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds; None where there is no such file.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no such file or it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over seeds of (second - first), the half width of its interval, and the number of seeds in common."""
+    """Mean over seeds of (second - first), the half width of its 95 % interval, and the number of seeds in common."""
 
     n: int
     mean: float
     half_width: float
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.mean + self.half_width
 
     @property
     def significant(self) -> bool:
@@ -46,58 +39,39 @@ class Difference:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation, with n - 1 below the square root, of at least one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Spread(len(values), mean, None)
-    return Spread(len(values), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
+    return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def paired_difference(
-    first: Mapping[int, float], second: Mapping[int, float], confidence: float = 0.95
-) -> Difference | None:
-    """Compare two settings over the seeds that both were run with.
-
-    Args:
-        first: score by seed.
-        second: likewise.
-        confidence: of the interval, such as 0.95.
-
-    Returns:
-        The mean difference and its interval by the paired t test; None with fewer than two seeds in common.
-    """
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """Compare scores by seed over the seeds that both have, by the paired t test; None with fewer than two of them."""
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2:
         return None
     differences = spread([second[seed] - first[seed] for seed in seeds])
     assert differences.std is not None, "two values have a standard deviation"
-    half_width = t_quantile(differences.n - 1, confidence) * differences.std / math.sqrt(differences.n)
+    half_width = t_quantile(differences.n - 1, _CONFIDENCE) * differences.std / math.sqrt(differences.n)
     return Difference(differences.n, differences.mean, half_width)
 
 
 def t_quantile(freedom: int, confidence: float) -> float:
-    """The t that Student's distribution stays within, on both sides, with probability `confidence`.
+    """The t that Student's distribution stays within, on both sides, with probability `confidence` in (0, 1).
 
     The probability is a finite sum in the angle atan(t / sqrt(freedom)) (Abramowitz and Stegun 26.7.3 and 26.7.4),
     which is inverted by halving an interval.
-
-    Args:
-        freedom: degrees of freedom, 1 or more.
-        confidence: in (0, 1).
     """
+    odd = freedom % 2
+
+    def probability(angle: float) -> float:
+        sine, cosine = math.sin(angle), math.cos(angle)
+        term = cosine if odd else 1.0
+        total = term if freedom > 1 else 0.0
+        for k in range(2 + odd, freedom, 2):
+            term *= (k - 1) / k * cosine**2
+            total += term
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(freedom, middle) < confidence else (low, middle)
+        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(freedom: int, angle: float) -> float:
-    """Probability of |t| < sqrt(freedom) * tan(angle)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

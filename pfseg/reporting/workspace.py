@@ -10,11 +10,16 @@ import wandb_workspaces.workspaces as ws
 
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import differing
-from pfseg.tracking.records import Row, read_records
+from pfseg.tracking.records import numbers, read_records
+from pfseg.tracking.wandb import CONFUSION
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"
 _PICTURES = ("val/masks", "val/boundaries", "val/edges", "val/samples")
+_CHARTS = {  # by the key of the logged table: W&B's chart, its fields, its title
+    "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
+    "val/confusion_table": CONFUSION,
+}
 _RECIPES = ("experiment", "hparams_search")  # groups that leave no settings under their own name
 _SETTINGS = ["optimizer.lr", "seed"]  # the axes where all runs have equal settings
 
@@ -24,40 +29,29 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
     names: set[str] = set()
     for run in runs:
         for row in read_records(run.folder / "metrics.jsonl"):
-            names |= {key for key, value in row.items() if key.startswith(("train/", "val/")) and value is not None}
+            names |= numbers(row, "train/", "val/").keys()
             if row["event"] == "confusion":
                 names.add("val/confusion_table")
             if row["event"] == "val":
-                names |= {"val/classes", "val/IoU_bars_table", *_pictures(row, run)}
-    return names | ({"best/mIoU"} if "val/mIoU" in names else set())
+                names |= {"val/classes", "val/IoU_bars_table"} | ({"val/samples"} if row.get("panels") else set())
+                samples = row.get("samples") or []
+                names |= {"val/masks", "val/boundaries"} if samples else set()
+                if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
+                    names.add("val/edges")
+    return names | {"best/mIoU"} if "val/mIoU" in names else names
 
 
 def build_workspace(runs: Sequence[Run], entity: str, project: str) -> ws.Workspace:
-    """Lay out the panels; runs that differ in nothing but the seed are grouped.
+    """Lay out the panels of a workspace, which nothing has saved yet; runs that differ only in the seed are grouped.
 
-    Args:
-        runs: trainings or evaluations; their records name the panels, the settings that differ the sweep's axes.
-        entity: user or team of the project.
-        project: where the runs are.
-
-    Returns:
-        A workspace that nothing has saved yet.
+    The runs' records name the panels, the settings in which they differ the sweep's axes.
     """
     names = logged_names(runs)
     keys = [_config_key(key, runs) for key in differing(runs)]
     settings = [key for key in keys if key] or _SETTINGS
     repeated = "seed" in keys and None not in keys  # otherwise a group would hold what differs in more than the seed
     groups = [ws.Config(key) for key in settings if key != "seed"] if repeated else []
-    sections = {
-        "Validation": _lines(_scores(names), x="epoch"),
-        "IoU by class": _charts(names) + _lines(_prefixed(names, "val/IoU/"), x="epoch"),
-        "Images and masks": [_media(key) for key in _PICTURES if key in names],
-        "Losses": _lines(_losses(names)),
-        "Learning rate, speed, memory": _lines([key for key in _STATE if key in names]),
-        "Gradients": _lines(_prefixed(names, _NORM)),
-        "Boundaries": _lines(_prefixed(names, "val/boundary_"), x="epoch"),
-        "Sweep": _sweep(settings) if "best/mIoU" in names else [],
-    }
+    sections = _sections(names) | {"Sweep": _sweep(settings) if "best/mIoU" in names else []}
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -76,15 +70,6 @@ def spec(workspace: ws.Workspace) -> dict[str, Any]:
     return dict(workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _pictures(row: Row, run: Run) -> Iterable[str]:
-    if row.get("panels"):
-        yield "val/samples"
-    if samples := row.get("samples"):
-        yield from ("val/masks", "val/boundaries")
-        if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
-            yield "val/edges"
-
-
 def _config_key(key: str, runs: Sequence[Run]) -> str | None:
     """A setting as W&B knows it: the choice of a group is its `name`; None for that of a group without one."""
     known = {name for run in runs for name in run.settings}
@@ -93,20 +78,39 @@ def _config_key(key: str, runs: Sequence[Run]) -> str | None:
     return None if key in _RECIPES or any(name.startswith(f"{key}.") for name in known) else key
 
 
-def _prefixed(names: set[str], prefix: str) -> list[str]:
-    return sorted(name for name in names if name.startswith(prefix))
+def _sections(names: set[str]) -> dict[str, list[Any]]:
+    """Panels by section: the mIoU and the whole loss come first in theirs."""
 
+    def some(prefix: str, first: str = "") -> list[str]:
+        return sorted((name for name in names if name.startswith(prefix)), key=lambda name: (name != first, name))
 
-def _scores(names: set[str]) -> list[str]:
-    """Means over the classes, the mIoU first."""
-    tables = {"val/classes", "val/IoU_bars_table", "val/confusion_table", *_PICTURES}
-    means = [key for key in _prefixed(names, "val/") if key.count("/") == 1 and not key.startswith("val/boundary_")]
-    return sorted(set(means) - tables, key=lambda key: (key != "val/mIoU", key))
-
-
-def _losses(names: set[str]) -> list[str]:
-    others = {*_STATE, "train/eta_s", *_prefixed(names, _NORM)}
-    return sorted(set(_prefixed(names, "train/")) - others, key=lambda key: (key != "train/loss", key))
+    norms, boundaries = some(_NORM), some("val/boundary_")
+    others = {"val/classes", *_CHARTS, *_PICTURES, *boundaries, *_STATE, "train/eta_s", *norms}
+    scores = [name for name in some("val/", "val/mIoU") if name.count("/") == 1 and name not in others]
+    losses = [name for name in some("train/", "train/loss") if name not in others]
+    charts = [
+        wr.CustomChart(
+            query={"summaryTable": {"tableKey": key}},
+            chart_name=chart,
+            chart_fields=fields,
+            chart_strings={"title": title},
+        )
+        for key, (chart, fields, title) in _CHARTS.items()
+        if key in names
+    ]
+    classes = [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
+    pictures = [key for key in _PICTURES if key in names]
+    return {
+        "Validation": _lines(scores, "epoch"),
+        "IoU by class": charts + classes + _lines(some("val/IoU/"), "epoch"),
+        "Images and masks": [
+            wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2) for key in pictures
+        ],
+        "Losses": _lines(losses),
+        "Learning rate, speed, memory": _lines([key for key in _STATE if key in names]),
+        "Gradients": _lines(norms),
+        "Boundaries": _lines(boundaries, "epoch"),
+    }
 
 
 def _lines(keys: Iterable[str], x: str = "Step") -> list[wr.LinePlot]:
@@ -114,33 +118,6 @@ def _lines(keys: Iterable[str], x: str = "Step") -> list[wr.LinePlot]:
         wr.LinePlot(title=key.partition("/")[2], x=x, y=[key], groupby_aggfunc="mean", groupby_rangefunc="minmax")
         for key in keys
     ]
-
-
-def _media(key: str) -> wr.MediaBrowser:
-    return wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2)
-
-
-def _charts(names: set[str]) -> list[Any]:
-    """Bars of the IoU, the confusion matrix and the table of classes."""
-    charts = {
-        "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
-        "val/confusion_table": (
-            "wandb/confusion_matrix/v1",
-            {key: key for key in ("Actual", "Predicted", "nPredictions")},
-            "Confusion, pixels",
-        ),
-    }
-    panels: list[Any] = [
-        wr.CustomChart(
-            query={"summaryTable": {"tableKey": key}},
-            chart_name=chart,
-            chart_fields=fields,
-            chart_strings={"title": title},
-        )
-        for key, (chart, fields, title) in charts.items()
-        if key in names
-    ]
-    return panels + [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
 
 
 def _sweep(settings: Sequence[str]) -> list[Any]:

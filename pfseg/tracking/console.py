@@ -12,32 +12,26 @@ from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from pfseg.data.base import parse_classes
 from pfseg.files import shown
 from pfseg.tracking import terminal
-from pfseg.tracking.records import Row, Sink
-from pfseg.tracking.settings_tree import settings_tree
+from pfseg.tracking.records import Row, Sink, boundary_scores, class_names
 
-PLAIN_SECONDS = 15.0  # between plain lines about the same wait
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 _MEANS = {"IoU": "mIoU", "F1": "mF1"}  # of columns whose mean has a name of its own
 _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
+_STYLES = {"warning": "yellow", "error": "red"}
 
 
 class RunConsole(Sink):
-    """Shows a run as it goes on; `finish` leaves the terminal in order.
-
-    Args:
-        folder: the run folder, shown at the start; sample panels are named by their place in it.
-        console: where to write; default standard output.
-    """
+    """Shows a run in `folder` as it goes on, by default on standard output; `finish` leaves the terminal in order."""
 
     def __init__(self, folder: Path | None = None, console: Console | None = None) -> None:
-        """Choose bars or plain lines."""
         self.folder = folder
         self.console = console or terminal.console()
         self.live = self.console.is_terminal
@@ -57,7 +51,9 @@ class RunConsole(Sink):
         self._colors = {info.name: info.hex_color for info in parse_classes(classes)} if classes else {}
         self._lr = (config.get("optimizer") or {}).get("lr")
         self._split = config["split"] if config.get("job") == "evaluate" else None
-        self.console.print(settings_tree(config))
+        tree = Tree(Text(str(config.get("name", "pfseg")), style="bold"), guide_style="dim")
+        _grow(tree, {key: value for key, value in config.items() if key != "name"})
+        self.console.print(tree)
         if self.folder is not None:
             self._line(f"run folder: {shown(self.folder)}", "dim")
 
@@ -73,15 +69,13 @@ class RunConsole(Sink):
 
     def message(self, text: str, level: str = "info") -> None:
         """Show a text; warnings and errors say so."""
-        style = {"warning": "yellow", "error": "red"}.get(level, "")
-        self._line(text if level == "info" else f"{level}: {text}", style)
+        self._line(text if level == "info" else f"{level}: {text}", _STYLES.get(level, ""))
 
     def finish(self, exit_code: int = 0) -> None:
         """End the live display; a second call does nothing."""
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
-            self._tasks = {}
+            self._progress, self._tasks = None, {}
 
     def on_start(self, row: Row) -> None:
         """Say what the job works on, or where it goes on."""
@@ -92,20 +86,24 @@ class RunConsole(Sink):
         if self._split:
             self._line(f"evaluating {row.get('images_val', '?')} images of split {self._split}, {machine}", "bold")
             return
+        whole, size = row.get("global_batch"), row.get("batch_size")
+        batch = f"global batch {whole or '?'}"
+        if whole and size and whole != size:
+            accumulated = int(whole) // (int(size) * ranks)
+            batch += f" ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
         self._line(
             f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, {machine}, "
-            f"{_batch(row)}, {row.get('steps', '?')} steps",
+            f"{batch}, {row.get('steps', '?')} steps",
             "bold",
         )
-        if (base := row.get("base_lr")) is not None and base != self._lr:
+        if (base := row.get("base_lr")) not in (None, self._lr):
             self._line(f"learning rate {base:.3g}: optimizer.lr scaled to this global batch")
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
 
     def on_train(self, row: Row) -> None:
         """Show losses, speed and the time left."""
-        self._hide("wait")
-        self._hide("progress")
+        self._hide("wait", "progress")
         step, steps, per_epoch = row["step"], self._start.get("steps"), self._start.get("steps_per_epoch")
         loss, rate = terminal.number(row.get("train/loss"), ".4f"), terminal.number(row.get("train/lr"), ".2e")
         speed, left = terminal.number(row.get("train/images_per_s"), ".1f"), terminal.duration(row.get("train/eta_s"))
@@ -128,20 +126,17 @@ class RunConsole(Sink):
 
     def on_val(self, row: Row) -> None:
         """Show the scores of a validation as tables."""
-        self._hide("wait")
-        self._hide("progress")
+        self._hide("wait", "progress")
         best = bool(row.get("best"))
         if best:
             self._best = f"  best mIoU [b]{terminal.number(row.get('val/mIoU'), '.2f')}[/]"
-        mark = "  ★ best so far" if best else ""
-        title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{mark}"
+        title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{'  ★ best so far' if best else ''}"
         self._line(title, "bold green" if best else "bold")
         self.console.print(self._score_table(row, "class", _COLUMNS, bars=self.live))
-        if boundary := [key[4:] for key in row if key.startswith("val/boundary_") and key.count("/") == 1]:
+        if boundary := boundary_scores(row):
             self.console.print(self._score_table(row, "boundary", boundary))
         present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
-        others = [f"{name} {terminal.number(row[f'val/{name}'], form)}" for name, form in present.items()]
-        self._line("   ".join(others))
+        self._line("   ".join(f"{name} {terminal.number(row[f'val/{name}'], form)}" for name, form in present.items()))
         if row.get("panels"):
             path = str(row["panels"])
             self._line(f"samples: {shown(self.folder / path) if self.folder else path}", "dim")
@@ -158,8 +153,7 @@ class RunConsole(Sink):
         table = terminal.table(head, *heads, numbers=heads)
         if bars:
             table.add_column("", width=20)
-        names = [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
-        for name in names:
+        for name in (names := class_names(row)):
             color = self._colors.get(name)
             label = Text.assemble(("■ ", color), name) if color and self.live else Text(name)
             values = [row.get(f"val/{column}/{name}") for column in columns]
@@ -176,16 +170,15 @@ class RunConsole(Sink):
     def _bar(self, key: str, text: str, done: float | None, total: float | None, facts: str = "") -> None:
         """Show or move one line of the live display; as plain lines only the waits, now and then."""
         if not self.live:
-            if key in ("epoch", "run"):
-                return
-            count = f" {done}/{total}" if key == "progress" and total else ""
-            self._seldom(key, text + count, key == "wait" and done is not None and done == total)
+            if key not in ("epoch", "run"):
+                count = f" {done}/{total}" if key == "progress" and total else ""
+                self._seldom(key, text + count, key == "wait" and done is not None and done == total)
             return
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(24 if self.console.width >= 100 else 12, complete_style="cyan", finished_style="green"),
-                _Share(),
+                TaskProgressColumn("[dim]{task.percentage:3.0f} %"),
                 TextColumn("{task.fields[facts]}"),
                 console=self.console,
                 transient=True,
@@ -199,15 +192,16 @@ class RunConsole(Sink):
     def _seldom(self, key: str, text: str, at_once: bool) -> None:
         now = time.monotonic()
         # A wait is said at once, a validation only when it takes long.
-        last, before = self._last.setdefault(key, (now if key == "progress" else now - PLAIN_SECONDS, ""))
-        if text != before and (at_once or now - last >= PLAIN_SECONDS):
+        last, before = self._last.setdefault(key, (now if key == "progress" else now - terminal.PLAIN_SECONDS, ""))
+        if text != before and (at_once or now - last >= terminal.PLAIN_SECONDS):
             self._last[key] = (now, text)
             self._line(text)
 
-    def _hide(self, key: str) -> None:
-        self._last.pop(key, None)
-        if self._progress is not None and key in self._tasks:
-            self._progress.remove_task(self._tasks.pop(key))
+    def _hide(self, *keys: str) -> None:
+        for key in keys:
+            self._last.pop(key, None)
+            if self._progress and key in self._tasks:
+                self._progress.remove_task(self._tasks.pop(key))
 
     def _line(self, text: str, style: str = "") -> None:
         terminal.line(self.console, text, style)
@@ -221,17 +215,22 @@ def _mean(row: Row, column: str, names: Sequence[str]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-class _Share(ProgressColumn):
-    """The share done, nothing for a wait without a known end."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.percentage:3.0f} %" if task.total else "", style="dim")
-
-
-def _batch(row: Row) -> str:
-    """The global batch and what it is made of."""
-    whole, size, ranks = row.get("global_batch"), row.get("batch_size"), row.get("ranks")
-    if not (whole and size and ranks) or whole == size:
-        return f"global batch {whole or '?'}"
-    accumulated = int(whole) // (int(size) * int(ranks))
-    return f"global batch {whole} ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
+def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
+    """Add the plain values packed into lines, then each group as a branch."""
+    groups = {key: value for key, value in values.items() if isinstance(value, dict) and value}
+    plain = Text()
+    for key, value in values.items():
+        if key == "classes" and isinstance(value, list) and value:
+            text = Text(f"{len(value)} classes: ")
+            for info in parse_classes(value):
+                text.append("■ ", style=info.hex_color).append(f"{info.name}   ")
+            tree.add(text)
+        elif key not in groups:
+            plain.append(f"{key}=", style="dim").append(terminal.as_typed(value)).append("  ")
+    if plain:
+        plain.rstrip()
+        tree.add(plain)
+    for key, value in groups.items():
+        target = str(value.get("_target_", "")).rpartition(".")[2]
+        label = Text.assemble((key, "bold cyan"), (f"  {target}" if target else "", "cyan"))
+        _grow(tree.add(label), {k: v for k, v in value.items() if k != "_target_"})

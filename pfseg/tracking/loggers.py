@@ -1,20 +1,8 @@
-r"""The loggers that the group `logger` of a configuration chooses, built-in ones and a user's own.
+"""The loggers that the group `logger` of a configuration chooses, built-in ones and a user's own.
 
-A logger is a file `conf/logger/<name>.yaml` and a class derived from `pfseg.tracking.records.Sink`:
-
-    # @package logger.scores
-    _target_: my_package.ScoresLogger
-    file: scores.txt
-
-    class ScoresLogger(Sink):
-        def __init__(self, run: RunContext, *, file: str) -> None:
-            self._path = run.folder / file
-
-        def on_val(self, row: Row) -> None:
-            self._path.open("a").write(f"{row['step']} {row['val/mIoU']}\n")
-
-It lives in the command's own process, so that a killed rank loses no row. One that fails is left out from then on,
-with a warning; the job goes on.
+A logger is a file `conf/logger/<name>.yaml` and a class derived from `pfseg.tracking.records.Sink`, as CONTRIBUTING.md
+shows. It lives in the command's own process, so that a killed rank loses no row. One that fails is left out from then
+on, with a warning; the job goes on.
 """
 
 from __future__ import annotations
@@ -28,55 +16,43 @@ from typing import Any
 from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink
 
-_BUILT_IN = {
-    "wandb": "pfseg.tracking.wandb.WandbLogger",
-    "tensorboard": "pfseg.tracking.tensorboard.TensorBoardLogger",
-}
+_BUILT_IN = {"wandb": "pfseg.tracking.wandb.WandbLogger", "tensorboard": "pfseg.tracking.tensorboard.TensorBoardLogger"}
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a logger is told of the run.
+    """What a logger is told of the run."""
 
-    Attributes:
-        folder: the run folder.
-        settings: the resolved configuration as plain values, as `resolved.yaml` holds it.
-        console: takes messages for the user, such as where the run can be seen.
-        group: what the runs of one sweep share; None for a single run.
-    """
-
-    folder: Path
-    settings: Mapping[str, Any]
-    console: Sink
-    group: str | None = None
+    folder: Path  # the run folder
+    settings: Mapping[str, Any]  # the resolved configuration as plain values, as `resolved.yaml` holds it
+    console: Sink  # takes messages for the user, such as where the run can be seen
+    group: str | None = None  # what the runs of one sweep share; None for a single run
 
 
 def make_loggers(run: RunContext) -> Iterator[Sink]:
-    """Make the loggers of `run.settings["logger"]` one by one; their packages are imported only here.
+    """Create the loggers of `run.settings["logger"]` one by one; their packages are imported only here.
 
     Raises:
         ConfigError: a class does not exist, or its constructor rejects its settings.
     """
-    for name, settings in (run.settings.get("logger") or {}).items():
-        if settings is not None:
-            yield _make(name, dict(settings), run)
-
-
-def _make(name: str, settings: dict[str, Any], run: RunContext) -> Sink:
-    target = settings.pop("_target_", None) or _BUILT_IN.get(name)
-    if target is None:
-        raise ConfigError(f"logger.{name} has no _target_: name its class as package.module.Class")
-    module, _, kind = target.rpartition(".")
-    try:
-        logger_class = getattr(import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"logger.{name}._target_={target} can't be imported ({error}); give package.module.Class"
-        ) from error
-    try:
-        logger = logger_class(run, **settings)
-    except TypeError as error:
-        raise ConfigError(f"logger.{name}: {target} can't be built: {error}") from error
-    if not isinstance(logger, Sink):
-        raise ConfigError(f"logger.{name}._target_={target} must derive from pfseg.tracking.records.Sink")
-    return logger
+    for name, values in (run.settings.get("logger") or {}).items():
+        if values is None:
+            continue
+        settings = dict(values)
+        target = settings.pop("_target_", None) or _BUILT_IN.get(name)
+        if target is None:
+            raise ConfigError(f"logger.{name} has no _target_: name its class as package.module.Class")
+        module, _, kind = target.rpartition(".")
+        try:
+            logger_class = getattr(import_module(module), kind)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"logger.{name}._target_={target} can't be imported ({error}); give package.module.Class"
+            ) from error
+        try:
+            logger = logger_class(run, **settings)
+        except TypeError as error:
+            raise ConfigError(f"logger.{name}: {target} can't be built: {error}") from error
+        if not isinstance(logger, Sink):
+            raise ConfigError(f"logger.{name}._target_={target} must derive from pfseg.tracking.records.Sink")
+        yield logger

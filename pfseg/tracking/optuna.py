@@ -13,18 +13,14 @@ from pfseg.tracking.records import Row, Sink
 
 TRIAL = "PFSEG_TRIAL"  # variable with the trial's id in the storage
 PRUNED = "pruned_at_epoch"  # attribute of a trial that was stopped
+_STOP = signal.SIGUSR1  # which the launcher takes as the wish to save and leave
 
 
 class TrialReporter(Sink):
-    """Reports the best mIoU so far after each validation, and stops the job if the trial is to be pruned.
+    """Reports the best mIoU so far after each validation, and stops the job if `pruner`, of `optuna.pruners`, says so.
 
-    Args:
-        folder: the run folder, which becomes the trial's attribute `folder`.
-        pruner: decides, as one of `optuna.pruners`.
-        storage: URL of the study's storage.
-        study_name: of the study.
-        trial: its id in the storage.
-        console: told when the job is stopped, after which `pruned` is true.
+    The run folder becomes an attribute of the trial, which has this id in the storage of this URL. `pruned` is true
+    after a stop, of which `console` is told.
     """
 
     def __init__(self, folder: Path, pruner: Any, storage: str, study_name: str, trial: int, console: Sink) -> None:
@@ -51,13 +47,13 @@ class TrialReporter(Sink):
         epoch = row["epoch"] + 1
         self._best = max(self._best, row["val/mIoU"])
         self._trial.report(self._best, epoch)
-        if row["step"] != self._steps and self._trial.should_prune():
-            self.pruned = callable(signal.getsignal(signal.SIGUSR1))  # launch=inline: nobody would hear it
-        if not self.pruned:
-            return
-        self._trial.set_user_attr(PRUNED, epoch)
-        self._console.message(f"pruned after epoch {epoch}: below the study's other trials, best mIoU {self._best:.2f}")
-        signal.raise_signal(signal.SIGUSR1)  # which the launcher takes as the wish to save and leave
+        heard = callable(signal.getsignal(_STOP))  # not with launch=inline
+        if row["step"] != self._steps and self._trial.should_prune() and heard:
+            self.pruned = True
+            self._trial.set_user_attr(PRUNED, epoch)
+            score = f"best mIoU {self._best:.2f}"
+            self._console.message(f"pruned after epoch {epoch}: below the study's other trials, {score}")
+            signal.raise_signal(_STOP)
 
     def finish(self, exit_code: int = 0) -> None:
         """Let go of the storage."""

@@ -1,16 +1,16 @@
 """Pictures of samples: image | ground truth | prediction in class colours, with a legend; and of confusion matrices.
 
 Shapes: image (H, W, 3) uint8 RGB; labels (H, W), integers in [0, K), or 255 without a class, which is hatched; a cell
-of a picture (h, w, 3) uint8 RGB.
+of a picture (h, w, 3) uint8 RGB. PNG files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from pfseg.data.base import IGNORE, ClassInfo
 from pfseg.files import write_atomic
 
 SampleRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
+_Strip = tuple[str, str, list[np.ndarray]]  # a row of a picture: the sample's name, a note, cells of one size
 
 _PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (33, 37, 41), (108, 114, 121), (206, 210, 214)  # RGB
 _HEAT, _NOTHING = (11, 98, 176), (238, 240, 242)  # a whole row in one cell; a row without pixels
@@ -28,23 +29,11 @@ _CELL = 44  # side of a cell of a confusion matrix
 _OVERSAMPLING = 4  # pixels of a large image that are averaged to one, per side
 
 
-class _Strip(NamedTuple):
-    """A row of a picture: cells of one size, and above them the sample's name and a note."""
-
-    name: str
-    note: str
-    cells: list[np.ndarray]
-
-
 def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 320) -> None:
-    """Write one picture with a row for each sample.
+    """Write one picture with a row for each sample: image, ground truth, prediction; name and correct pixels above.
 
-    Args:
-        path: the PNG file; written whole or not at all.
-        rows: image, ground truth, prediction, and name, shown above the row with its share of correct pixels.
-        classes: the class table, K rows.
-        height: limit for a row in pixels; the width of a column is limited to 1.5 times this. Larger images are
-            scaled down, images below half of it up by a whole factor.
+    A row is at most `height` pixels high and a column 1.5 times as wide. Larger images are scaled down, those below
+    half of it up by a whole factor.
 
     Raises:
         WriteError: the file can't be written.
@@ -52,21 +41,18 @@ def save_panels(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassIn
     strips = []
     for image, truth, pred, name in rows:
         size = _fit(truth.shape, height)
+        counted = truth != IGNORE
+        share = f"{100 * (pred == truth)[counted].mean():.1f} % of pixels correct" if counted.any() else ""
         cells = [_resize(image, size), _colored(truth, classes, size), _colored(pred, classes, size)]
-        strips.append(_Strip(name, _correct(truth, pred), cells))
-    ignored = any((truth == IGNORE).any() for _, truth, _, _ in rows)
-    _save(path, _sheet(("image", "ground truth", "prediction"), strips, classes, ignored))
+        strips.append((name, share or "no labelled pixel", cells))
+    _save_sheet(path, ("image", "ground truth", "prediction"), strips, classes, [truth for _, truth, _, _ in rows])
 
 
 def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassInfo], *, height: int = 280) -> None:
-    """Write one picture of training samples, a row for each.
+    """Write one picture of training samples, a row as in `save_panels` for each.
 
-    Args:
-        path: the PNG file; written whole or not at all.
-        rows: image; mask, laid over the image in class colours; edge (H, W), 0 or 1, in white over the darkened image;
-            name, shown above the row with its largest classes.
-        classes: the class table, K rows.
-        height: see `save_panels`.
+    It shows the image; the mask, laid over the image in class colours; the edges (H, W), 0 or 1, in white over the
+    darkened image; above them the name and the largest classes.
 
     Raises:
         WriteError: the file can't be written.
@@ -78,18 +64,15 @@ def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassI
         over = cv2.addWeighted(_colored(mask, classes, size), 0.6, plain, 0.4, 0)
         line = cv2.resize(edge.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
         edges = (plain * 0.35 * (1 - line) + 255 * line).astype(np.uint8)
-        strips.append(_Strip(name, _largest(mask, classes), [plain, over, edges]))
-    ignored = any((mask == IGNORE).any() for _, mask, _, _ in rows)
-    _save(path, _sheet(("image", "mask", "edges"), strips, classes, ignored))
+        labels, counts = np.unique(mask[mask != IGNORE], return_counts=True)
+        largest = np.argsort(-counts, kind="stable")[:3]
+        note = ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in largest)
+        strips.append((name, note or "ignored", [plain, over, edges]))
+    _save_sheet(path, ("image", "mask", "edges"), strips, classes, [mask for _, mask, _, _ in rows])
 
 
 def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write a picture of a confusion matrix, each row in percent of its class's pixels.
-
-    Args:
-        path: the PNG file; written whole or not at all.
-        confusion: (K, K), [truth, prediction].
-        class_names: K names.
+    """Write a picture of a confusion matrix (K, K), [truth, prediction], each row in percent of its class's pixels.
 
     Raises:
         WriteError: the file can't be written.
@@ -98,8 +81,7 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     names = [_shorten(name, 200, font) for name in class_names]
     label = _MARGIN + round(max(map(font.getlength, names))) + 12
     side, note = label + len(names) * _CELL, "rows: truth, columns: prediction; percent of the row"
-    page = _paper(max(side, _MARGIN + round(_font(13).getlength(note))) + _MARGIN, side + 24 + _MARGIN)
-    draw = ImageDraw.Draw(page)
+    page, draw = _paper(max(side, _MARGIN + round(_font(13).getlength(note))) + _MARGIN, side + 24 + _MARGIN)
     shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     for row, name in enumerate(names):
         top = label + row * _CELL
@@ -117,41 +99,32 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     _save(path, page)
 
 
-def _correct(truth: np.ndarray, pred: np.ndarray) -> str:
-    counted = truth != IGNORE
-    return f"{100 * (pred == truth)[counted].mean():.1f} % of pixels correct" if counted.any() else "no labelled pixel"
-
-
-def _largest(mask: np.ndarray, classes: Sequence[ClassInfo]) -> str:
-    """The three classes that cover most, such as `road 61 %, tree 30 %`."""
-    labels, counts = np.unique(mask[mask != IGNORE], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:3]
-    return ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in order) or "ignored"
-
-
-def _sheet(heads: Sequence[str], strips: Sequence[_Strip], classes: Sequence[ClassInfo], ignored: bool) -> Image.Image:
+def _save_sheet(
+    path: Path,
+    heads: Sequence[str],
+    strips: Sequence[_Strip],
+    classes: Sequence[ClassInfo],
+    labels: Sequence[np.ndarray],
+) -> None:
     """Lay out heads, strips and the legend below one another."""
-    column = max(120, *(strip.cells[0].shape[1] for strip in strips))  # a caption needs some width
+    column = max(120, *(cells[0].shape[1] for *_, cells in strips))  # a caption needs some width
     width, font = len(heads) * (column + _GAP) - _GAP, _font(13)
     lefts = [_MARGIN + place * (column + _GAP) for place in range(len(heads))]
-    legend = _legend(classes, ignored, width)
-    height = 32 + sum(20 + len(strip.cells[0]) + _GAP for strip in strips) + legend.height
-    page = _paper(width + 2 * _MARGIN, height + 2 * _MARGIN)
-    draw = ImageDraw.Draw(page)
+    legend = _legend(classes, any((mask == IGNORE).any() for mask in labels), width)
+    height = 32 + sum(20 + len(cells[0]) + _GAP for *_, cells in strips) + legend.height
+    page, draw = _paper(width + 2 * _MARGIN, height + 2 * _MARGIN)
     for left, head in zip(lefts, heads, strict=True):
         draw.text((left, _MARGIN), head, _INK, _font(17, bold=True))
     y = _MARGIN + 32
-    for strip in strips:
-        room = width - font.getlength(strip.note) - 24
-        draw.text((_MARGIN, y), _shorten(strip.name, room, font), _FAINT, font)
-        draw.text((_MARGIN + width, y), strip.note, _FAINT, font, anchor="ra")
-        y += 20
-        for left, cell in zip(lefts, strip.cells, strict=True):
-            page.paste(Image.fromarray(cell), (left, y))
-            draw.rectangle((left, y, left + cell.shape[1] - 1, y + len(cell) - 1), outline=_LINE)
-        y += len(strip.cells[0]) + _GAP
+    for name, note, cells in strips:
+        room = width - font.getlength(note) - 24
+        draw.text((_MARGIN, y), _shorten(name, room, font), _FAINT, font)
+        draw.text((_MARGIN + width, y), note, _FAINT, font, anchor="ra")
+        for left, cell in zip(lefts, cells, strict=True):
+            _framed(page, draw, cell, left, y + 20)
+        y += 20 + len(cells[0]) + _GAP
     page.paste(legend, (_MARGIN, y))
-    return page
+    _save(path, page)
 
 
 def _legend(classes: Sequence[ClassInfo], ignored: bool, width: int) -> Image.Image:
@@ -166,13 +139,16 @@ def _legend(classes: Sequence[ClassInfo], ignored: bool, width: int) -> Image.Im
             x, y = 0, y + 24
         placed.append((x, y + 4, text, swatch))
         x += needed + 22
-    strip = _paper(width, y + 24)
-    draw = ImageDraw.Draw(strip)
+    strip, draw = _paper(width, y + 24)
     for left, top, text, swatch in placed:
-        strip.paste(Image.fromarray(swatch), (left, top))
-        draw.rectangle((left, top, left + 15, top + 15), outline=_LINE)
+        _framed(strip, draw, swatch, left, top)
         draw.text((left + 23, top + 8), text, _INK, font, anchor="lm")
     return strip
+
+
+def _framed(page: Image.Image, draw: ImageDraw.ImageDraw, cell: np.ndarray, left: int, top: int) -> None:
+    page.paste(Image.fromarray(cell), (left, top))
+    draw.rectangle((left, top, left + cell.shape[1] - 1, top + len(cell) - 1), outline=_LINE)
 
 
 def _fit(shape: tuple[int, ...], height: int) -> tuple[int, int]:
@@ -210,8 +186,9 @@ def _hatch(size: tuple[int, int]) -> np.ndarray:
     return np.where(((x + y) % 12 < 6)[..., None], np.uint8(72), np.uint8(104)).repeat(3, axis=2)
 
 
-def _paper(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), _PAPER)
+def _paper(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    page = Image.new("RGB", (width, height), _PAPER)
+    return page, ImageDraw.Draw(page)
 
 
 @cache
@@ -219,10 +196,8 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which opencv-python brings: Latin, Greek and Cyrillic; where it is missing, one that has less."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     for place in (str(Path(cv2.__file__).parent / "qt" / "fonts" / name), name):
-        try:
+        with suppress(OSError):
             return ImageFont.truetype(place, size)
-        except OSError:
-            continue
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow's wheels have FreeType"
     return font

@@ -7,6 +7,7 @@ writer removes and no reader returns.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -30,8 +31,7 @@ class Sink:
 
     def record(self, row: Row) -> None:
         """Receive a row of the records file."""
-        handler = getattr(self, f"on_{row['event']}", None)
-        if handler is not None:
+        if handler := getattr(self, f"on_{row['event']}", None):
             handler(row)
 
     def compiling(self, done: int, total: int) -> None:
@@ -50,48 +50,35 @@ class Sink:
 class RecordWriter:
     """Appends rows to a records file, each with one write, so that a reader meets whole lines.
 
-    Args:
-        path: the file, made where missing; a torn last line of an earlier run is removed.
-
-    Raises:
-        WriteError: the file can't be opened.
+    A torn last line of an earlier run is removed. What can't be written raises `WriteError`, and leaves the rows that
+    are already there whole.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file for appending."""
-        self.path = Path(path)
+        self.path = path
         self._shown = ("", 0.0)  # text and time of the last progress row
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open()
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):
-                os.ftruncate(self._file, content.rfind(b"\n") + 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise cannot_write(path, error) from error
 
     def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
-        """Append one row; NumPy and Jittor scalars are taken as numbers.
-
-        Raises:
-            WriteError: the disk is full or the file can't be written; rows already there stay whole.
-        """
+        """Append one row; NumPy and Jittor scalars are taken as numbers."""
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
         line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
-        end = os.fstat(self._file).st_size
         try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(28, "No space left on device")
+            with self.path.open("ab") as file:
+                end = file.tell()
+                if os.write(file.fileno(), line) < len(line):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
-            os.ftruncate(self._file, end)
             raise cannot_write(self.path, error) from error
 
     def progress(self, text: str, done: int, total: int, *, step: int, epoch: int) -> None:
-        """Append a row for work of `total` parts: the first, the last, and between them at most two a second.
-
-        Raises:
-            WriteError: as `write`.
-        """
+        """Append a row for work of `total` parts: the first, the last, and between them at most two a second."""
         now = time.monotonic()
         if 0 < done < total and text == self._shown[0] and now - self._shown[1] < _PROGRESS_SECONDS:
             return
@@ -99,98 +86,64 @@ class RecordWriter:
         self.write("progress", step=step, epoch=epoch, text=text, done=done, total=total)
 
     def drop_after(self, step: int) -> None:
-        """Remove the rows of steps later than `step`, which a run resumed at `step` will write again.
-
-        Raises:
-            WriteError: the shortened file can't be written; the old one stays.
-        """
+        """Remove the rows of steps later than `step`, which a run resumed at `step` will write again."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
         if len(kept) < len(lines):
             write_atomic(self.path, b"".join(kept))
-            os.close(self._file)
-            self._file = self._open()
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 class Follower:
-    """Reads the rows that appear in a records file, without ever waiting.
+    """Reads the rows that are added to a records file from now on, without ever waiting.
 
     The file may not exist yet, and may be replaced by a shortened one (`RecordWriter.drop_after`); then reading goes
-    on with the rows written since this follower was made.
-
-    Args:
-        path: the records file.
-        skip: leave out the rows that are there already, which an earlier run of the same folder wrote.
+    on with the rows written since this follower was created.
     """
 
-    def __init__(self, path: Path, *, skip: bool = False) -> None:
-        """Note where to begin; the file is read by `rows`."""
-        self._path = Path(path)
-        self._made = round(time.time(), 3)
-        self._since = 0.0
-        self._file: int | None = None
-        self._offset = self._path.read_bytes().rfind(b"\n") + 1 if skip and self._path.exists() else 0
-        self._reopen()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._created, self._since = round(time.time(), 3), 0.0
+        there = path.exists()
+        self._inode = path.stat().st_ino if there else None
+        self._offset = path.read_bytes().rfind(b"\n") + 1 if there else 0
 
     def rows(self) -> Iterator[Row]:
         """Yield each whole row that has been added since the last call."""
-        yield from self._read()
-        if self._replaced():
-            self.close()
-            self._offset, self._since = 0, self._made
-            self._reopen()
-            yield from self._read()
-
-    def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _reopen(self) -> None:
-        if self._file is None and self._path.exists():
-            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def _replaced(self) -> bool:
-        if self._file is None or not self._path.exists():
-            return False
-        return os.stat(self._path).st_ino != os.fstat(self._file).st_ino
-
-    def _read(self) -> Iterator[Row]:
-        self._reopen()
-        if self._file is None:
+        if not self._path.exists():
             return
-        size = os.fstat(self._file).st_size
-        self._offset = min(self._offset, size)  # a torn last line was cut off
-        content = os.pread(self._file, size - self._offset, self._offset)
+        with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if self._inode not in (None, inode):
+                self._offset, self._since = 0, self._created
+            self._inode = inode
+            file.seek(self._offset)
+            content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            row = _parse(line)
-            if row is not None and row.get("time", 0) >= self._since:
+            if (row := _parse(line)) is not None and row.get("time", 0) >= self._since:
                 yield row
 
 
 def read_records(path: Path) -> list[Row]:
     """Return all whole rows of a records file, oldest first; none where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [row for line in lines if line.endswith(b"\n") and (row := _parse(line)) is not None]
 
 
 def numbers(row: Row, *prefixes: str) -> dict[str, float]:
     """The values of a row below some prefixes, such as `train/`, without those that are missing."""
     return {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
+
+
+def class_names(row: Row) -> list[str]:
+    """The classes of a row `val`."""
+    return [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
+
+
+def boundary_scores(row: Row) -> list[str]:
+    """The boundary scores that a row `val` holds, such as `boundary_IoU`."""
+    return [key.removeprefix("val/") for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
 
 
 def _parse(line: bytes) -> Row | None:

@@ -2,8 +2,6 @@
 
 Rank 0 writes `samples/0_image.jpg` and `0_mask.png` once and `samples/step_000123_0_pred.png`, `..._edge.jpg` with each
 validation; the driver reads them. Label maps are images of ids, 255 without a class.
-
-Shapes: image (H, W, 3) uint8 RGB; label maps (H, W) uint8; edge map (h, w) uint8, h <= H, w <= W, of the upper left.
 """
 
 from __future__ import annotations
@@ -34,21 +32,13 @@ class MapFiles(TypedDict):
 
 
 class SampleMaps(NamedTuple):
-    """A validation sample, read back.
-
-    Attributes:
-        name: of the image.
-        image: (H, W, 3).
-        mask: (H, W), the truth.
-        pred: (H, W), predicted.
-        edge: (h, w), probability of an edge in 0..255; None where there is none.
-    """
+    """A validation sample, read back; all uint8."""
 
     name: str
-    image: np.ndarray
-    mask: np.ndarray
-    pred: np.ndarray
-    edge: np.ndarray | None
+    image: np.ndarray  # (H, W, 3), RGB
+    mask: np.ndarray  # (H, W), the truth
+    pred: np.ndarray  # (H, W)
+    edge: np.ndarray | None  # (h, w) of the upper left, h <= H, w <= W: probability of an edge in 0..255
 
 
 def save_maps(
@@ -57,16 +47,9 @@ def save_maps(
     panels: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
     edges: Sequence[np.ndarray | None],
 ) -> list[MapFiles]:
-    """Write the maps of one validation.
+    """Write the maps of the validation at `step` into a run folder; returns the files of each sample.
 
-    Args:
-        folder: the run folder.
-        step: of the run.
-        panels: image, mask, prediction and name of each sample, the same samples at every step.
-        edges: edge map of each.
-
-    Returns:
-        The files of each sample.
+    `panels` are image, mask, prediction and name, as in `SampleMaps`, of the same samples at every step.
 
     Raises:
         WriteError: a file can't be written.
@@ -89,16 +72,13 @@ def save_maps(
 
 def read_maps(folder: Path, rows: Sequence[MapFiles]) -> list[SampleMaps]:
     """Read what `save_maps` wrote; samples whose files have gone are left out."""
-
-    def read(name: str) -> np.ndarray | None:
-        pixels: np.ndarray | None = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
-        return pixels
-
     samples = []
     for row in rows:
-        image, mask, pred = read(row["image"]), read(row["mask"]), read(row["pred"])
+        names = (row["image"], row["mask"], row["pred"], row.get("edge"))
+        image, mask, pred, edge = (
+            cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED) if name else None for name in names
+        )
         if image is not None and mask is not None and pred is not None:
-            edge = read(row["edge"]) if "edge" in row else None
             samples.append(SampleMaps(row["name"], np.ascontiguousarray(image[..., ::-1]), mask, pred, edge))
     return samples
 
@@ -117,14 +97,11 @@ def edge_picture(sample: SampleMaps, rule: str, thickness: int) -> np.ndarray:
     height, width = sample.edge.shape
     label = 255 * edge_map(sample.mask, rule=rule, thickness=thickness)[:height, :width]
     gap = np.full((height, _GAP, 3), _FALSE, np.uint8)
-    grey = (np.repeat(plane[..., None], 3, axis=2) for plane in (sample.edge, label))
-    return np.hstack([next(grey), gap, next(grey)])
+    return np.hstack([np.dstack([sample.edge] * 3), gap, np.dstack([label] * 3)])
 
 
 def _write(path: Path, pixels: np.ndarray, scale: float, interpolation: int) -> None:
     if scale < 1.0:
         pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=interpolation)
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    written, content = cv2.imencode(path.suffix, pixels, options)
-    assert written
-    write_atomic(path, content.tobytes())
+    write_atomic(path, cv2.imencode(path.suffix, pixels, options)[1].tobytes())

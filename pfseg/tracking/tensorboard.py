@@ -15,16 +15,11 @@ FLUSH_SECONDS = 2  # a killed driver loses no more
 
 
 class TensorBoardLogger(Sink):
-    """Writes rows of the records file as TensorBoard events.
-
-    Args:
-        run: its settings are shown as text.
-    """
+    """Writes rows of the records file as TensorBoard events, and the settings of `run` as text."""
 
     def __init__(self, run: RunContext) -> None:
-        """Wait for the start: only then the step is known that a resumed run goes on from."""
         self._context = run
-        self._writer: Any = None  # a SummaryWriter, between start and finish
+        self._writer: Any = None  # a SummaryWriter from on_start on: only then the step is known to go on from
         self._names: list[str] = []
 
     def on_start(self, row: Row) -> None:
@@ -38,12 +33,13 @@ class TensorBoardLogger(Sink):
         self._writer.add_text("settings", f"```yaml\n{text}\n```", row["step"])
 
     def on_train(self, row: Row) -> None:
-        """Write losses, speed and memory."""
-        self._scalars(row, "train/", "data/")
+        """Write losses, speed and memory, or the scores of a validation."""
+        for key, value in numbers(row, "train/", "data/", "val/").items():
+            self._writer.add_scalar(key, value, row["step"], walltime=row["time"])
 
     def on_val(self, row: Row) -> None:
         """Write scores and the picture of the samples."""
-        self._scalars(row, "val/")
+        self.on_train(row)
         if row.get("panels") and (picture := cv2.imread(str(self._context.folder / row["panels"]))) is not None:
             self._writer.add_image("val/samples", picture[..., ::-1], row["step"], dataformats="HWC")
 
@@ -61,7 +57,3 @@ class TensorBoardLogger(Sink):
                 writer.close()
             except OSError as error:  # the training itself has ended well
                 self._context.console.message(f"TensorBoard's files lack their end: {error.strerror}", "warning")
-
-    def _scalars(self, row: Row, *prefixes: str) -> None:
-        for key, value in numbers(row, *prefixes).items():
-            self._writer.add_scalar(key, value, row["step"], walltime=row["time"])

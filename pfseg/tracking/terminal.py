@@ -1,16 +1,23 @@
-"""The terminal: one console, one style of tables and lines for every command."""
+"""The terminal: one console, one style of tables, lines and progress for every command, and its signals."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+import signal
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 PLAIN_WIDTH = 120  # columns of a pipe or a file, unless COLUMNS says otherwise
+PLAIN_SECONDS = 15.0  # between lines about the same work where nobody sees a bar
 
 
 def console() -> Console:
@@ -25,20 +32,9 @@ def line(console: Console, text: str, style: str = "") -> None:
 
 
 def table(*columns: str, numbers: Collection[str] = (), title: str = "") -> Table:
-    """Make an empty table.
-
-    Args:
-        columns: their heads; none for a table without a head.
-        numbers: those of `columns` that are aligned on the right and never wrapped.
-        title: above the table.
-    """
-    grid = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_header=bool(columns),
-        title=Text(title, "bold") if title else None,
-        title_justify="left",
-    )
+    """An empty table with these heads, if any; columns of `numbers` are aligned on the right and never wrapped."""
+    head = Text(title, "bold") if title else None
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=bool(columns), title=head, title_justify="left")
     for column in columns:
         if column in numbers:
             grid.add_column(column, justify="right", no_wrap=True)
@@ -70,3 +66,59 @@ def as_typed(value: object) -> str:
 def number(value: float | None, form: str = ".2f") -> str:
     """A number in a format; `-` for None."""
     return "-" if value is None else format(value, form)
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always does."""
+    received: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        before[each] = signal.signal(each, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+class ConsoleProgress(AbstractContextManager["ConsoleProgress"]):
+    """A bar with `text` and the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, text: str) -> None:
+        self._console, self._text = console, text
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console) if console.is_terminal else None
+        self._total, self._done, self._before, self._began, self._shown = 0, 0.0, 0, 0.0, 0.0
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bars:
+            self._bars.stop()
+
+    def begin(self, total: int, done: int) -> None:
+        """Show the bar of `total` parts, `done` of which were there before."""
+        self._total, self._done, self._before = total, done, done
+        self._began = self._shown = time.monotonic()
+        if self._bars:
+            self._bars.start()
+            self._bars.add_task(self._text, total=max(1, total), completed=done)
+
+    def advance(self, size: float) -> None:
+        """Move the bar."""
+        self._done += size
+        if self._bars:
+            self._bars.advance(self._bars.task_ids[0], size)
+        elif (now := time.monotonic()) - self._shown >= PLAIN_SECONDS:
+            self._shown = now
+            left = (now - self._began) * (self._total - self._done) / max(1.0, self._done - self._before)
+            share = 100 * self._done / max(1, self._total)
+            self._console.print(f"{self._text}: {share:.0f} %, about {left / 60:.0f} min left", highlight=False)

@@ -55,7 +55,7 @@ def test_smoothing_is_an_average_of_the_past():
 
 def test_a_long_curve_is_thinned_and_keeps_its_spread():
     points = [(float(s), 1.0 + (s % 2)) for s in range(50_000)]
-    figure = chart("loss", [Curve(0, "a", points)], smoothed=True)
+    figure = chart("loss", [Curve(0, "a", points)], loss=True)
     assert len(figure) < 60_000
     raw = figure.split('class="raw" d="M')[1].split('"')[0].split("L")
     heights = {float(pair.split()[1]) for pair in raw}
@@ -64,6 +64,6 @@ def test_a_long_curve_is_thinned_and_keeps_its_spread():
 
 def test_scales_of_a_chart():
     assert chart("t", [Curve(0, "a", [])]) == ""
-    assert "log scale" in chart("t", [Curve(0, "a", [(1, 0.01), (2, 5.0)])], may_be_log=True)
+    assert "log scale" in chart("t", [Curve(0, "a", [(1, 0.01), (2, 5.0)])], loss=True)
     for harmless in ([(1, 0.0), (2, 5.0)], [(1, 1.0), (2, 5.0)], [(5, 2.0)], [(5, 0.0), (6, 0.0)]):
-        assert "log scale" not in chart("t", [Curve(0, "a", harmless)], may_be_log=True)
+        assert "log scale" not in chart("t", [Curve(0, "a", harmless)], loss=True)

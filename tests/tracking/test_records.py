@@ -30,8 +30,6 @@ def test_a_row_is_one_line_of_strict_json(path: Path) -> None:
         "event": "train", "step": 7, "epoch": 1,
         "train/loss": 0.5, "lr": None, "steps": [3, None], "file": str(path),
     }  # fmt: skip
-    writer.close()
-    writer.close()
 
 
 def test_a_torn_last_line_is_removed_on_opening(path: Path) -> None:
@@ -98,15 +96,13 @@ def test_a_follower_sees_whole_lines_only(path: Path) -> None:
     with path.open("ab") as file:
         file.write(whole[10:])
     assert [row["step"] for row in follower.rows()] == [1]
-    follower.close()
-    follower.close()
 
 
 def test_a_follower_skips_what_was_there_even_if_torn(path: Path) -> None:
     RecordWriter(path).write("train", step=1, epoch=0)
     with path.open("ab") as file:
         file.write(b'{"event": "start", "torn')
-    follower = Follower(path, skip=True)
+    follower = Follower(path)
     RecordWriter(path).write("train", step=2, epoch=0)
     assert [row["step"] for row in follower.rows()] == [2]
 
@@ -118,7 +114,7 @@ def test_a_follower_goes_on_in_a_shortened_file(path: Path, polled: bool, monkey
         patch.setattr("time.time", lambda: 1e9)  # an earlier run
         for step in range(1, 5):
             writer.write("train", step=step, epoch=0)
-    follower = Follower(path, skip=True)
+    follower = Follower(path)
     writer.drop_after(2)
     if polled:
         assert list(follower.rows()) == []

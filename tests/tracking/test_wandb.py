@@ -25,8 +25,7 @@ from pfseg.files import write_atomic
 from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.records import Sink
 from pfseg.tracking.samples import save_maps
-from pfseg.tracking.wandb import WandbLogger
-from pfseg.tracking.wandb_access import has_key
+from pfseg.tracking.wandb import WandbLogger, has_key
 
 
 @pytest.fixture(autouse=True)
