@@ -33,17 +33,11 @@ class ClassRow(TypedDict):
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One row of a class table.
+    """One row of a class table."""
 
-    Attributes:
-        name: what tables and legends show.
-        color: RGB, each 0..255.
-        id: the value in single-channel masks; None means the row's position in the table.
-    """
-
-    name: str
-    color: tuple[int, int, int]
-    id: int | None = None
+    name: str  # in tables and legends
+    color: tuple[int, int, int]  # RGB, each 0..255
+    id: int | None = None  # the value in single-channel masks; None: the row's position in the table
 
     @property
     def hex_color(self) -> str:
@@ -53,34 +47,21 @@ class ClassInfo:
 
 @dataclass
 class Sample:
-    """One image with its labels.
+    """One image with its labels."""
 
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        mask: (H, W) uint8, in [0, K) or 255 for ignore.
-        name: unique within the data set, for instance the image's path below the root.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    name: str
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    mask: np.ndarray  # (H, W) uint8, in [0, K) or 255 for ignore
+    name: str  # unique within the data set, for instance the image's path below the root
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole image of a published archive, to be cut into patches or read by windows.
+    """A whole image of a published archive, to be cut into patches or read by windows."""
 
-    Attributes:
-        name: unique within its split; starts the names of its patches.
-        split: `train`, `val` or `test`.
-        image: file.
-        mask: file; None where the archive has none for it.
-    """
-
-    name: str
-    split: str
+    name: str  # unique within its split; starts the names of its patches
+    split: str  # `train`, `val` or `test`
     image: Path
-    mask: Path | None
+    mask: Path | None  # None where the archive has none for it
 
     @property
     def key(self) -> str:
@@ -89,17 +70,11 @@ class Scene:
 
 
 class SegmentationDataset(ABC):
-    """Samples of one split, read one by one.
+    """Samples of one split, read one by one."""
 
-    Attributes:
-        classes: the class table in the order of the labels.
-        on_error: `raise`, or `skip` to leave out samples that cannot be read; the loaders act on it.
-        warnings: faults worked around; whoever reads the list empties it.
-    """
-
-    classes: tuple[ClassInfo, ...]
-    on_error: str = "raise"
-    warnings: list[str]
+    classes: tuple[ClassInfo, ...]  # in the order of the labels
+    on_error: str = "raise"  # or `skip` to leave out samples that cannot be read; the loaders act on it
+    warnings: list[str]  # faults worked around; whoever reads the list empties it
 
     @property
     def num_classes(self) -> int:
@@ -112,11 +87,7 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """Read sample `index`, always the same for the same index.
-
-        Raises:
-            DataError: the sample cannot be read; the message names the file.
-        """
+        """Read sample `index`, always the same for it; raises DataError, which names the file, if it can't be read."""
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask of sample `index`, (H, W) uint8; to be overridden where it is cheaper than `read`."""
@@ -139,7 +110,7 @@ def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
     """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
 
     Raises:
-        ConfigError: anything else; `where` is named in the message.
+        ConfigError: anything else; the message names `where`.
     """
     if isinstance(value, str):
         digits = value.removeprefix("#")
@@ -155,14 +126,7 @@ def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
 
 
 def parse_classes(rows: Iterable[ClassRow | ClassInfo]) -> tuple[ClassInfo, ...]:
-    """Read a class table.
-
-    Args:
-        rows: for each class `name`, `color` (see `parse_color`) and, if single-channel masks code it by another
-            value than its position, `id`.
-
-    Returns:
-        The classes in order.
+    """Read a class table: for each class a `ClassRow`, with an `id` if masks hold another value than its position.
 
     Raises:
         ConfigError: an empty table, an unknown or missing key, or two classes of one name, colour or id.
@@ -200,20 +164,3 @@ def _parse_row(row: ClassRow, where: str) -> ClassInfo:
     if identity is not None and (not isinstance(identity, int) or not 0 <= identity <= _MAX_ID):
         raise ConfigError(f"id {identity!r} is not a whole number from 0 to {_MAX_ID} ({where}.id)")
     return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)
-
-
-def check_on_error(on_error: str) -> str:
-    """Return `on_error`; raises ConfigError if it is neither `raise` nor `skip`."""
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
-    return on_error
-
-
-def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
-    """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
-    if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):
-        raise ConfigError(
-            f"stretch={list(stretch)} is not [low, high] with 0 <= low < high <= 100, in percent (config: "
-            "dataset.stretch)"
-        )
-    return stretch

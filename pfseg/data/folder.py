@@ -14,8 +14,6 @@ from pfseg.data.base import (
     IgnoreEntry,
     Sample,
     SegmentationDataset,
-    check_on_error,
-    check_stretch,
     parse_classes,
 )
 from pfseg.data.cache import stat_of
@@ -83,8 +81,8 @@ class FolderDataset(SegmentationDataset):
         """Find the files of the split."""
         self.classes = parse_classes(classes)
         self.reader = MaskReader(self.classes, ignore)
-        self.on_error, self.warnings = check_on_error(on_error), []
-        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, check_stretch(stretch)
+        self.on_error, self.warnings = on_error, []
+        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, stretch
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
         if self.images == self.masks and not mask_suffix:
             raise ConfigError(

@@ -27,23 +27,14 @@ class SampleTask:
 
 @dataclass
 class TrainingSample:
-    """A training sample, with reports of the process that made it.
+    """A training sample, with reports of the process that made it."""
 
-    Attributes:
-        image: (h, w, 3) uint8.
-        mask: (h, w) uint8, labels or 255.
-        edge: (h, w) uint8, 0 or 1.
-        name: of the data set's sample.
-        warnings: faults worked around.
-        mib: the largest memory that the process has used so far, in MiB.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    edge: np.ndarray
-    name: str
-    warnings: list[str]
-    mib: int
+    image: np.ndarray  # (h, w, 3) uint8
+    mask: np.ndarray  # (h, w) uint8, labels or 255
+    edge: np.ndarray  # (h, w) uint8, 0 or 1
+    name: str  # of the data set's sample
+    warnings: list[str]  # faults worked around
+    mib: int  # the largest memory that the process has used so far
 
 
 @dataclass

@@ -5,71 +5,37 @@ Shapes: image (H, W, 3) uint8 RGB; mask (H, W) uint8, labels or 255 (ignore).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE
-from pfseg.errors import ConfigError
 
 _CROP_TRIES = 10
 Pair = tuple[np.ndarray, np.ndarray]
 
 
+@dataclass(kw_only=True)
 class Augment:
-    """Random changes of one training sample.
+    """Random changes of one training sample, see `pfseg settings augment`.
 
     The crop comes first, so that every other step works on `crop_size` pixels. All randomness comes from the
     generator that is passed in.
-
-    Args:
-        scale_range: random scale [lo, hi] and a random crop, padded (black, 255) where the scaled image is
-            smaller; null resizes the whole image to the crop size.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        rot90: turn by a random multiple of 90 degrees (of 180 for crops that are not square).
-        rotate: turn by a random angle of up to so many degrees either way; corners become ignore.
-        blur: Gaussian blur with sigma from [lo, hi] pixels; null for none.
-        brightness: factor from 1 - value to 1 + value; 0 for none.
-        contrast: likewise, around the mean grey.
-        saturation: likewise, around the pixel's grey.
-        hue: turn of the colour circle, at most value (of 1) either way.
-        max_class_share: take another crop, up to ten times, while one class covers more than this share of the
-            crop's labelled pixels; null for any crop.
-        cutmix: share of samples that get a rectangle of another augmented sample; the loader adds it by `paste`.
-
-    Raises:
-        ConfigError: a value outside its range.
     """
 
-    def __init__(
-        self,
-        *,
-        scale_range: Sequence[float] | None,
-        hflip: float,
-        vflip: float,
-        rot90: bool,
-        rotate: float,
-        blur: Sequence[float] | None,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        max_class_share: float | None,
-        cutmix: float,
-    ) -> None:
-        """Check and keep the settings."""
-        shares = {"hflip": hflip, "vflip": vflip, "max_class_share": max_class_share, "cutmix": cutmix}
-        shares |= {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        for name, value in shares.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value} is not between 0 and 1 (config: augment.{name})")
-        self.scale_range = _check_range("scale_range", scale_range)
-        self.blur = _check_range("blur", blur)
-        self.hflip, self.vflip, self.rot90, self.rotate = hflip, vflip, rot90, rotate
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.max_class_share, self.cutmix = max_class_share, cutmix
+    scale_range: tuple[float, float] | None
+    hflip: float
+    vflip: float
+    rot90: bool  # of 180 degrees for crops that are not square
+    rotate: float  # corners become ignore
+    blur: tuple[float, float] | None
+    brightness: float
+    contrast: float  # around the mean grey
+    saturation: float  # around the pixel's grey
+    hue: float
+    max_class_share: float | None  # of the crop's labelled pixels; ten crops are tried
+    cutmix: float  # the loader mixes by `paste`
 
     def __call__(
         self,
@@ -79,17 +45,9 @@ class Augment:
         crop_size: tuple[int, int],
         centre: tuple[int, int] | None = None,
     ) -> Pair:
-        """Augment one sample.
+        """Augment one sample: image (h, w, 3) uint8 and mask (h, w) uint8 of `crop_size`, contiguous.
 
-        Args:
-            image: (H, W, 3) uint8.
-            mask: (H, W) uint8.
-            rng: the sample's own generator.
-            crop_size: (h, w) of the result.
-            centre: (y, x) that the crop must contain; None for anywhere.
-
-        Returns:
-            Image (h, w, 3) uint8 and mask (h, w) uint8, contiguous.
+        The crop contains `centre` (y, x), if any.
         """
         if self.scale_range is None:
             image, mask = resize(image, mask, crop_size)
@@ -228,11 +186,3 @@ def _largest_share(mask: np.ndarray) -> float:
     counts = np.bincount(mask.ravel(), minlength=256)
     counts[IGNORE] = 0
     return float(counts.max() / max(1, counts.sum()))
-
-
-def _check_range(name: str, values: Sequence[float] | None) -> tuple[float, float] | None:
-    if values is None:
-        return None
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise ConfigError(f"{name}={list(values)} is not [low, high] with 0 < low <= high (config: augment.{name})")
-    return float(values[0]), float(values[1])

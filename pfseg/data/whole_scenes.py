@@ -21,8 +21,6 @@ from pfseg.data.base import (
     Sample,
     Scene,
     SegmentationDataset,
-    check_on_error,
-    check_stretch,
     parse_classes,
 )
 from pfseg.data.cache import cache_folder, key_of, stat_of
@@ -73,9 +71,9 @@ class SceneDataset(SegmentationDataset):
         on_error: str,
     ) -> None:
         """Find out the sizes of the scenes; none is decoded yet."""
-        self.classes, self.on_error, self.warnings = parse_classes(classes), check_on_error(on_error), []
+        self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
         self.reader = MaskReader(self.classes, ignore)
-        self.bands, self.stretch = bands, check_stretch(stretch)
+        self.bands, self.stretch = bands, stretch
         self.size, self.stride = size, stride
         self.folder = cache_folder() / "scenes"
         self.scenes: dict[Scene, tuple[int, int]] = {}
