@@ -39,12 +39,10 @@ def stat_of(path: Path) -> tuple[int, int]:
 
 
 def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """Load an array, or build it and store it for the next time.
+    """Load an array, or build it and store it for the next time in the first of `folders` that can be written, if any.
 
-    Args:
-        folders: where it may lie; the first that can be written is used. Without any it is built each time.
-        name: of the file; to hold the key of everything that the array depends on.
-        build: makes the array; other processes that ask for `name` wait for it.
+    The `name` of the file is to hold the key of everything that the array depends on. Other processes that ask for it
+    wait until it is built.
     """
     path = _writable(folders, name)
     if path is None:

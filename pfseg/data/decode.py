@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, class_ids, parse_color
-from pfseg.data.header import Header, read_header
+from pfseg.data.header import Header, header_of
 from pfseg.errors import ConfigError, DataError
 
 _UNKNOWN = 254
@@ -27,7 +27,7 @@ _AGAIN = "copy it again, or leave damaged files out with dataset.on_error=skip"
 
 
 def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence[float] | None = None) -> np.ndarray:
-    """Read an image as it is stored, whatever its EXIF orientation.
+    """Read an image as (H, W, 3) uint8 RGB, contiguous, as it is stored, whatever its EXIF orientation.
 
     Args:
         path: the file.
@@ -35,9 +35,6 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
             repeats grey, and drops an alpha channel.
         stretch: percentiles [low, high] of each channel that become 0 and 255 in images of more than 8 bits; None
             maps the full range of 16 bits. Images of 8 bits stay as they are.
-
-    Returns:
-        (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
         DataError: missing, empty, truncated or no image; fewer channels than `bands` asks for, more than four without
@@ -50,14 +47,10 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
 
 
 def even_contrast(image: np.ndarray, deviation: float | None) -> np.ndarray:
-    """Bring the standard deviation of an image to `deviation` around its own mean.
+    """Bring the standard deviation of an image (H, W, 3) uint8 to `deviation` grey levels around its own mean.
 
     What is dark stays dark, but hazy images and brilliant ones come to look alike. The factor is from 0.5 to 2, so that
-    an image of nothing but sand or sea is not blown up to noise.
-
-    Args:
-        image: (H, W, 3) uint8 RGB; all channels together have one mean and one deviation.
-        deviation: in grey levels; None returns the image as it is.
+    an image of nothing but sand or sea is not blown up to noise. All channels together have one mean and one deviation.
     """
     return image if deviation is None else cv2.LUT(image, contrast_table(image, deviation))
 
@@ -72,11 +65,7 @@ def contrast_table(values: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def read_channels(path: Path) -> np.ndarray:
-    """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C).
-
-    Raises:
-        DataError: missing, empty, truncated or no image.
-    """
+    """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C); raises DataError."""
     data = _read_bytes(path)
     tiff = data[:4] in _TIFF
     try:
@@ -85,11 +74,9 @@ def read_channels(path: Path) -> np.ndarray:
         if tiff:
             return _read_by_rasterio(path)
         raise
-    if tiff and _is_misread(pixels, _header(path)):
+    if tiff and _is_misread(pixels, header_of(path)):
         return _read_by_rasterio(path)
-    if pixels.ndim == 2:
-        return pixels
-    return _swap_red_and_blue(pixels)
+    return pixels if pixels.ndim == 2 else _swap_red_and_blue(pixels)
 
 
 def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
@@ -171,16 +158,11 @@ def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: Path | str,
 class MaskReader:
     """Reads masks of one class table by a table look-up.
 
-    Args:
-        classes: the class table.
-        ignore: colours (hex or list) and ids that mean "no class".
-
     Raises:
         ConfigError: an entry of `ignore` is a class's own colour or id.
     """
 
     def __init__(self, classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry] = ()) -> None:
-        """Check the entries of `ignore` against the class table."""
         self.classes = tuple(classes)
         self.ids = {identity: label for label, identity in enumerate(class_ids(classes))}
         self.colors = {info.color: label for label, info in enumerate(classes)}
@@ -199,11 +181,7 @@ class MaskReader:
         return sorted(self.ids.items()), sorted(self.colors.items())
 
     def read(self, path: Path, name: str) -> tuple[np.ndarray, str | None]:
-        """Read one mask: single-channel ids, a palette PNG or RGB colours.
-
-        Args:
-            path: the file.
-            name: how messages call it.
+        """Read one mask, which messages call `name`: single-channel ids, a palette PNG or RGB colours.
 
         Returns:
             (H, W) uint8 labels or 255, and a warning if colours outside the class table became 255.
@@ -222,15 +200,7 @@ class MaskReader:
         )
 
     def read_counted(self, path: Path, name: str) -> tuple[np.ndarray, Counter[int]]:
-        """Read one mask as `read` does.
-
-        Returns:
-            (H, W) uint8 labels or 255, and the number of pixels of each colour 0xRRGGBB that became 255 because the
-            class table lacks it.
-
-        Raises:
-            DataError: unreadable, or an id outside the class table.
-        """
+        """Read one mask as `read` does, and count the pixels of each colour 0xRRGGBB that the class table lacks."""
         data = _read_bytes(path)
         pixels = _decode(path, data, cv2.IMREAD_UNCHANGED)
         if pixels.ndim == 2:
@@ -293,11 +263,6 @@ class MaskReader:
 def most_common(counts: Counter[int], number: int) -> list[int]:
     """The most frequent keys, of equal ones the smallest first."""
     return sorted(counts, key=lambda key: (-counts[key], key))[:number]
-
-
-def _header(path: Path) -> Header | None:
-    with path.open("rb") as file:
-        return read_header(file)
 
 
 def _read_bytes(path: Path) -> bytes | mmap.mmap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,6 @@ class FolderDataset(SegmentationDataset):
         stretch: Sequence[float] | None,
         on_error: str,
     ) -> None:
-        """Find the files of the split."""
         self.classes = parse_classes(classes)
         self.reader = MaskReader(self.classes, ignore)
         self.on_error, self.warnings = on_error, []
@@ -101,11 +100,7 @@ class FolderDataset(SegmentationDataset):
         return len(self.files)
 
     def read(self, index: int) -> Sample:
-        """Read an image and its mask.
-
-        Raises:
-            DataError: either is unreadable, their sizes differ, or the mask has an id outside the class table.
-        """
+        """Read an image and its mask; raises DataError."""
         path = self.files[index][0]
         image, mask = read_image(path, self.bands, self.stretch), self.read_mask(index)
         check_same_size(image, mask, self._name(path), self._name(self.files[index][1]))
@@ -146,13 +141,12 @@ class FolderDataset(SegmentationDataset):
                 f"splits has no folder or list for {split!r}: got {dict(splits)}; give folders or .txt lists for "
                 "train and val, or a share such as {val: 0.2, seed: 0} (config: dataset.splits)"
             )
-        images = (
-            self._from_list(self.root / source, split)
-            if source.endswith(".txt")
-            else self._below(self.root / source, split)
+        images = [
+            image
             for source in sources
-        )
-        return list(dict.fromkeys(chain.from_iterable(images)))  # folders and lists may overlap
+            for image in (self._from_list if source.endswith(".txt") else self._below)(self.root / source, split)
+        ]
+        return list(dict.fromkeys(images))  # folders and lists may overlap
 
     def _by_ratio(self, split: str, share: float, splits: Splits) -> list[Path]:
         seed = splits.get("seed", 0)
@@ -172,12 +166,11 @@ class FolderDataset(SegmentationDataset):
     def _from_list(self, path: Path, split: str) -> list[Path]:
         if not path.is_file():
             raise DataError(f"list {path} not found; expected one image path per line (config: dataset.splits.{split})")
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
         images = []
-        for line in lines:
+        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            image = self.root / line
             if not line or line.startswith("#"):
                 continue
-            image = self.root / line
             if image.is_file():
                 images.append(image)
             else:
@@ -210,18 +203,14 @@ class FolderDataset(SegmentationDataset):
         return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not is_mask
 
     def _pair(self, images: list[Path], split: str) -> list[tuple[Path, Path]]:
-        folders: dict[Path, dict[str, Path]] = {}
+        masks = cache(_masks_by_stem)
         pairs = []
         for image in images:
-            folder = self._mask_folder(image)
-            if folder not in folders:
-                folders[folder] = _masks_by_stem(folder)
-            stem = image.stem + self.mask_suffix
-            mask = folders[folder].get(stem)
-            if mask is None:
-                self._fault(f"{image} has no mask: expected {folder / stem}{{{','.join(EXTENSIONS)}}}")
-            else:
+            folder, stem = self._mask_folder(image), image.stem + self.mask_suffix
+            if mask := masks(folder).get(stem):
                 pairs.append((image, mask))
+            else:
+                self._fault(f"{image} has no mask: expected {folder / stem}{{{','.join(EXTENSIONS)}}}")
         if not pairs:
             raise DataError(f"none of the {len(images)} images of the split {split!r} below {self.root} has a mask")
         return pairs

@@ -10,11 +10,7 @@ from pfseg.data.base import SegmentationDataset
 
 
 def find_overlap(train: SegmentationDataset, val: SegmentationDataset) -> str | None:
-    """Look for validation images among the training images: files of the same stem, size and content.
-
-    Returns:
-        A warning that counts and names them, or None.
-    """
+    """A warning if validation images are among the training images: files of the same stem and content."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in train.image_files():
         by_stem[path.stem].append(path)

@@ -53,7 +53,6 @@ class SceneRenderer(Canvas):
     """One scene while it is painted."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
-        """Start with bare ground."""
         super().__init__(size, rng)
         self.mask[:] = FIELD
         self.town = rng.uniform(0, 1)  # how built-up the scene is

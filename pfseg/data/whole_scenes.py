@@ -25,7 +25,7 @@ from pfseg.data.base import (
 )
 from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
-from pfseg.data.header import read_header
+from pfseg.data.header import header_of
 from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError, JobError
 from pfseg.files import lock, replacing
@@ -34,23 +34,19 @@ _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
 
 class SceneDataset(SegmentationDataset):
-    """Windows of whole scenes: the same samples as the patches that `pfseg.commands.prepare` writes.
+    """Windows of whole scenes: the same samples as the patches that `pfseg prepare` writes.
 
     Args:
-        split: which scenes are taken.
+        split: which of the scenes are taken.
         scenes: of any split.
         classes: the class table, see `pfseg.data.base.parse_classes`.
         size: (h, w) of the windows; scenes smaller than that are padded at the bottom and right, the image with 0, the
             mask with 255. None takes each scene as a whole.
         stride: (rows, columns) from one window to the next; None: the size.
         ignore: see `pfseg.data.folder.FolderDataset`, as for the next three.
-        bands: channels that become red, green and blue.
-        stretch: percentiles that become black and white in images of more than 8 bits.
-        on_error: `raise`, or `skip` to leave out what cannot be read.
-
-    Attributes:
-        folder: where the decoded scenes lie: `scenes` in the folder `PFSEG_CACHE` of the environment, or in
-            `~/.cache/pfseg`.
+        bands: likewise.
+        stretch: likewise.
+        on_error: likewise.
 
     Raises:
         ConfigError: a keyword that does not fit.
@@ -70,7 +66,6 @@ class SceneDataset(SegmentationDataset):
         stretch: Sequence[float] | None,
         on_error: str,
     ) -> None:
-        """Find out the sizes of the scenes; none is decoded yet."""
         self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
         self.reader = MaskReader(self.classes, ignore)
         self.bands, self.stretch = bands, stretch
@@ -89,12 +84,7 @@ class SceneDataset(SegmentationDataset):
         return len(self.samples)
 
     def read(self, index: int) -> Sample:
-        """Read a window.
-
-        Raises:
-            DataError: its scene cannot be read, or image and mask differ in size.
-            JobError: the cache cannot be written, for instance because the disk is full.
-        """
+        """Read a window; raises DataError, or JobError if the cache can't be written."""
         scene, window = self.samples[index]
         pixels = self._pixels(index)
         name = f"{scene.key}_{'_'.join(map(str, window))}"
@@ -180,19 +170,10 @@ class SceneDataset(SegmentationDataset):
 
 
 def _shape(scene: Scene) -> tuple[int, int]:
-    """(H, W) of a scene, from its header where that can be read.
-
-    Raises:
-        DataError: it has no mask, or is unreadable.
-    """
+    """(H, W) of a scene, from its header where that can be read."""
     if scene.mask is None:
         raise DataError(f"scene {scene.image} has no mask; add it, or leave it out with dataset.on_error=skip")
-    try:
-        with open(scene.image, "rb") as file:
-            header = read_header(file)
-    except OSError:
-        header = None
-    if header is not None:
+    if header := header_of(scene.image):
         return header.height, header.width
     height, width = read_image(scene.image).shape[:2]  # names the fault of an unreadable file
     return height, width

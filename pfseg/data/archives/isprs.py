@@ -33,16 +33,13 @@ _LABEL_FOLDER = re.compile(r"ground_?truth|(^|_)(labels?|gts?)(_|$)", re.IGNOREC
 
 
 def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
-    """Find the tiles of Potsdam.
+    """Find the tiles of Potsdam in the official lists by split, and note missing ones.
 
     Args:
         src: folder with `2_Ortho_RGB/top_potsdam_2_10_RGB.tif` and `5_Labels_all/top_potsdam_2_10_label.tif`.
         bands: `rgb`, `irrg` or `rgbir`: which images.
         eroded: take the ground truth without the pixels along outlines, `..._label_noBoundary.tif`.
         holdout: training tiles such as `2_12` that become the split `val`.
-
-    Returns:
-        Tiles of the official lists by split. Notes: missing tiles.
 
     Raises:
         ConfigError: unknown `bands`, or a tile of `holdout` that is not a training tile.
@@ -62,17 +59,14 @@ def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str |
 
 
 def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
-    """Find the areas of Vaihingen.
+    """Find the areas of Vaihingen, as `find_potsdam` does.
 
     Args:
         src: folder with `top/top_mosaic_09cm_area1.tif` and, in a folder named as ground truth
             (`ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE`), a file of the same name.
         bands: null; the archive has one order, infrared, red and green.
-        eroded: take the ground truth without the pixels along outlines, `..._noBoundary.tif`.
-        holdout: training areas such as 7 that become the split `val`.
-
-    Returns:
-        Areas of the official lists by split. Notes: missing areas.
+        eroded: see `find_potsdam`.
+        holdout: likewise.
 
     Raises:
         ConfigError: `bands` is not null, or an area of `holdout` is not a training area.
