@@ -51,8 +51,10 @@ def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndar
         array = _load(path)
         if array is None:
             array = build()
+            body = io.BytesIO()
+            np.save(body, array, allow_pickle=False)
             with suppress(WriteError):  # a full disk costs the time to build it again, not the run
-                _save(path, array)
+                write_atomic(path, hashlib.sha256(body.getvalue()).digest() + body.getvalue(), sync=False)
         return array
 
 
@@ -73,9 +75,3 @@ def _load(path: Path) -> np.ndarray | None:
             array: np.ndarray = np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False)
             return array
     return None
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    body = io.BytesIO()
-    np.save(body, array, allow_pickle=False)
-    write_atomic(path, hashlib.sha256(body.getvalue()).digest() + body.getvalue(), sync=False)

@@ -192,8 +192,7 @@ class MaskReader:
         mask, unknown = self.read_counted(path, name)
         if not unknown:
             return mask, None
-        some = ", ".join(f"{color:06X}" for color in most_common(unknown, 3))
-        share = _percent(sum(unknown.values()) / mask.size)
+        share, some = _percent(unknown.total() / mask.size), ", ".join(most_common(unknown))
         return mask, (
             f"{name}: {share} of its pixels have colours outside the class table "
             f"({len(unknown)} in all, most often {some}) and are ignored (config: dataset.classes, dataset.ignore)"
@@ -237,20 +236,18 @@ class MaskReader:
         unknown: Counter[int] = Counter()
         rows = max(1, _BAND_PIXELS // pixels.shape[1])  # what lies between colours and labels takes 20 bytes a pixel
         for top in range(0, len(pixels), rows):
-            self._look_up(pixels[top : top + rows], mask[top : top + rows], unknown)
+            band, labels = pixels[top : top + rows], mask[top : top + rows]
+            if band.shape[2] == 3:
+                band = cv2.cvtColor(band, cv2.COLOR_BGR2BGRA)
+            # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
+            codes = np.ascontiguousarray(band).view("<u4")[..., 0] & 0xFFFFFF
+            labels[:] = self._color_table[codes]
+            where = labels == _UNKNOWN
+            if where.any():
+                colors, counts = np.unique(codes[where], return_counts=True)
+                unknown.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
+                labels[where] = IGNORE
         return mask, unknown
-
-    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, counter: Counter[int]) -> None:
-        if pixels.shape[2] == 3:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
-        # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
-        codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF
-        mask[:] = self._color_table[codes]
-        unknown = mask == _UNKNOWN
-        if unknown.any():
-            colors, counts = np.unique(codes[unknown], return_counts=True)
-            counter.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
-            mask[unknown] = IGNORE
 
     @cached_property
     def _color_table(self) -> np.ndarray:
@@ -260,9 +257,9 @@ class MaskReader:
         return table
 
 
-def most_common(counts: Counter[int], number: int) -> list[int]:
-    """The most frequent keys, of equal ones the smallest first."""
-    return sorted(counts, key=lambda key: (-counts[key], key))[:number]
+def most_common(counts: Counter[int]) -> list[str]:
+    """The three most frequent colours as RRGGBB, of equal ones the smallest first."""
+    return [f"{color:06X}" for color in sorted(counts, key=lambda color: (-counts[color], color))[:3]]
 
 
 def _read_bytes(path: Path) -> bytes | mmap.mmap:

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfseg.data.base import (
-    ClassInfo,
-    ClassRow,
-    IgnoreEntry,
-    Sample,
-    SegmentationDataset,
-    parse_classes,
-)
+from pfseg.data.base import ClassInfo, ClassRow, IgnoreEntry, Sample, SegmentationDataset, parse_classes
 from pfseg.data.cache import stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.errors import ConfigError, DataError

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from pfseg.data.base import IGNORE
 
 _CROP_TRIES = 10
 Pair = tuple[np.ndarray, np.ndarray]
+Size = tuple[int, int]
 
 
 @dataclass(kw_only=True)
@@ -38,12 +40,7 @@ class Augment:
     cutmix: float  # the loader mixes by `paste`
 
     def __call__(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        rng: np.random.Generator,
-        crop_size: tuple[int, int],
-        centre: tuple[int, int] | None = None,
+        self, image: np.ndarray, mask: np.ndarray, rng: Generator, crop_size: Size, centre: Size | None = None
     ) -> Pair:
         """Augment one sample: image (h, w, 3) uint8 and mask (h, w) uint8 of `crop_size`, contiguous.
 
@@ -61,14 +58,7 @@ class Augment:
         image = self._recolour(image, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
-    def _crop(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        rng: np.random.Generator,
-        crop_size: tuple[int, int],
-        centre: tuple[int, int] | None,
-    ) -> Pair:
+    def _crop(self, image: np.ndarray, mask: np.ndarray, rng: Generator, crop_size: Size, centre: Size | None) -> Pair:
         assert self.scale_range is not None
         scale = rng.uniform(*self.scale_range)
         # The window is cut out before it is scaled: the same pixels as the other way round, for less work.
@@ -87,7 +77,7 @@ class Augment:
         image, mask = resize(image[rows, columns], part, (height, width))
         return pad(image, mask, crop_size)
 
-    def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
+    def _turn(self, image: np.ndarray, mask: np.ndarray, rng: Generator) -> Pair:
         turns = 0
         if self.rot90:
             square = mask.shape[0] == mask.shape[1]
@@ -103,7 +93,7 @@ class Augment:
             image, mask = cv2.flip(image, code), cv2.flip(mask, code)
         return image, mask
 
-    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _recolour(self, image: np.ndarray, rng: Generator) -> np.ndarray:
         if self.brightness or self.contrast:
             bright, contrast = (1 + rng.uniform(-1, 1) * span for span in (self.brightness, self.contrast))
             grey = float(np.mean(cv2.mean(image)[:3]))
@@ -121,7 +111,7 @@ class Augment:
         return image
 
 
-def resize(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+def resize(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     """Resize to `size` (h, w): the image bicubically (by area where it shrinks), the mask to the nearest label.
 
     OpenCV's bicubic filter does not smooth before it shrinks, as that of Pillow in the published code does.
@@ -140,7 +130,7 @@ def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
     return resize(image, mask, (height, width))
 
 
-def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+def pad(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     """Pad evenly on all sides to at least `size` (h, w): the image with black, the mask with 255."""
     down, right = (max(0, wanted - side) for wanted, side in zip(size, mask.shape, strict=True))
     if not down and not right:
@@ -150,7 +140,7 @@ def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
     return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[IGNORE])
 
 
-def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
+def paste(pair: Pair, other: Pair, rng: Generator) -> Pair:
     """Put a random rectangle of one sample into another of the same size (CutMix).
 
     Any share of the area up to half is as likely as any other, and so is any place inside; the rectangle has the
@@ -171,7 +161,7 @@ def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float) -> Pair:
     return image, mask
 
 
-def _place(side: int, size: int, rng: np.random.Generator, point: int | None) -> slice:
+def _place(side: int, size: int, rng: Generator, point: int | None) -> slice:
     """Random window of `size` in `side` that contains `point`; all of it where the window is larger."""
     if size >= side:
         return slice(0, side)

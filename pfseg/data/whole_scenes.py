@@ -13,16 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pfseg.data.base import (
-    IGNORE,
-    ClassInfo,
-    ClassRow,
-    IgnoreEntry,
-    Sample,
-    Scene,
-    SegmentationDataset,
-    parse_classes,
-)
+from pfseg.data.base import IGNORE, ClassInfo, ClassRow, IgnoreEntry, Sample, Scene, SegmentationDataset, parse_classes
 from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import header_of

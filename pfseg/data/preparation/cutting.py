@@ -5,7 +5,6 @@ Shapes: a scene's image (H, W, 3) uint8 RGB, its labels (H, W) uint8 in [0, K) o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError
 
 _SMALL = 1 << 25  # pixels of a scene whose image and mask are decoded at the same time
-_SHOWN_COLORS = 3
 _SIDES = ("top", "bottom", "left", "right")
 
 
@@ -105,7 +103,8 @@ class Cutter:
         Raises:
             DataError: image or mask is unreadable, or they differ in size.
         """
-        labels, unknown = None, Counter[int]()
+        labels: np.ndarray | None = None
+        unknown: UnknownColors | None = None
         if scene.mask is None:
             image = read_image(scene.image, self.bands, self.stretch)
         else:
@@ -113,9 +112,11 @@ class Cutter:
             if not (_is_small(scene.image) and _is_small(scene.mask)):
                 reading.result()
             image = read_image(scene.image, self.bands, self.stretch)
-            labels, unknown = reading.result()
+            labels, counts = reading.result()
             check_same_size(image, labels, scene.image, scene.mask)
-        return LoadedScene(scene, image, labels, _summary(unknown), windows(image.shape[:2], self.size, self.stride))
+            if counts:
+                unknown = {"pixels": counts.total(), "colors": len(counts), "most": most_common(counts)}
+        return LoadedScene(scene, image, labels, unknown, windows(image.shape[:2], self.size, self.stride))
 
     def patch_shape(self, window: Window) -> tuple[int, int]:
         """(h, w) of the patch of a window, padding included."""
@@ -155,13 +156,6 @@ class Cutter:
         write_file(path, data)
         if self.verify and path.read_bytes() != data:
             raise DataError(f"{path} holds other bytes than were written: check the disk")
-
-
-def _summary(counts: Counter[int]) -> UnknownColors | None:
-    if not counts:
-        return None
-    most = [f"{color:06X}" for color in most_common(counts, _SHOWN_COLORS)]
-    return {"pixels": counts.total(), "colors": len(counts), "most": most}
 
 
 def _is_small(path: Path) -> bool:
