@@ -6,7 +6,9 @@ A data set is one module with one class derived from `SegmentationDataset`; it i
 
 from __future__ import annotations
 
+import filecmp
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +109,7 @@ class SegmentationDataset(ABC):
 
 
 def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
-    """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
-
-    Raises:
-        ConfigError: anything else; the message names `where`.
-    """
+    """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue; raises ConfigError."""
     if isinstance(value, str):
         digits = value.removeprefix("#")
         if len(digits) == 6 and all(digit in "0123456789abcdefABCDEF" for digit in digits):
@@ -164,3 +162,25 @@ def _parse_row(row: ClassRow, where: str) -> ClassInfo:
     if identity is not None and (not isinstance(identity, int) or not 0 <= identity <= _MAX_ID):
         raise ConfigError(f"id {identity!r} is not a whole number from 0 to {_MAX_ID} ({where}.id)")
     return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)
+
+
+def find_overlap(train: SegmentationDataset, val: SegmentationDataset) -> str | None:
+    """A warning if validation images are among the training images: files of the same stem and content."""
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in train.image_files():
+        by_stem[path.stem].append(path)
+    images = val.image_files()
+    shared = [path for path in images if any(_same(path, other) for other in by_stem.get(path.stem, ()))]
+    if not shared:
+        return None
+    return (
+        f"{len(shared)} of the {len(images)} validation images are also in the training split, such as {shared[0]}: "
+        "the validation score does not measure how the network does on images it has not seen (config: dataset.splits)"
+    )
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)  # compares sizes first
+    except OSError:
+        return False  # an unreadable file is reported where it is read

@@ -76,15 +76,11 @@ def read_channels(path: Path) -> np.ndarray:
         raise
     if tiff and _is_misread(pixels, header_of(path)):
         return _read_by_rasterio(path)
-    return pixels if pixels.ndim == 2 else _swap_red_and_blue(pixels)
-
-
-def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
-    """Turn (H, W, 3 or 4) of OpenCV's order around in place: a second copy of a large scene may not fit in memory."""
-    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    rows = max(1, _BAND_PIXELS // pixels.shape[1])
-    for top in range(0, len(pixels), rows):
-        pixels[top : top + rows] = cv2.cvtColor(pixels[top : top + rows], code)
+    if pixels.ndim == 3:  # OpenCV's order is turned in place: a second copy of a large scene may not fit in memory
+        code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        rows = max(1, _BAND_PIXELS // pixels.shape[1])
+        for top in range(0, len(pixels), rows):
+            pixels[top : top + rows] = cv2.cvtColor(pixels[top : top + rows], code)
     return pixels
 
 

@@ -37,19 +37,8 @@ class FolderDataset(SegmentationDataset):
         # splits: {train: [train, more], val: test}            # several of them
         # splits: {val: 0.2, seed: 0}                          # a share of all images below the root
 
-    Args:
-        split: `train`, `val` or `test`, a key of `splits`.
-        root: folder of the data set.
-        classes: the class table, see `pfseg.data.base.parse_classes`.
-        images: name of the folders with images; may have several parts, such as `data/rgb`.
-        masks: name of the folders with masks, which lie where those with images lie.
-        mask_suffix: what the stems of masks have after those of their images; files that end so are no images.
-        splits: for each split a folder or a list (`.txt`) below the root, or several; or `val`, a share between 0
-            and 1, with a `seed`; null: the folders `train`, `val` and `test`.
-        ignore: colours and ids in masks that mean "no class". 255 is always among them unless a class has that id.
-        bands: channels that become red, green and blue, see `pfseg.data.decode.read_image`.
-        stretch: percentiles that become black and white in images of more than 8 bits, see there too.
-        on_error: `raise`, or `skip` to leave out what cannot be read and count it in the warnings.
+    `pfseg settings dataset` explains each key. Files whose stems end in `mask_suffix` are no images; 255 means "no
+    class" unless a class has that id; `splits: null` stands for the folders `train`, `val` and `test`.
 
     Raises:
         ConfigError: a keyword that does not fit.
@@ -192,8 +181,7 @@ class FolderDataset(SegmentationDataset):
         return paths
 
     def _is_image(self, path: Path) -> bool:
-        is_mask = bool(self.mask_suffix) and path.stem.endswith(self.mask_suffix)
-        return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not is_mask
+        return is_image(path) and not (self.mask_suffix and path.stem.endswith(self.mask_suffix))
 
     def _pair(self, images: list[Path], split: str) -> list[tuple[Path, Path]]:
         masks = cache(_masks_by_stem)
@@ -221,6 +209,11 @@ class FolderDataset(SegmentationDataset):
         if self.on_error == "raise":
             raise DataError(f"{message}; add it, or leave it out with dataset.on_error=skip")
         self.warnings.append(f"left out: {message}")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image or mask."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def _masks_by_stem(folder: Path) -> dict[str, Path]:

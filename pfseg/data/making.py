@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from pfseg.data.sampling import MIXED, Draw, class_centres
 from pfseg.data.transforms import Augment, paste, rescale
 from pfseg.data.workers import peak_mib
 from pfseg.errors import DataError
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,16 @@ class SampleReader:
 
     def __call__(self, index: int) -> tuple[Sample | None, list[str]]:
         """Read one sample, None if it is left out; and the warnings."""
-        return self._read(index), self._pop_warnings()
+        return self._try(self.dataset.read, index), self._pop_warnings()
 
-    def _read(self, index: int) -> Sample | None:
+    def _try(self, read: Callable[[int], Read], index: int) -> Read | None:
         try:
-            return self.dataset.read(index)
+            return read(index)
         except DataError as error:
-            self._leave_out(error)
+            if self.dataset.on_error != "skip":
+                raise
+            self.dataset.warnings.append(f"left out: {error}")
             return None
-
-    def _leave_out(self, error: DataError) -> None:
-        if self.dataset.on_error != "skip":
-            raise error
-        self.dataset.warnings.append(f"left out: {error}")
 
     def _pop_warnings(self) -> list[str]:
         warnings = list(self.dataset.warnings)
@@ -82,7 +82,8 @@ class SampleMaker(SampleReader):
     def __call__(self, task: SampleTask | int) -> Any:
         """A `TrainingSample`; of an index, the places of its classes and the warnings."""
         if isinstance(task, int):
-            return self._centres(task), self._pop_warnings()
+            mask = self._try(self.dataset.read_mask, task)
+            return [] if mask is None else class_centres(mask), self._pop_warnings()
         place = [self.seed, task.epoch, task.position]
         image, mask, name = self._augmented(task.draw, np.random.default_rng(place))
         if task.partner is not None:
@@ -102,17 +103,10 @@ class SampleMaker(SampleReader):
         image, mask = self.augment(image, mask, rng, self.crop_size, centre=centre)
         return image, mask, sample.name
 
-    def _centres(self, index: int) -> list[tuple[int, int, int]]:
-        try:
-            return class_centres(self.dataset.read_mask(index))
-        except DataError as error:
-            self._leave_out(error)
-            return []
-
     def _next_readable(self, draw: Draw) -> tuple[Sample, tuple[int, int] | None]:
         size = len(self.dataset)
         for step in range(size):
-            sample = self._read((draw.index + step) % size)
+            sample = self._try(self.dataset.read, (draw.index + step) % size)
             if sample is not None:
                 return sample, draw.centre if step == 0 else None
         raise DataError(f"none of the {size} samples can be read; the last: {self._pop_warnings()[-1]}")

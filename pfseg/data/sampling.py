@@ -39,13 +39,9 @@ def epoch_order(
 
 
 class ClassIndex:
-    """Where each class occurs: for class-uniform sampling.
+    """Where each class occurs, for class-uniform sampling.
 
-    Per tile of 1024 px and class it keeps the pixel of that class nearest to the class's centroid in the tile.
-
-    Args:
-        num_classes: number of classes K.
-        table: (N, 4) integers: sample, label, y and x of each place, see `class_centres`.
+    The `table` (N, 4) holds sample, label, y and x of each place, see `class_centres`.
     """
 
     def __init__(self, num_classes: int, table: np.ndarray) -> None:
@@ -82,9 +78,7 @@ def class_centres(mask: np.ndarray) -> list[tuple[int, int, int]]:
     for top in range(0, mask.shape[0], TILE):
         for left in range(0, mask.shape[1], TILE):
             tile = mask[top : top + TILE, left : left + TILE]
-            for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)):
-                if label == IGNORE:
-                    continue
+            for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)[:IGNORE]):
                 y, x = np.nonzero(tile == label)
                 nearest = int(np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2))
                 centres.append((int(label), top + int(y[nearest]), left + int(x[nearest])))

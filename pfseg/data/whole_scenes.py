@@ -27,17 +27,8 @@ _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 class SceneDataset(SegmentationDataset):
     """Windows of whole scenes: the same samples as the patches that `pfseg prepare` writes.
 
-    Args:
-        split: which of the scenes are taken.
-        scenes: of any split.
-        classes: the class table, see `pfseg.data.base.parse_classes`.
-        size: (h, w) of the windows; scenes smaller than that are padded at the bottom and right, the image with 0, the
-            mask with 255. None takes each scene as a whole.
-        stride: (rows, columns) from one window to the next; None: the size.
-        ignore: see `pfseg.data.folder.FolderDataset`, as for the next three.
-        bands: likewise.
-        stretch: likewise.
-        on_error: likewise.
+    Of the `scenes` those of the `split` are taken, and cut as `pfseg.data.tiling.windows` says; smaller ones are padded
+    at the bottom and right, the image with 0, the mask with 255. The other keywords are those of `FolderDataset`.
 
     Raises:
         ConfigError: a keyword that does not fit.
@@ -133,11 +124,11 @@ class SceneDataset(SegmentationDataset):
             return pixels
         try:
             with lock(path):
-                if (pixels := _open(path, shape)) is not None:
-                    return pixels  # another process was quicker
-                image, mask = self._decode(scene)
-                with replacing(path) as new:
-                    _write(new, image, mask)
+                if (pixels := _open(path, shape)) is None:  # no other process was quicker
+                    image, mask = self._decode(scene)
+                    with replacing(path) as new:
+                        _write(new, image, mask)
+                    pixels = _open(path, shape)
         except OSError as error:
             disk = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
             raise JobError(
@@ -145,7 +136,6 @@ class SceneDataset(SegmentationDataset):
                 f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
                 "space or set PFSEG_CACHE=<folder on another disk>"
             ) from error
-        pixels = _open(path, shape)
         if pixels is None:
             raise DataError(f"{path} changed while it was written; start again")
         return pixels

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from pfseg.data.base import Scene
-from pfseg.data.folder import EXTENSIONS, FolderDataset, Splits
+from pfseg.data.folder import EXTENSIONS, FolderDataset, Splits, is_image
 from pfseg.errors import DataError
 
 _SHOWN = 6  # names in a message
@@ -82,14 +82,10 @@ def _scene_name(image: Path, base: Path, images: str) -> str:
 
 def _orphans(images: Path, masks: Path, mask_suffix: str) -> list[str]:
     """A fault for each mask without image; where both lie in one folder, only files with the suffix are masks."""
-    files = [path for path in sorted(masks.iterdir()) if _is_image(path) and path.stem.endswith(mask_suffix)]
-    stems = {path.stem for path in images.iterdir() if _is_image(path)}
+    files = [path for path in sorted(masks.iterdir()) if is_image(path) and path.stem.endswith(mask_suffix)]
+    stems = {path.stem for path in images.iterdir() if is_image(path)}
     return [
         f"mask {path} has no image: expected {images / path.stem.removesuffix(mask_suffix)}{{{','.join(EXTENSIONS)}}}"
         for path in files
         if path.stem.removesuffix(mask_suffix) not in stems
     ]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")

@@ -52,18 +52,16 @@ def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str |
     images = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{bands}\.tif")
     masks = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{label}\.tif")
     looked_for = f"{_BANDS[bands]}/top_potsdam_2_10_{bands.upper()}.tif and 5_Labels_all/top_potsdam_2_10_{label}.tif"
-    scenes = _pair(POTSDAM, images, masks, holdout)
-    if not scenes:
-        raise nothing_found(src, "Potsdam", looked_for)
-    return scenes
+    if scenes := _pair(POTSDAM, images, masks, holdout):
+        return scenes
+    raise nothing_found(src, "Potsdam", looked_for)
 
 
 def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
     """Find the areas of Vaihingen, as `find_potsdam` does.
 
     Args:
-        src: folder with `top/top_mosaic_09cm_area1.tif` and, in a folder named as ground truth
-            (`ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE`), a file of the same name.
+        src: folder with `top/top_mosaic_09cm_area1.tif` and a file of this name in a folder named as ground truth.
         bands: null; the archive has one order, infrared, red and green.
         eroded: see `find_potsdam`.
         holdout: likewise.
@@ -82,10 +80,9 @@ def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[st
     images = _by_tile((path for path in files if not files[path]), r"top_mosaic_09cm_area(\d+)\.tif")
     masks = _by_tile((path for path in files if files[path]), rf"top_mosaic_09cm_area(\d+){end}\.tif")
     truth = f"ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE/top_mosaic_09cm_area1{end}.tif"
-    scenes = _pair(VAIHINGEN, images, masks, holdout)
-    if not scenes:
-        raise nothing_found(src, "Vaihingen", f"top/top_mosaic_09cm_area1.tif and {truth}")
-    return scenes
+    if scenes := _pair(VAIHINGEN, images, masks, holdout):
+        return scenes
+    raise nothing_found(src, "Vaihingen", f"top/top_mosaic_09cm_area1.tif and {truth}")
 
 
 def _pair(

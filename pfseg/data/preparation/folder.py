@@ -27,12 +27,8 @@ from pfseg.errors import ConfigError, DataError
 class PatchFolder:
     """The output folder of one preparation, locked against a second one; a context manager.
 
-    Args:
-        out: the folder; created where missing.
-        layout: where patches lie in it.
-        settings: whatever changes the patches; compared with those of an earlier start.
-        scenes: keys of all scenes of the preparation.
-        overwrite: remove what an earlier preparation wrote and start anew.
+    The `settings` (whatever changes the patches) are compared with those of an earlier start; `scenes` are the keys of
+    all scenes; `overwrite` removes what an earlier preparation wrote.
 
     Raises:
         ConfigError: the folder holds something else, patches of other settings or of scenes that are not in `scenes`,

@@ -99,10 +99,9 @@ def read_index(out: Path) -> PatchIndex:
             f"{path} cannot be read ({error.strerror}): {out} is no finished preparation; give the command without "
             "verify=only to prepare it or continue"
         ) from error
-    except KeyError as error:
-        raise DataError(f"{path} is damaged (it lacks {error}): prepare anew with overwrite=true") from error
-    except (ValueError, TypeError, AttributeError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}): prepare anew with overwrite=true") from error
+    except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} is damaged ({fault}): prepare anew with overwrite=true") from error
 
 
 def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:

@@ -94,14 +94,12 @@ class Preparation:
     def _is_done(self, scene: Scene) -> bool:
         """Whether an earlier start cut the scene from the same files, and its patches are whole."""
         record = self.folder.done.get(scene.key)
-        return (
-            record is not None
-            and record["source"] == self._source(scene)
-            and not any(
-                png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
-                for row in record["patches"]
-                for file in self._files(scene, row["name"])
-            )
+        if record is None or record["source"] != self._source(scene):
+            return False
+        return not any(
+            png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
+            for row in record["patches"]
+            for file in self._files(scene, row["name"])
         )
 
     def _files(self, scene: Scene, name: str) -> list[str]:
@@ -144,12 +142,8 @@ class Preparation:
             self._fail(loaded.scene, error, size * (len(work.patches) - len(rows)))
             return
         if len(rows) == len(work.patches):
-            record: SceneRecord = {
-                "source": work.source,
-                "size": list(loaded.image.shape[:2]),
-                "unknown": loaded.unknown,
-                "patches": rows,
-            }
+            shape = list(loaded.image.shape[:2])
+            record = SceneRecord(source=work.source, size=shape, unknown=loaded.unknown, patches=rows)
             self.folder.finish(loaded.scene.key, record)
 
     def _fail(self, scene: Scene, error: Exception, size: float) -> None:

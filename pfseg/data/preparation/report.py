@@ -23,13 +23,7 @@ def make_report(
 ) -> str:
     """Write the report in Markdown, the same for the same patches however often the preparation was interrupted.
 
-    Args:
-        index: see `pfseg.data.preparation.index.make_index`.
-        outcome: failures, and what was to be cut.
-        done: records of the finished scenes.
-        expected: number of patches that a complete archive gives; None compares nothing.
-        faults: what is wrong with the archive.
-        notes: what is worth knowing about it.
+    `done` are the records of the finished scenes; `faults` and `notes` are about the archive.
     """
     size = "whole scenes" if index["size"] is None else f"{_by(index['size'])} px at stride {_by(index['stride'])}"
     lines = [f"# {index['dataset']}: {size}", "", f"Prepared by pfseg {index['pfseg']}.", ""]
