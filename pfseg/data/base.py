@@ -17,7 +17,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from pfseg.data.cache import cache_folder
-from pfseg.errors import ConfigError
+from pfseg.errors import ConfigError, DataError
 
 IGNORE = 255  # the label of pixels without a class, in every mask of every data set
 MAX_CLASSES = 254  # 255 is "ignore", 254 marks unknown colours while a mask is decoded
@@ -94,6 +94,12 @@ class SegmentationDataset(ABC):
     def read_mask(self, index: int) -> np.ndarray:
         """Mask of sample `index`, (H, W) uint8; to be overridden where it is cheaper than `read`."""
         return self.read(index).mask
+
+    def leave_out(self, error: DataError) -> None:
+        """Raise the error; with `on_error=skip` it becomes a warning instead."""
+        if self.on_error != "skip":
+            raise error
+        self.warnings.append(f"left out: {error}")
 
     def image_files(self) -> list[Path]:
         """Files that the images come from; none where code makes them."""

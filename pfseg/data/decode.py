@@ -188,9 +188,9 @@ class MaskReader:
         mask, unknown = self.read_counted(path, name)
         if not unknown:
             return mask, None
-        share, some = _percent(unknown.total() / mask.size), ", ".join(most_common(unknown))
+        share, some = 100 * unknown.total() / mask.size, ", ".join(most_common(unknown))
         return mask, (
-            f"{name}: {share} of its pixels have colours outside the class table "
+            f"{name}: {share:.3g} % of its pixels have colours outside the class table "
             f"({len(unknown)} in all, most often {some}) and are ignored (config: dataset.classes, dataset.ignore)"
         )
 
@@ -221,7 +221,7 @@ class MaskReader:
                 for identity, label in sorted(self.ids.items())
             )
             raise DataError(
-                f"{name} has the value {value} (values outside the class table: {_percent(unknown.mean())} of its "
+                f"{name} has the value {value} (values outside the class table: {100 * unknown.mean():.3g} % of its "
                 f"pixels); the table has {known}; add a class with `id: {value}` or list it under `ignore` "
                 "(config: dataset.classes, dataset.ignore)"
             )
@@ -306,7 +306,3 @@ def _grey_step(data: bytes | mmap.mmap) -> int:
     """What OpenCV multiplies the values of a grey PNG of less than 8 bits with: 1 bit gives 0 and 255."""
     depth, kind = data[24:26] if data[:4] == b"\x89PNG" else (8, 0)
     return 255 // ((1 << depth) - 1) if kind == 0 and depth < 8 else 1
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -54,9 +54,7 @@ class SampleReader:
         try:
             return read(index)
         except DataError as error:
-            if self.dataset.on_error != "skip":
-                raise
-            self.dataset.warnings.append(f"left out: {error}")
+            self.dataset.leave_out(error)
             return None
 
     def _pop_warnings(self) -> list[str]:

@@ -17,7 +17,7 @@ from pfseg.data.base import IGNORE, ClassInfo, ClassRow, IgnoreEntry, Sample, Sc
 from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.data.header import header_of
-from pfseg.data.tiling import Window, padded, windows
+from pfseg.data.tiling import padded, windows
 from pfseg.errors import DataError, JobError
 from pfseg.files import lock, replacing
 
@@ -54,10 +54,15 @@ class SceneDataset(SegmentationDataset):
         self.size, self.stride = size, stride
         self.folder = cache_folder() / "scenes"
         self.scenes: dict[Scene, tuple[int, int]] = {}
-        self.samples: list[tuple[Scene, Window]] = []
         for scene in scenes:
             if scene.split == split:
-                self._add(scene)
+                try:
+                    self.scenes[scene] = _shape(scene)
+                except DataError as error:
+                    self.leave_out(error)
+        self.samples = [
+            (scene, window) for scene, shape in self.scenes.items() for window in windows(shape, size, stride)
+        ]
         if not self.samples:
             raise DataError(f"no scene of the split {split!r} can be used (config: dataset.root, dataset.prepare)")
 
@@ -92,17 +97,6 @@ class SceneDataset(SegmentationDataset):
             f"{len(self)} windows of {len(self.scenes)} scenes, each decoded once into {self.folder} "
             f"({there} are there; {gib:.2f} GiB in all; PFSEG_CACHE=<folder> puts them elsewhere)"
         )
-
-    def _add(self, scene: Scene) -> None:
-        try:
-            shape = _shape(scene)
-        except DataError as error:
-            if self.on_error == "raise":
-                raise
-            self.warnings.append(f"left out: {error}")
-            return
-        self.scenes[scene] = shape
-        self.samples += [(scene, window) for window in windows(shape, self.size, self.stride)]
 
     def _pixels(self, index: int) -> np.ndarray:
         """The window of a sample, padded: red, green, blue and label."""

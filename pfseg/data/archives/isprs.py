@@ -60,11 +60,8 @@ def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str |
 def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
     """Find the areas of Vaihingen, as `find_potsdam` does.
 
-    Args:
-        src: folder with `top/top_mosaic_09cm_area1.tif` and a file of this name in a folder named as ground truth.
-        bands: null; the archive has one order, infrared, red and green.
-        eroded: see `find_potsdam`.
-        holdout: likewise.
+    The folder `src` holds `top/top_mosaic_09cm_area1.tif` and a file of this name in a folder named as ground truth;
+    `bands` must be null, as the archive has one order: infrared, red and green.
 
     Raises:
         ConfigError: `bands` is not null, or an area of `holdout` is not a training area.

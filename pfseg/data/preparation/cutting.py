@@ -98,11 +98,7 @@ class Cutter:
         self._table[IGNORE] = self.ignore_value or 0
 
     def load(self, scene: Scene, pool: Executor) -> LoadedScene:
-        """Read a scene: the mask first, of whose colours a third of the memory stays; of a small one both at once.
-
-        Raises:
-            DataError: image or mask is unreadable, or they differ in size.
-        """
+        """Read a scene: the mask first, of whose colours a third of the memory stays; of a small one both at once."""
         labels: np.ndarray | None = None
         unknown: UnknownColors | None = None
         if scene.mask is None:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pfseg.data.preparation.layout import INDEX, JOURNAL, REPORT, Layout, scene_
 from pfseg.errors import ConfigError, DataError
 
 
-class PatchFolder:
+class PatchFolder(AbstractContextManager["PatchFolder"]):
     """The output folder of one preparation, locked against a second one; a context manager.
 
     The `settings` (whatever changes the patches) are compared with those of an earlier start; `scenes` are the keys of
@@ -53,10 +53,6 @@ class PatchFolder:
                 raise
         except OSError as error:
             raise cannot_write(out, error) from error
-
-    def __enter__(self) -> PatchFolder:
-        """Return the folder itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Unlock the folder."""
