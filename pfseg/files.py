@@ -18,7 +18,7 @@ from pfseg.errors import WriteError
 PART = ".part"  # end of the names of unfinished files
 _PATIENCE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that give no number
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

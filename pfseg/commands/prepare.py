@@ -142,7 +142,7 @@ def _conclude(
     prepared, out = data.prepare, folder.out
     plain = prepared.dump()
     head = {"dataset": data.name, "pfseg": __version__, "size": plain["size"], "stride": plain["stride"]}
-    index = make_index(head, cutter.classes, cutter.codes, layout, outcome.scenes, folder.done)
+    index = make_index(head, cutter, layout, outcome.scenes, folder.done)
     expected = prepared.expected
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)

@@ -21,7 +21,7 @@ from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, current, training_settings
 from pfseg.config.validation import description, validate
-from pfseg.data.base import check_stretch, parse_classes
+from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
@@ -230,7 +230,6 @@ def _check_predict(settings: Predict) -> None:
         raise ConfigError("outputs=[] writes nothing: name one or more, such as outputs=[classes,overlay]")
     if settings.resize is not None and settings.window is not None:
         raise ConfigError("resize and window are both set: the image is either resized as a whole or cut into windows")
-    check_stretch(settings.stretch)
     settings.outputs = list(dict.fromkeys(settings.outputs))
     settings.output = _absolute(settings.output)
     settings.checkpoint = str(find_checkpoint(settings.checkpoint))

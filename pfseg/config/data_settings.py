@@ -119,7 +119,7 @@ class Augment(Settings):
     vflip: t.Share = setting("probability of an upside-down flip")
     rot90: bool = setting("whether to turn by a random multiple of 90 degrees")
     rotate: Annotated[float, Field(ge=0, le=180)] = setting("largest further rotation either way, in degrees")
-    blur: t.Range | None = setting("sigma of a Gaussian blur in pixels, [low, high]; null: none")
+    blur: t.ScaleRange | None = setting("sigma of a Gaussian blur in pixels, [low, high]; null: none")
     brightness: t.Share = setting("largest relative change of brightness")
     contrast: t.Share = setting("largest relative change of contrast")
     saturation: t.Share = setting("largest relative change of saturation")

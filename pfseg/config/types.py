@@ -28,6 +28,12 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _apart(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError("expected [low, high] with low < high")
+    return bounds
+
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -38,10 +44,9 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Ignored = Annotated[int, Ge(255), Le(255)]
 Seed = Annotated[int, Ge(0), Lt(2**31)]
-Range = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_ordered)]
 ScaleRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 Scales = Annotated[list[Positive], MinLen(1), Words("one or more numbers above 0 in brackets")]
-Percentiles = tuple[Percent, Percent]
+Percentiles = Annotated[tuple[Percent, Percent], AfterValidator(_apart)]
 Bands = tuple[Natural, Natural, Natural]
 Size = Annotated[
     tuple[Count, Count],

@@ -122,7 +122,7 @@ def _explain(fault: Any, raw: Mapping[str, Any], schema: type[Settings]) -> Conf
     """Say one of pydantic's errors in one line."""
     parts, node, group, note, hint = _locate(fault, raw, schema)
     key = ".".join(parts)
-    if fault["type"] == "missing":
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
         where = ".".join(parts[:-1]) or "the job"
         if where == "logger" or (group is Target and where.startswith("logger.")):
             return unknown_key(where, _keys(_class_of(schema, raw, parts[:-2])))
@@ -162,7 +162,8 @@ def _locate(
     for index, part in enumerate(location):
         last = index == len(location) - 1
         known = isinstance(node, Mapping) and part in node
-        if not known and not (last and fault["type"] in ("missing", "extra_forbidden")):
+        added = isinstance(part, str) and fault["type"] in ("missing", "extra_forbidden")  # a number is of a list
+        if not known and not (last and added):
             if isinstance(node, Mapping):
                 continue  # the tag of a kind
             break  # an item of a list, or a branch of a union: the whole value is named

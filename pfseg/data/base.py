@@ -6,7 +6,9 @@ A data set is one module with one class derived from `SegmentationDataset`; it i
 
 from __future__ import annotations
 
+import filecmp
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from pfseg.data.cache import cache_folder
-from pfseg.errors import ConfigError
+from pfseg.errors import ConfigError, DataError
 
 IGNORE = 255  # the label of pixels without a class, in every mask of every data set
 MAX_CLASSES = 254  # 255 is "ignore", 254 marks unknown colours while a mask is decoded
@@ -33,17 +35,11 @@ class ClassRow(TypedDict):
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One row of a class table.
+    """One row of a class table."""
 
-    Attributes:
-        name: what tables and legends show.
-        color: RGB, each 0..255.
-        id: the value in single-channel masks; None means the row's position in the table.
-    """
-
-    name: str
-    color: tuple[int, int, int]
-    id: int | None = None
+    name: str  # in tables and legends
+    color: tuple[int, int, int]  # RGB, each 0..255
+    id: int | None = None  # the value in single-channel masks; None: the row's position in the table
 
     @property
     def hex_color(self) -> str:
@@ -53,34 +49,21 @@ class ClassInfo:
 
 @dataclass
 class Sample:
-    """One image with its labels.
+    """One image with its labels."""
 
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        mask: (H, W) uint8, in [0, K) or 255 for ignore.
-        name: unique within the data set, for instance the image's path below the root.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    name: str
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    mask: np.ndarray  # (H, W) uint8, in [0, K) or 255 for ignore
+    name: str  # unique within the data set, for instance the image's path below the root
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole image of a published archive, to be cut into patches or read by windows.
+    """A whole image of a published archive, to be cut into patches or read by windows."""
 
-    Attributes:
-        name: unique within its split; starts the names of its patches.
-        split: `train`, `val` or `test`.
-        image: file.
-        mask: file; None where the archive has none for it.
-    """
-
-    name: str
-    split: str
+    name: str  # unique within its split; starts the names of its patches
+    split: str  # `train`, `val` or `test`
     image: Path
-    mask: Path | None
+    mask: Path | None  # None where the archive has none for it
 
     @property
     def key(self) -> str:
@@ -89,17 +72,11 @@ class Scene:
 
 
 class SegmentationDataset(ABC):
-    """Samples of one split, read one by one.
+    """Samples of one split, read one by one."""
 
-    Attributes:
-        classes: the class table in the order of the labels.
-        on_error: `raise`, or `skip` to leave out samples that cannot be read; the loaders act on it.
-        warnings: faults worked around; whoever reads the list empties it.
-    """
-
-    classes: tuple[ClassInfo, ...]
-    on_error: str = "raise"
-    warnings: list[str]
+    classes: tuple[ClassInfo, ...]  # in the order of the labels
+    on_error: str = "raise"  # or `skip` to leave out samples that cannot be read; the loaders act on it
+    warnings: list[str]  # faults worked around; whoever reads the list empties it
 
     @property
     def num_classes(self) -> int:
@@ -112,15 +89,17 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """Read sample `index`, always the same for the same index.
-
-        Raises:
-            DataError: the sample cannot be read; the message names the file.
-        """
+        """Read sample `index`, always the same for it; raises DataError, which names the file, if it can't be read."""
 
     def read_mask(self, index: int) -> np.ndarray:
         """Mask of sample `index`, (H, W) uint8; to be overridden where it is cheaper than `read`."""
         return self.read(index).mask
+
+    def leave_out(self, error: DataError) -> None:
+        """Raise the error; with `on_error=skip` it becomes a warning instead."""
+        if self.on_error != "skip":
+            raise error
+        self.warnings.append(f"left out: {error}")
 
     def image_files(self) -> list[Path]:
         """Files that the images come from; none where code makes them."""
@@ -136,11 +115,7 @@ class SegmentationDataset(ABC):
 
 
 def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
-    """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue.
-
-    Raises:
-        ConfigError: anything else; `where` is named in the message.
-    """
+    """Read a colour written as hex ("3C1098" or "#3C1098") or as a list of red, green, blue; raises ConfigError."""
     if isinstance(value, str):
         digits = value.removeprefix("#")
         if len(digits) == 6 and all(digit in "0123456789abcdefABCDEF" for digit in digits):
@@ -155,14 +130,7 @@ def parse_color(value: object, *, where: str) -> tuple[int, int, int]:
 
 
 def parse_classes(rows: Iterable[ClassRow | ClassInfo]) -> tuple[ClassInfo, ...]:
-    """Read a class table.
-
-    Args:
-        rows: for each class `name`, `color` (see `parse_color`) and, if single-channel masks code it by another
-            value than its position, `id`.
-
-    Returns:
-        The classes in order.
+    """Read a class table: for each class a `ClassRow`, with an `id` if masks hold another value than its position.
 
     Raises:
         ConfigError: an empty table, an unknown or missing key, or two classes of one name, colour or id.
@@ -202,18 +170,23 @@ def _parse_row(row: ClassRow, where: str) -> ClassInfo:
     return ClassInfo(str(row["name"]), parse_color(row["color"], where=f"{where}.color"), identity)
 
 
-def check_on_error(on_error: str) -> str:
-    """Return `on_error`; raises ConfigError if it is neither `raise` nor `skip`."""
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f"on_error={on_error!r} is neither raise nor skip (config: dataset.on_error)")
-    return on_error
+def find_overlap(train: SegmentationDataset, val: SegmentationDataset) -> str | None:
+    """A warning if validation images are among the training images: files of the same stem and content."""
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in train.image_files():
+        by_stem[path.stem].append(path)
+    images = val.image_files()
+    shared = [path for path in images if any(_same(path, other) for other in by_stem.get(path.stem, ()))]
+    if not shared:
+        return None
+    return (
+        f"{len(shared)} of the {len(images)} validation images are also in the training split, such as {shared[0]}: "
+        "the validation score does not measure how the network does on images it has not seen (config: dataset.splits)"
+    )
 
 
-def check_stretch(stretch: Sequence[float] | None) -> Sequence[float] | None:
-    """Return `stretch`; raises ConfigError if it is not [low, high] with 0 <= low < high <= 100."""
-    if stretch is not None and (len(stretch) != 2 or not 0 <= stretch[0] < stretch[1] <= 100):
-        raise ConfigError(
-            f"stretch={list(stretch)} is not [low, high] with 0 <= low < high <= 100, in percent (config: "
-            "dataset.stretch)"
-        )
-    return stretch
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)  # compares sizes first
+    except OSError:
+        return False  # an unreadable file is reported where it is read

@@ -39,12 +39,10 @@ def stat_of(path: Path) -> tuple[int, int]:
 
 
 def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """Load an array, or build it and store it for the next time.
+    """Load an array, or build it and store it for the next time in the first of `folders` that can be written, if any.
 
-    Args:
-        folders: where it may lie; the first that can be written is used. Without any it is built each time.
-        name: of the file; to hold the key of everything that the array depends on.
-        build: makes the array; other processes that ask for `name` wait for it.
+    The `name` of the file is to hold the key of everything that the array depends on. Other processes that ask for it
+    wait until it is built.
     """
     path = _writable(folders, name)
     if path is None:
@@ -53,8 +51,10 @@ def cached_array(folders: Sequence[Path], name: str, build: Callable[[], np.ndar
         array = _load(path)
         if array is None:
             array = build()
+            body = io.BytesIO()
+            np.save(body, array, allow_pickle=False)
             with suppress(WriteError):  # a full disk costs the time to build it again, not the run
-                _save(path, array)
+                write_atomic(path, hashlib.sha256(body.getvalue()).digest() + body.getvalue(), sync=False)
         return array
 
 
@@ -75,9 +75,3 @@ def _load(path: Path) -> np.ndarray | None:
             array: np.ndarray = np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False)
             return array
     return None
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    body = io.BytesIO()
-    np.save(body, array, allow_pickle=False)
-    write_atomic(path, hashlib.sha256(body.getvalue()).digest() + body.getvalue(), sync=False)

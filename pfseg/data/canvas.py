@@ -10,29 +10,17 @@ import numpy as np
 
 
 class Canvas:
-    """An image with its labels.
-
-    Args:
-        size: side S in pixels.
-        rng: the source of everything random.
-
-    Attributes:
-        image: (S, S, 3) float32.
-        mask: (S, S) uint8.
-        taken: (S, S) uint8, 1 where nothing further can stand.
-        shade: (S, S) float32, how much the ground lies in shadow, 0..1.
-        shadow: (x, y), pixels of shadow that a pixel of height casts.
-    """
+    """An image with its labels, black and 0 at first, `size` S px square; the sun stands anywhere."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
-        """Start with a black image of label 0, and let the sun stand anywhere."""
         self.size, self.rng = size, rng
         self.image = np.zeros((size, size, 3), dtype=np.float32)
         self.mask = np.zeros((size, size), dtype=np.uint8)
-        self.taken = np.zeros_like(self.mask)
-        self.shade = np.zeros((size, size), dtype=np.float32)
+        self.taken = np.zeros_like(self.mask)  # 1 where nothing further can stand
+        self.shade = np.zeros((size, size), dtype=np.float32)  # how much the ground lies in shadow, 0..1
         self.y, self.x = np.mgrid[:size, :size].astype(np.float32)
         sun = rng.uniform(0, 2 * np.pi)
+        # (x, y): pixels of shadow that a pixel of height casts
         self.shadow = np.array([np.cos(sun), np.sin(sun)]) * rng.uniform(0.5, 1.1)
 
     def count(self, mean: float) -> int:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, class_ids, parse_color
-from pfseg.data.header import Header, read_header
+from pfseg.data.header import Header, header_of
 from pfseg.errors import ConfigError, DataError
 
 _UNKNOWN = 254
@@ -27,7 +27,7 @@ _AGAIN = "copy it again, or leave damaged files out with dataset.on_error=skip"
 
 
 def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence[float] | None = None) -> np.ndarray:
-    """Read an image as it is stored, whatever its EXIF orientation.
+    """Read an image as (H, W, 3) uint8 RGB, contiguous, as it is stored, whatever its EXIF orientation.
 
     Args:
         path: the file.
@@ -35,9 +35,6 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
             repeats grey, and drops an alpha channel.
         stretch: percentiles [low, high] of each channel that become 0 and 255 in images of more than 8 bits; None
             maps the full range of 16 bits. Images of 8 bits stay as they are.
-
-    Returns:
-        (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
         DataError: missing, empty, truncated or no image; fewer channels than `bands` asks for, more than four without
@@ -50,14 +47,10 @@ def read_image(path: Path, bands: Sequence[int] | None = None, stretch: Sequence
 
 
 def even_contrast(image: np.ndarray, deviation: float | None) -> np.ndarray:
-    """Bring the standard deviation of an image to `deviation` around its own mean.
+    """Bring the standard deviation of an image (H, W, 3) uint8 to `deviation` grey levels around its own mean.
 
     What is dark stays dark, but hazy images and brilliant ones come to look alike. The factor is from 0.5 to 2, so that
-    an image of nothing but sand or sea is not blown up to noise.
-
-    Args:
-        image: (H, W, 3) uint8 RGB; all channels together have one mean and one deviation.
-        deviation: in grey levels; None returns the image as it is.
+    an image of nothing but sand or sea is not blown up to noise. All channels together have one mean and one deviation.
     """
     return image if deviation is None else cv2.LUT(image, contrast_table(image, deviation))
 
@@ -72,11 +65,7 @@ def contrast_table(values: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def read_channels(path: Path) -> np.ndarray:
-    """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C).
-
-    Raises:
-        DataError: missing, empty, truncated or no image.
-    """
+    """Channels of a file as it is stored, colours in the order RGB or RGBA: (H, W) or (H, W, C); raises DataError."""
     data = _read_bytes(path)
     tiff = data[:4] in _TIFF
     try:
@@ -85,19 +74,13 @@ def read_channels(path: Path) -> np.ndarray:
         if tiff:
             return _read_by_rasterio(path)
         raise
-    if tiff and _is_misread(pixels, _header(path)):
+    if tiff and _is_misread(pixels, header_of(path)):
         return _read_by_rasterio(path)
-    if pixels.ndim == 2:
-        return pixels
-    return _swap_red_and_blue(pixels)
-
-
-def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
-    """Turn (H, W, 3 or 4) of OpenCV's order around in place: a second copy of a large scene may not fit in memory."""
-    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    rows = max(1, _BAND_PIXELS // pixels.shape[1])
-    for top in range(0, len(pixels), rows):
-        pixels[top : top + rows] = cv2.cvtColor(pixels[top : top + rows], code)
+    if pixels.ndim == 3:  # OpenCV's order is turned in place: a second copy of a large scene may not fit in memory
+        code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        rows = max(1, _BAND_PIXELS // pixels.shape[1])
+        for top in range(0, len(pixels), rows):
+            pixels[top : top + rows] = cv2.cvtColor(pixels[top : top + rows], code)
     return pixels
 
 
@@ -171,16 +154,11 @@ def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: Path | str,
 class MaskReader:
     """Reads masks of one class table by a table look-up.
 
-    Args:
-        classes: the class table.
-        ignore: colours (hex or list) and ids that mean "no class".
-
     Raises:
         ConfigError: an entry of `ignore` is a class's own colour or id.
     """
 
     def __init__(self, classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry] = ()) -> None:
-        """Check the entries of `ignore` against the class table."""
         self.classes = tuple(classes)
         self.ids = {identity: label for label, identity in enumerate(class_ids(classes))}
         self.colors = {info.color: label for label, info in enumerate(classes)}
@@ -199,11 +177,7 @@ class MaskReader:
         return sorted(self.ids.items()), sorted(self.colors.items())
 
     def read(self, path: Path, name: str) -> tuple[np.ndarray, str | None]:
-        """Read one mask: single-channel ids, a palette PNG or RGB colours.
-
-        Args:
-            path: the file.
-            name: how messages call it.
+        """Read one mask, which messages call `name`: single-channel ids, a palette PNG or RGB colours.
 
         Returns:
             (H, W) uint8 labels or 255, and a warning if colours outside the class table became 255.
@@ -214,23 +188,14 @@ class MaskReader:
         mask, unknown = self.read_counted(path, name)
         if not unknown:
             return mask, None
-        some = ", ".join(f"{color:06X}" for color in most_common(unknown, 3))
-        share = _percent(sum(unknown.values()) / mask.size)
+        share, some = 100 * unknown.total() / mask.size, ", ".join(most_common(unknown))
         return mask, (
-            f"{name}: {share} of its pixels have colours outside the class table "
+            f"{name}: {share:.3g} % of its pixels have colours outside the class table "
             f"({len(unknown)} in all, most often {some}) and are ignored (config: dataset.classes, dataset.ignore)"
         )
 
     def read_counted(self, path: Path, name: str) -> tuple[np.ndarray, Counter[int]]:
-        """Read one mask as `read` does.
-
-        Returns:
-            (H, W) uint8 labels or 255, and the number of pixels of each colour 0xRRGGBB that became 255 because the
-            class table lacks it.
-
-        Raises:
-            DataError: unreadable, or an id outside the class table.
-        """
+        """Read one mask as `read` does, and count the pixels of each colour 0xRRGGBB that the class table lacks."""
         data = _read_bytes(path)
         pixels = _decode(path, data, cv2.IMREAD_UNCHANGED)
         if pixels.ndim == 2:
@@ -256,7 +221,7 @@ class MaskReader:
                 for identity, label in sorted(self.ids.items())
             )
             raise DataError(
-                f"{name} has the value {value} (values outside the class table: {_percent(unknown.mean())} of its "
+                f"{name} has the value {value} (values outside the class table: {100 * unknown.mean():.3g} % of its "
                 f"pixels); the table has {known}; add a class with `id: {value}` or list it under `ignore` "
                 "(config: dataset.classes, dataset.ignore)"
             )
@@ -267,20 +232,18 @@ class MaskReader:
         unknown: Counter[int] = Counter()
         rows = max(1, _BAND_PIXELS // pixels.shape[1])  # what lies between colours and labels takes 20 bytes a pixel
         for top in range(0, len(pixels), rows):
-            self._look_up(pixels[top : top + rows], mask[top : top + rows], unknown)
+            band, labels = pixels[top : top + rows], mask[top : top + rows]
+            if band.shape[2] == 3:
+                band = cv2.cvtColor(band, cv2.COLOR_BGR2BGRA)
+            # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
+            codes = np.ascontiguousarray(band).view("<u4")[..., 0] & 0xFFFFFF
+            labels[:] = self._color_table[codes]
+            where = labels == _UNKNOWN
+            if where.any():
+                colors, counts = np.unique(codes[where], return_counts=True)
+                unknown.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
+                labels[where] = IGNORE
         return mask, unknown
-
-    def _look_up(self, pixels: np.ndarray, mask: np.ndarray, counter: Counter[int]) -> None:
-        if pixels.shape[2] == 3:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
-        # B, G, R, A in memory are one little-endian number whose low 24 bits are 0xRRGGBB.
-        codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF
-        mask[:] = self._color_table[codes]
-        unknown = mask == _UNKNOWN
-        if unknown.any():
-            colors, counts = np.unique(codes[unknown], return_counts=True)
-            counter.update(dict(zip(colors.tolist(), counts.tolist(), strict=True)))
-            mask[unknown] = IGNORE
 
     @cached_property
     def _color_table(self) -> np.ndarray:
@@ -290,14 +253,9 @@ class MaskReader:
         return table
 
 
-def most_common(counts: Counter[int], number: int) -> list[int]:
-    """The most frequent keys, of equal ones the smallest first."""
-    return sorted(counts, key=lambda key: (-counts[key], key))[:number]
-
-
-def _header(path: Path) -> Header | None:
-    with path.open("rb") as file:
-        return read_header(file)
+def most_common(counts: Counter[int]) -> list[str]:
+    """The three most frequent colours as RRGGBB, of equal ones the smallest first."""
+    return [f"{color:06X}" for color in sorted(counts, key=lambda color: (-counts[color], color))[:3]]
 
 
 def _read_bytes(path: Path) -> bytes | mmap.mmap:
@@ -348,7 +306,3 @@ def _grey_step(data: bytes | mmap.mmap) -> int:
     """What OpenCV multiplies the values of a grey PNG of less than 8 bits with: 1 bit gives 0 and 255."""
     depth, kind = data[24:26] if data[:4] == b"\x89PNG" else (8, 0)
     return 255 // ((1 << depth) - 1) if kind == 0 and depth < 8 else 1
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -9,9 +9,6 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE
-from pfseg.errors import ConfigError
-
-RULES = ("class", "foreground")
 
 
 def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8) -> np.ndarray:
@@ -19,32 +16,16 @@ def edge_map(mask: np.ndarray, *, rule: str = "class", thickness: int = 8) -> np
 
     Args:
         mask: (H, W) uint8.
-        rule: `class`: the outline between any two different labels, `thickness` px wide; 255 has none.
-            `foreground`: the published rule, the contours of all that is not 0 (255 included, the image's border
-            too) drawn by OpenCV with that line thickness.
+        rule: `class`: the outline between any two different labels; 255 has none. `foreground`: the published rule,
+            the contours of all that is not 0 (255 included, the image's border too), drawn by OpenCV.
         thickness: width in px, at least 1.
-
-    Returns:
-        (H, W) uint8, 1 on the band.
-
-    Raises:
-        ConfigError: an unknown rule or a thickness below 1.
     """
-    if thickness < 1:
-        raise ConfigError(f"an edge of {thickness} px cannot be drawn; use at least 1 (config: dataset.edge.thickness)")
-    if rule == "class":
-        return _class_edges(mask, thickness)
+    edge = np.zeros(mask.shape, dtype=np.uint8)
     if rule == "foreground":
-        edge = np.zeros(mask.shape, dtype=np.uint8)
         contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(edge, contours, -1, (1,), thickness)
         return edge
-    raise ConfigError(f"unknown edge rule {rule!r}; known are {', '.join(RULES)} (config: dataset.edge.rule)")
-
-
-def _class_edges(mask: np.ndarray, thickness: int) -> np.ndarray:
     valid = mask != IGNORE
-    edge = np.zeros(mask.shape, dtype=np.uint8)
     for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         outline = (mask[first] != mask[second]) & valid[first] & valid[second]
         edge[second] |= outline

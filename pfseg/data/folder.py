@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from pfseg.data.base import (
-    ClassInfo,
-    ClassRow,
-    IgnoreEntry,
-    Sample,
-    SegmentationDataset,
-    check_on_error,
-    check_stretch,
-    parse_classes,
-)
+from pfseg.data.base import ClassInfo, ClassRow, IgnoreEntry, Sample, SegmentationDataset, parse_classes
 from pfseg.data.cache import stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
 from pfseg.errors import ConfigError, DataError
@@ -46,19 +37,8 @@ class FolderDataset(SegmentationDataset):
         # splits: {train: [train, more], val: test}            # several of them
         # splits: {val: 0.2, seed: 0}                          # a share of all images below the root
 
-    Args:
-        split: `train`, `val` or `test`, a key of `splits`.
-        root: folder of the data set.
-        classes: the class table, see `pfseg.data.base.parse_classes`.
-        images: name of the folders with images; may have several parts, such as `data/rgb`.
-        masks: name of the folders with masks, which lie where those with images lie.
-        mask_suffix: what the stems of masks have after those of their images; files that end so are no images.
-        splits: for each split a folder or a list (`.txt`) below the root, or several; or `val`, a share between 0
-            and 1, with a `seed`; null: the folders `train`, `val` and `test`.
-        ignore: colours and ids in masks that mean "no class". 255 is always among them unless a class has that id.
-        bands: channels that become red, green and blue, see `pfseg.data.decode.read_image`.
-        stretch: percentiles that become black and white in images of more than 8 bits, see there too.
-        on_error: `raise`, or `skip` to leave out what cannot be read and count it in the warnings.
+    `pfseg settings dataset` explains each key. Files whose stems end in `mask_suffix` are no images; 255 means "no
+    class" unless a class has that id; `splits: null` stands for the folders `train`, `val` and `test`.
 
     Raises:
         ConfigError: a keyword that does not fit.
@@ -80,11 +60,10 @@ class FolderDataset(SegmentationDataset):
         stretch: Sequence[float] | None,
         on_error: str,
     ) -> None:
-        """Find the files of the split."""
         self.classes = parse_classes(classes)
         self.reader = MaskReader(self.classes, ignore)
-        self.on_error, self.warnings = check_on_error(on_error), []
-        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, check_stretch(stretch)
+        self.on_error, self.warnings = on_error, []
+        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, stretch
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
         if self.images == self.masks and not mask_suffix:
             raise ConfigError(
@@ -103,11 +82,7 @@ class FolderDataset(SegmentationDataset):
         return len(self.files)
 
     def read(self, index: int) -> Sample:
-        """Read an image and its mask.
-
-        Raises:
-            DataError: either is unreadable, their sizes differ, or the mask has an id outside the class table.
-        """
+        """Read an image and its mask; raises DataError."""
         path = self.files[index][0]
         image, mask = read_image(path, self.bands, self.stretch), self.read_mask(index)
         check_same_size(image, mask, self._name(path), self._name(self.files[index][1]))
@@ -148,13 +123,12 @@ class FolderDataset(SegmentationDataset):
                 f"splits has no folder or list for {split!r}: got {dict(splits)}; give folders or .txt lists for "
                 "train and val, or a share such as {val: 0.2, seed: 0} (config: dataset.splits)"
             )
-        images = (
-            self._from_list(self.root / source, split)
-            if source.endswith(".txt")
-            else self._below(self.root / source, split)
+        images = [
+            image
             for source in sources
-        )
-        return list(dict.fromkeys(chain.from_iterable(images)))  # folders and lists may overlap
+            for image in (self._from_list if source.endswith(".txt") else self._below)(self.root / source, split)
+        ]
+        return list(dict.fromkeys(images))  # folders and lists may overlap
 
     def _by_ratio(self, split: str, share: float, splits: Splits) -> list[Path]:
         seed = splits.get("seed", 0)
@@ -174,12 +148,11 @@ class FolderDataset(SegmentationDataset):
     def _from_list(self, path: Path, split: str) -> list[Path]:
         if not path.is_file():
             raise DataError(f"list {path} not found; expected one image path per line (config: dataset.splits.{split})")
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
         images = []
-        for line in lines:
+        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
+            image = self.root / line
             if not line or line.startswith("#"):
                 continue
-            image = self.root / line
             if image.is_file():
                 images.append(image)
             else:
@@ -208,22 +181,17 @@ class FolderDataset(SegmentationDataset):
         return paths
 
     def _is_image(self, path: Path) -> bool:
-        is_mask = bool(self.mask_suffix) and path.stem.endswith(self.mask_suffix)
-        return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not is_mask
+        return is_image(path) and not (self.mask_suffix and path.stem.endswith(self.mask_suffix))
 
     def _pair(self, images: list[Path], split: str) -> list[tuple[Path, Path]]:
-        folders: dict[Path, dict[str, Path]] = {}
+        masks = cache(_masks_by_stem)
         pairs = []
         for image in images:
-            folder = self._mask_folder(image)
-            if folder not in folders:
-                folders[folder] = _masks_by_stem(folder)
-            stem = image.stem + self.mask_suffix
-            mask = folders[folder].get(stem)
-            if mask is None:
-                self._fault(f"{image} has no mask: expected {folder / stem}{{{','.join(EXTENSIONS)}}}")
-            else:
+            folder, stem = self._mask_folder(image), image.stem + self.mask_suffix
+            if mask := masks(folder).get(stem):
                 pairs.append((image, mask))
+            else:
+                self._fault(f"{image} has no mask: expected {folder / stem}{{{','.join(EXTENSIONS)}}}")
         if not pairs:
             raise DataError(f"none of the {len(images)} images of the split {split!r} below {self.root} has a mask")
         return pairs
@@ -241,6 +209,11 @@ class FolderDataset(SegmentationDataset):
         if self.on_error == "raise":
             raise DataError(f"{message}; add it, or leave it out with dataset.on_error=skip")
         self.warnings.append(f"left out: {message}")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image or mask."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def _masks_by_stem(folder: Path) -> dict[str, Path]:

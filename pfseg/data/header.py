@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 _JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers; the three others are tables
@@ -19,15 +21,15 @@ class Header(NamedTuple):
     planar: bool = False
 
 
+def header_of(path: Path) -> Header | None:
+    """Read the header of a file; None also if it can't be opened."""
+    with suppress(OSError), path.open("rb") as file:
+        return read_header(file)
+    return None
+
+
 def read_header(file: BinaryIO) -> Header | None:
-    """Read the header of an image file.
-
-    Args:
-        file: open for reading, at its beginning.
-
-    Returns:
-        None if it is not a PNG, JPEG or TIFF, or is damaged.
-    """
+    """Read the header of an image file, open at its beginning; None if it is no PNG, JPEG or TIFF, or is damaged."""
     start = file.read(26)
     try:
         if start.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -7,33 +7,39 @@ Shapes: image (B, 3, h, w) float32, normalised; mask (B, h, w) int32, labels or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import InitVar, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pfseg.data.base import IGNORE, Sample, SegmentationDataset
 from pfseg.data.cache import cached_array, key_of
-from pfseg.data.edges import edge_map
 from pfseg.data.making import SampleMaker, SampleReader, SampleTask, TrainingSample
 from pfseg.data.normalise import Normalise
 from pfseg.data.sampling import TILE, ClassIndex, Draw, draw_partner, epoch_order
 from pfseg.data.transforms import Augment
 from pfseg.data.workers import Workers
-from pfseg.errors import ConfigError, DataError
+from pfseg.errors import DataError
 
 _BATCHES_AHEAD = 2
 ProgressCallback = Callable[[int, int], None]
 
 
+@dataclass(kw_only=True, eq=False)
 class _Loader:
     """Loading processes of a data set, and its warnings."""
 
-    def __init__(self, dataset: SegmentationDataset, job: SampleReader, workers: int) -> None:
-        self.dataset = dataset
-        self._workers = Workers(job, workers)
+    dataset: SegmentationDataset
+    rank: int
+    world_size: int
+    workers: int  # loading processes; 0 loads in this one
+
+    def _prepare(self, job: SampleReader) -> None:
+        self._workers = Workers(job, self.workers)
         self._warnings: dict[str, bool] = {}  # each once, and whether it was handed out
-        self._warn(dataset.warnings)
-        dataset.warnings.clear()
+        self._warn(self.dataset.warnings)
+        self.dataset.warnings.clear()
 
     def pop_warnings(self) -> list[str]:
         """Faults worked around since the last call; each is reported once per run."""
@@ -50,70 +56,39 @@ class _Loader:
             self._warnings.setdefault(warning, False)
 
 
+@dataclass(kw_only=True, eq=False)
 class TrainLoader(_Loader):
     """Batches of one rank, shuffled and augmented; the same for every number of workers.
 
-    The sample at position p of an epoch draws its randomness from `default_rng([seed, epoch, p])`.
-
-    Args:
-        dataset: what to read; pickled to the workers once.
-        augment: joint augmentation.
-        crop_size: (h, w) of every sample.
-        batch_size: of this rank.
-        seed: of the run.
-        mean: per channel, of images scaled to 0..1.
-        std: likewise.
-        edge_rule: see `pfseg.data.edges.edge_map`.
-        edge_thickness: in px.
-        ignore_index: label of pixels without a class in the batches.
-        scale: factor that images and masks are resized by before augmentation.
-        class_uniform: share of samples drawn class by class.
-        rank: of this process.
-        world_size: number of ranks.
-        workers: loading processes; 0 loads in this one.
-        multiple: the number of batches is a multiple of it (gradient accumulation).
-
-    Attributes:
-        batches_per_epoch: of this rank, the same for all ranks.
-        worker_mib: largest memory that a loading process of this rank has used so far, in MiB; None without any.
+    The sample at position p of an epoch draws its randomness from `default_rng([seed, epoch, p])`. All ranks have the
+    same number of `batches_per_epoch`; `worker_mib` is the largest memory that a loading process of this rank has used
+    so far, in MiB (None without any).
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: SegmentationDataset,
-        augment: Augment,
-        crop_size: tuple[int, int],
-        batch_size: int,
-        seed: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        edge_rule: str,
-        edge_thickness: int,
-        ignore_index: int,
-        scale: float,
-        class_uniform: float,
-        rank: int,
-        world_size: int,
-        workers: int,
-        multiple: int,
-    ) -> None:
-        """Keep the settings; processes start with the first epoch."""
-        if not len(dataset):
+    augment: Augment
+    crop_size: tuple[int, int]  # (h, w) of every sample
+    batch_size: int  # of this rank
+    seed: int  # of the run
+    mean: Sequence[float]  # per channel, of images scaled to 0..1
+    std: Sequence[float]
+    edge_rule: str  # see `pfseg.data.edges.edge_map`
+    edge_thickness: int
+    ignore_index: int  # label of pixels without a class in the batches
+    scale: float  # factor that images and masks are resized by before augmentation
+    class_uniform: float  # share of samples drawn class by class
+    multiple: int  # the number of batches is a multiple of it (gradient accumulation)
+
+    def __post_init__(self) -> None:
+        """Processes start with the first epoch."""
+        if not len(self.dataset):
             raise DataError("the training split is empty; nothing can be trained (config: dataset)")
-        if not 0 <= class_uniform <= 1:
-            raise ConfigError(f"class_uniform={class_uniform} is not between 0 and 1 (config: dataset.class_uniform)")
-        edge_map(np.zeros((1, 1), np.uint8), rule=edge_rule, thickness=edge_thickness)  # a wrong rule fails here
-        job = SampleMaker(dataset, augment, crop_size, seed, edge_rule, edge_thickness, scale)
-        super().__init__(dataset, job, workers)
-        self.batch_size, self.crop_size, self.seed = batch_size, crop_size, seed
-        self.rank, self.world_size, self.multiple = rank, world_size, multiple
-        self.class_uniform, self.ignore_index = class_uniform, ignore_index
-        self._normalise = Normalise(mean, std)
-        self._mix_share = getattr(augment, "cutmix", 0.0)  # an augmentation of the user's own may have none
+        edges = self.edge_rule, self.edge_thickness
+        self._prepare(SampleMaker(self.dataset, self.augment, self.crop_size, self.seed, *edges, self.scale))
+        self._normalise = Normalise(self.mean, self.std)
+        self._mix_share = getattr(self.augment, "cutmix", 0.0)  # an augmentation of the user's own may have none
         self._class_index: ClassIndex | None = None
         self.worker_mib: int | None = None
-        self.batches_per_epoch = len(self._order(0)) // (batch_size * world_size)
+        self.batches_per_epoch = len(self._order(0)) // (self.batch_size * self.world_size)
 
     def epoch(self, epoch: int, start: int = 0, progress: ProgressCallback | None = None) -> Iterator[dict[str, Any]]:
         """Yield this rank's batches of one epoch.
@@ -134,15 +109,16 @@ class TrainLoader(_Loader):
         draws = [Draw(int(index)) for index in order]
         if self.class_uniform:
             draws = self._index(progress).draw(order, share=self.class_uniform, seed=self.seed, epoch=epoch)
-        tasks = (
-            SampleTask(epoch, position, draws[position], self._partner(draws, position, epoch))
-            for batch in range(start, self.batches_per_epoch)
-            for position in self._positions(batch)
+        firsts = (
+            (batch * self.world_size + self.rank) * self.batch_size for batch in range(start, self.batches_per_epoch)
         )
+        positions = (position for first in firsts for position in range(first, first + self.batch_size))
+        mix = partial(draw_partner, draws, share=self._mix_share, seed=self.seed, epoch=epoch)
+        tasks = (SampleTask(epoch, position, draws[position], mix(position)) for position in positions)
         samples: list[TrainingSample] = []
         for sample in self._workers.map(tasks, ahead=_BATCHES_AHEAD * self.batch_size):
             self._warn(sample.warnings)
-            if self._workers.workers:
+            if self.workers:
                 self.worker_mib = max(self.worker_mib or 0, sample.mib)
             samples.append(sample)
             if len(samples) == self.batch_size:
@@ -150,37 +126,21 @@ class TrainLoader(_Loader):
                 samples = []
 
     def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(
-            len(self.dataset),
-            seed=self.seed,
-            epoch=epoch,
-            batch=self.batch_size,
-            world_size=self.world_size,
-            multiple=self.multiple,
-        )
-
-    def _partner(self, draws: Sequence[Draw], position: int, epoch: int) -> Draw | None:
-        if not self._mix_share:
-            return None
-        return draw_partner(draws, position, share=self._mix_share, seed=self.seed, epoch=epoch)
-
-    def _positions(self, batch: int) -> range:
-        first = (batch * self.world_size + self.rank) * self.batch_size
-        return range(first, first + self.batch_size)
+        shape = {"batch": self.batch_size, "world_size": self.world_size, "multiple": self.multiple}
+        return epoch_order(len(self.dataset), seed=self.seed, epoch=epoch, **shape)
 
     def _index(self, progress: ProgressCallback | None = None) -> ClassIndex:
         if self._class_index is None:
             key = self.dataset.mask_key()
-            name = f"classes-{key_of(key, TILE)}"
             folders = [] if key is None else self.dataset.cache_folders()
-            table = cached_array(folders, name, lambda: self._locate_classes(progress))
+            table = cached_array(folders, f"classes-{key_of(key, TILE)}", lambda: self._locate_classes(progress))
             self._class_index = ClassIndex(self.dataset.num_classes, table)
         return self._class_index
 
     def _locate_classes(self, progress: ProgressCallback | None) -> np.ndarray:
         """Sample, label, y and x of the places of all classes, (N, 4) int32."""
         rows: list[tuple[int, int, int, int]] = []
-        results = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self._workers.workers))
+        results = self._workers.map(range(len(self.dataset)), ahead=4 * max(1, self.workers))
         for sample, (centres, warnings) in enumerate(results):
             self._warn(warnings)
             rows += [(sample, *centre) for centre in centres]
@@ -199,32 +159,16 @@ class TrainLoader(_Loader):
         return {"image": image, "mask": mask, "edge": edge, "name": [sample.name for sample in samples]}
 
 
+@dataclass(kw_only=True, eq=False)
 class EvalLoader(_Loader):
-    """Whole samples in order, each once over all ranks.
+    """Whole samples, each once over all ranks; `skipped` counts those of the last pass that could not be read."""
 
-    Args:
-        dataset: what to read.
-        rank: of this process, which gets the samples rank, rank + world_size, ...
-        world_size: number of ranks.
-        workers: loading processes; 0 loads in this one.
-        indices: the samples of this process in another order, instead of those that follow from rank and world_size.
+    order: InitVar[Sequence[int] | None] = None  # indices of this rank's samples; None: rank, rank + world_size, ...
 
-    Attributes:
-        skipped: number of samples left out by the last pass because they could not be read (`on_error=skip`).
-    """
-
-    def __init__(
-        self,
-        *,
-        dataset: SegmentationDataset,
-        rank: int,
-        world_size: int,
-        workers: int,
-        indices: Sequence[int] | None = None,
-    ) -> None:
-        """Keep the settings; processes start with the first pass."""
-        super().__init__(dataset, SampleReader(dataset), workers)
-        self.indices = range(rank, len(dataset), world_size) if indices is None else indices
+    def __post_init__(self, order: Sequence[int] | None) -> None:
+        """Processes start with the first pass."""
+        self._prepare(SampleReader(self.dataset))
+        self.indices = range(self.rank, len(self.dataset), self.world_size) if order is None else order
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -232,13 +176,9 @@ class EvalLoader(_Loader):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[tuple[int, Sample]]:
-        """Yield (index, sample) in the order of `indices`.
-
-        Raises:
-            DataError: a sample cannot be read (and `on_error` is `raise`), or a worker was killed.
-        """
+        """Yield (index, sample) in the order of `indices`; raises DataError as `TrainLoader.epoch` does."""
         self.skipped = 0
-        results = self._workers.map(self.indices, ahead=self._workers.workers + 1)
+        results = self._workers.map(self.indices, ahead=self.workers + 1)
         for index, (sample, warnings) in zip(self.indices, results, strict=True):
             self._warn(warnings)
             if sample is None:

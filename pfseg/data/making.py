@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from pfseg.data.sampling import MIXED, Draw, class_centres
 from pfseg.data.transforms import Augment, paste, rescale
 from pfseg.data.workers import peak_mib
 from pfseg.errors import DataError
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -27,23 +30,14 @@ class SampleTask:
 
 @dataclass
 class TrainingSample:
-    """A training sample, with reports of the process that made it.
+    """A training sample, with reports of the process that made it."""
 
-    Attributes:
-        image: (h, w, 3) uint8.
-        mask: (h, w) uint8, labels or 255.
-        edge: (h, w) uint8, 0 or 1.
-        name: of the data set's sample.
-        warnings: faults worked around.
-        mib: the largest memory that the process has used so far, in MiB.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    edge: np.ndarray
-    name: str
-    warnings: list[str]
-    mib: int
+    image: np.ndarray  # (h, w, 3) uint8
+    mask: np.ndarray  # (h, w) uint8, labels or 255
+    edge: np.ndarray  # (h, w) uint8, 0 or 1
+    name: str  # of the data set's sample
+    warnings: list[str]  # faults worked around
+    mib: int  # the largest memory that the process has used so far
 
 
 @dataclass
@@ -54,19 +48,14 @@ class SampleReader:
 
     def __call__(self, index: int) -> tuple[Sample | None, list[str]]:
         """Read one sample, None if it is left out; and the warnings."""
-        return self._read(index), self._pop_warnings()
+        return self._try(self.dataset.read, index), self._pop_warnings()
 
-    def _read(self, index: int) -> Sample | None:
+    def _try(self, read: Callable[[int], Read], index: int) -> Read | None:
         try:
-            return self.dataset.read(index)
+            return read(index)
         except DataError as error:
-            self._leave_out(error)
+            self.dataset.leave_out(error)
             return None
-
-    def _leave_out(self, error: DataError) -> None:
-        if self.dataset.on_error != "skip":
-            raise error
-        self.dataset.warnings.append(f"left out: {error}")
 
     def _pop_warnings(self) -> list[str]:
         warnings = list(self.dataset.warnings)
@@ -91,7 +80,8 @@ class SampleMaker(SampleReader):
     def __call__(self, task: SampleTask | int) -> Any:
         """A `TrainingSample`; of an index, the places of its classes and the warnings."""
         if isinstance(task, int):
-            return self._centres(task), self._pop_warnings()
+            mask = self._try(self.dataset.read_mask, task)
+            return [] if mask is None else class_centres(mask), self._pop_warnings()
         place = [self.seed, task.epoch, task.position]
         image, mask, name = self._augmented(task.draw, np.random.default_rng(place))
         if task.partner is not None:
@@ -111,17 +101,10 @@ class SampleMaker(SampleReader):
         image, mask = self.augment(image, mask, rng, self.crop_size, centre=centre)
         return image, mask, sample.name
 
-    def _centres(self, index: int) -> list[tuple[int, int, int]]:
-        try:
-            return class_centres(self.dataset.read_mask(index))
-        except DataError as error:
-            self._leave_out(error)
-            return []
-
     def _next_readable(self, draw: Draw) -> tuple[Sample, tuple[int, int] | None]:
         size = len(self.dataset)
         for step in range(size):
-            sample = self._read((draw.index + step) % size)
+            sample = self._try(self.dataset.read, (draw.index + step) % size)
             if sample is not None:
                 return sample, draw.centre if step == 0 else None
         raise DataError(f"none of the {size} samples can be read; the last: {self._pop_warnings()[-1]}")

@@ -12,12 +12,7 @@ import numpy as np
 
 
 class Normalise:
-    """Map 0..255 to (value / 255 - mean) / std per channel.
-
-    Args:
-        mean: per channel, of images scaled to 0..1.
-        std: likewise.
-    """
+    """Map 0..255 to (value / 255 - mean) / std per channel, mean and std being those of images scaled to 0..1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         deviation = np.asarray(std, np.float64)

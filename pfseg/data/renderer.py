@@ -53,7 +53,6 @@ class SceneRenderer(Canvas):
     """One scene while it is painted."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
-        """Start with bare ground."""
         super().__init__(size, rng)
         self.mask[:] = FIELD
         self.town = rng.uniform(0, 1)  # how built-up the scene is
@@ -74,7 +73,9 @@ class SceneRenderer(Canvas):
         for road in self.roads:
             self._traffic(road)
         self._trees()
-        self._shadows()
+        shade = cv2.GaussianBlur(self.shade, (0, 0), 0.8)[..., None]
+        dark = np.array([0.42, 0.45, 0.53]) * self.rng.uniform(0.85, 1.25)
+        self.image *= 1 - shade * (1 - dark).astype(np.float32)
         for paint in self.upright:
             paint()
         return self._photograph(), self.mask
@@ -297,13 +298,6 @@ class SceneRenderer(Canvas):
         for share, light in ((1.0, 0.66), (0.8, 0.92), (0.5, 1.16), (0.25, 1.38)):
             lit = middle + (crown - middle) * share - self.shadow * (1 - share) * 5
             fill(self.image, lit, colour * light)
-
-    # Light
-
-    def _shadows(self) -> None:
-        shade = cv2.GaussianBlur(self.shade, (0, 0), 0.8)[..., None]
-        dark = np.array([0.42, 0.45, 0.53]) * self.rng.uniform(0.85, 1.25)
-        self.image *= 1 - shade * (1 - dark).astype(np.float32)
 
     def _photograph(self) -> np.ndarray:
         """Leaf and roof texture, uneven light, the camera's colours, blur and noise."""

@@ -17,15 +17,10 @@ TILE = 1024
 
 @dataclass(frozen=True)
 class Draw:
-    """Where a training sample comes from.
+    """Where a training sample comes from."""
 
-    Attributes:
-        index: of the data set.
-        centre: (y, x) in pixels of the full-size image that the crop must contain, or None.
-    """
-
-    index: int
-    centre: tuple[int, int] | None = None
+    index: int  # of the data set
+    centre: tuple[int, int] | None = None  # (y, x) in pixels of the full-size image that the crop must contain
 
 
 def epoch_order(
@@ -35,18 +30,8 @@ def epoch_order(
 
     The order is padded by wrapping round, so that every rank has the same number of whole batches. Position
     `(step * world_size + rank) * batch + slot` belongs to `slot` of that rank's batch: the samples of a step
-    depend on the global batch only, not on how ranks share it.
-
-    Args:
-        num_samples: size of the data set, at least 1.
-        seed: of the run.
-        epoch: counted from 0.
-        batch: samples per rank and step.
-        world_size: number of ranks.
-        multiple: the number of batches is a multiple of it (gradient accumulation).
-
-    Returns:
-        (N,) int64, N a multiple of `batch * world_size * multiple`.
+    depend on the global batch only, not on how ranks share it. The result is (N,) int64, N a multiple of
+    `batch * world_size * multiple`; `multiple` is for gradient accumulation.
     """
     order = np.random.default_rng([seed, epoch, 0, _ORDER]).permutation(num_samples)
     whole = batch * world_size * multiple
@@ -54,31 +39,19 @@ def epoch_order(
 
 
 class ClassIndex:
-    """Where each class occurs: for class-uniform sampling.
+    """Where each class occurs, for class-uniform sampling.
 
-    Per tile of 1024 px and class it keeps the pixel of that class nearest to the class's centroid in the tile.
-
-    Args:
-        num_classes: number of classes K.
-        table: (N, 4) integers: sample, label, y and x of each place, see `class_centres`.
+    The `table` (N, 4) holds sample, label, y and x of each place, see `class_centres`.
     """
 
     def __init__(self, num_classes: int, table: np.ndarray) -> None:
-        """Sort the places by class."""
         self.places = [table[table[:, 1] == label] for label in range(num_classes)]
 
     def draw(self, order: np.ndarray, *, share: float, seed: int, epoch: int) -> list[Draw]:
-        """Replace a share of an epoch's samples by samples drawn class by class.
+        """Replace a share of an epoch's `order` by samples drawn class by class.
 
-        Args:
-            order: result of `epoch_order`.
-            share: of samples to replace, 0..1.
-            seed: of the run.
-            epoch: counted from 0.
-
-        Returns:
-            One draw per entry of `order`; the drawn ones name the pixel that the crop must contain, and every
-            class that occurs gets equally many of them (give or take one).
+        The drawn ones name the pixel that the crop must contain, and every class that occurs gets equally many of them
+        (give or take one).
         """
         draws = [Draw(int(index)) for index in order]
         present = [places for places in self.places if len(places)]
@@ -105,9 +78,7 @@ def class_centres(mask: np.ndarray) -> list[tuple[int, int, int]]:
     for top in range(0, mask.shape[0], TILE):
         for left in range(0, mask.shape[1], TILE):
             tile = mask[top : top + TILE, left : left + TILE]
-            for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)):
-                if label == IGNORE:
-                    continue
+            for label in np.flatnonzero(np.bincount(tile.ravel(), minlength=256)[:IGNORE]):
                 y, x = np.nonzero(tile == label)
                 nearest = int(np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2))
                 centres.append((int(label), top + int(y[nearest]), left + int(x[nearest])))

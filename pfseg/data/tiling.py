@@ -30,16 +30,13 @@ class Window(NamedTuple):
 
 
 def windows(shape: Sequence[int], size: Sequence[int] | None, stride: Sequence[int] | None) -> list[Window]:
-    """Windows at multiples of `stride`, the last row and column shifted back inside the scene.
+    """Windows at multiples of `stride`, the last row and column shifted back inside the scene; row by row.
 
     Args:
         shape: (H, W) of the scene.
         size: (h, w) of a window; a scene that is smaller on a side gets one window of the scene's own length there.
             None for one window, the whole scene.
         stride: (rows, columns) from one window to the next; None for the size.
-
-    Returns:
-        Row by row; together they cover every pixel.
 
     Raises:
         ConfigError: a size or stride below 1, or a stride beyond the size, which would leave gaps.
@@ -67,9 +64,5 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
             f"windows of {size} px at stride {stride} leave gaps or do not move on; expected 0 < stride <= size "
             "(config: dataset.prepare.size, dataset.prepare.stride)"
         )
-    if length <= size:
-        return [0]
-    starts = list(range(0, length - size + 1, stride))
-    if starts[-1] + size < length:
-        starts.append(length - size)
-    return starts
+    last = max(0, length - size)
+    return [*range(0, last, stride), last]

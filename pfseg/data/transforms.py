@@ -5,91 +5,46 @@ Shapes: image (H, W, 3) uint8 RGB; mask (H, W) uint8, labels or 255 (ignore).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from pfseg.data.base import IGNORE
-from pfseg.errors import ConfigError
 
 _CROP_TRIES = 10
 Pair = tuple[np.ndarray, np.ndarray]
+Size = tuple[int, int]
 
 
+@dataclass(kw_only=True)
 class Augment:
-    """Random changes of one training sample.
+    """Random changes of one training sample, see `pfseg settings augment`.
 
     The crop comes first, so that every other step works on `crop_size` pixels. All randomness comes from the
     generator that is passed in.
-
-    Args:
-        scale_range: random scale [lo, hi] and a random crop, padded (black, 255) where the scaled image is
-            smaller; null resizes the whole image to the crop size.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        rot90: turn by a random multiple of 90 degrees (of 180 for crops that are not square).
-        rotate: turn by a random angle of up to so many degrees either way; corners become ignore.
-        blur: Gaussian blur with sigma from [lo, hi] pixels; null for none.
-        brightness: factor from 1 - value to 1 + value; 0 for none.
-        contrast: likewise, around the mean grey.
-        saturation: likewise, around the pixel's grey.
-        hue: turn of the colour circle, at most value (of 1) either way.
-        max_class_share: take another crop, up to ten times, while one class covers more than this share of the
-            crop's labelled pixels; null for any crop.
-        cutmix: share of samples that get a rectangle of another augmented sample; the loader adds it by `paste`.
-
-    Raises:
-        ConfigError: a value outside its range.
     """
 
-    def __init__(
-        self,
-        *,
-        scale_range: Sequence[float] | None,
-        hflip: float,
-        vflip: float,
-        rot90: bool,
-        rotate: float,
-        blur: Sequence[float] | None,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        max_class_share: float | None,
-        cutmix: float,
-    ) -> None:
-        """Check and keep the settings."""
-        shares = {"hflip": hflip, "vflip": vflip, "max_class_share": max_class_share, "cutmix": cutmix}
-        shares |= {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        for name, value in shares.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value} is not between 0 and 1 (config: augment.{name})")
-        self.scale_range = _check_range("scale_range", scale_range)
-        self.blur = _check_range("blur", blur)
-        self.hflip, self.vflip, self.rot90, self.rotate = hflip, vflip, rot90, rotate
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.max_class_share, self.cutmix = max_class_share, cutmix
+    scale_range: tuple[float, float] | None
+    hflip: float
+    vflip: float
+    rot90: bool  # of 180 degrees for crops that are not square
+    rotate: float  # corners become ignore
+    blur: tuple[float, float] | None
+    brightness: float
+    contrast: float  # around the mean grey
+    saturation: float  # around the pixel's grey
+    hue: float
+    max_class_share: float | None  # of the crop's labelled pixels; ten crops are tried
+    cutmix: float  # the loader mixes by `paste`
 
     def __call__(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        rng: np.random.Generator,
-        crop_size: tuple[int, int],
-        centre: tuple[int, int] | None = None,
+        self, image: np.ndarray, mask: np.ndarray, rng: Generator, crop_size: Size, centre: Size | None = None
     ) -> Pair:
-        """Augment one sample.
+        """Augment one sample: image (h, w, 3) uint8 and mask (h, w) uint8 of `crop_size`, contiguous.
 
-        Args:
-            image: (H, W, 3) uint8.
-            mask: (H, W) uint8.
-            rng: the sample's own generator.
-            crop_size: (h, w) of the result.
-            centre: (y, x) that the crop must contain; None for anywhere.
-
-        Returns:
-            Image (h, w, 3) uint8 and mask (h, w) uint8, contiguous.
+        The crop contains `centre` (y, x), if any.
         """
         if self.scale_range is None:
             image, mask = resize(image, mask, crop_size)
@@ -103,14 +58,7 @@ class Augment:
         image = self._recolour(image, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
-    def _crop(
-        self,
-        image: np.ndarray,
-        mask: np.ndarray,
-        rng: np.random.Generator,
-        crop_size: tuple[int, int],
-        centre: tuple[int, int] | None,
-    ) -> Pair:
+    def _crop(self, image: np.ndarray, mask: np.ndarray, rng: Generator, crop_size: Size, centre: Size | None) -> Pair:
         assert self.scale_range is not None
         scale = rng.uniform(*self.scale_range)
         # The window is cut out before it is scaled: the same pixels as the other way round, for less work.
@@ -129,7 +77,7 @@ class Augment:
         image, mask = resize(image[rows, columns], part, (height, width))
         return pad(image, mask, crop_size)
 
-    def _turn(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Pair:
+    def _turn(self, image: np.ndarray, mask: np.ndarray, rng: Generator) -> Pair:
         turns = 0
         if self.rot90:
             square = mask.shape[0] == mask.shape[1]
@@ -145,7 +93,7 @@ class Augment:
             image, mask = cv2.flip(image, code), cv2.flip(mask, code)
         return image, mask
 
-    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _recolour(self, image: np.ndarray, rng: Generator) -> np.ndarray:
         if self.brightness or self.contrast:
             bright, contrast = (1 + rng.uniform(-1, 1) * span for span in (self.brightness, self.contrast))
             grey = float(np.mean(cv2.mean(image)[:3]))
@@ -163,7 +111,7 @@ class Augment:
         return image
 
 
-def resize(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+def resize(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     """Resize to `size` (h, w): the image bicubically (by area where it shrinks), the mask to the nearest label.
 
     OpenCV's bicubic filter does not smooth before it shrinks, as that of Pillow in the published code does.
@@ -182,7 +130,7 @@ def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
     return resize(image, mask, (height, width))
 
 
-def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
+def pad(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     """Pad evenly on all sides to at least `size` (h, w): the image with black, the mask with 255."""
     down, right = (max(0, wanted - side) for wanted, side in zip(size, mask.shape, strict=True))
     if not down and not right:
@@ -192,7 +140,7 @@ def pad(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> Pair:
     return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[IGNORE])
 
 
-def paste(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
+def paste(pair: Pair, other: Pair, rng: Generator) -> Pair:
     """Put a random rectangle of one sample into another of the same size (CutMix).
 
     Any share of the area up to half is as likely as any other, and so is any place inside; the rectangle has the
@@ -213,7 +161,7 @@ def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float) -> Pair:
     return image, mask
 
 
-def _place(side: int, size: int, rng: np.random.Generator, point: int | None) -> slice:
+def _place(side: int, size: int, rng: Generator, point: int | None) -> slice:
     """Random window of `size` in `side` that contains `point`; all of it where the window is larger."""
     if size >= side:
         return slice(0, side)
@@ -228,11 +176,3 @@ def _largest_share(mask: np.ndarray) -> float:
     counts = np.bincount(mask.ravel(), minlength=256)
     counts[IGNORE] = 0
     return float(counts.max() / max(1, counts.sum()))
-
-
-def _check_range(name: str, values: Sequence[float] | None) -> tuple[float, float] | None:
-    if values is None:
-        return None
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise ConfigError(f"{name}={list(values)} is not [low, high] with 0 < low <= high (config: augment.{name})")
-    return float(values[0]), float(values[1])

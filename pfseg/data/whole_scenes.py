@@ -13,22 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pfseg.data.base import (
-    IGNORE,
-    ClassInfo,
-    ClassRow,
-    IgnoreEntry,
-    Sample,
-    Scene,
-    SegmentationDataset,
-    check_on_error,
-    check_stretch,
-    parse_classes,
-)
+from pfseg.data.base import IGNORE, ClassInfo, ClassRow, IgnoreEntry, Sample, Scene, SegmentationDataset, parse_classes
 from pfseg.data.cache import cache_folder, key_of, stat_of
 from pfseg.data.decode import MaskReader, check_same_size, read_image
-from pfseg.data.header import read_header
-from pfseg.data.tiling import Window, padded, windows
+from pfseg.data.header import header_of
+from pfseg.data.tiling import padded, windows
 from pfseg.errors import DataError, JobError
 from pfseg.files import lock, replacing
 
@@ -36,23 +25,10 @@ _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
 
 class SceneDataset(SegmentationDataset):
-    """Windows of whole scenes: the same samples as the patches that `pfseg.commands.prepare` writes.
+    """Windows of whole scenes: the same samples as the patches that `pfseg prepare` writes.
 
-    Args:
-        split: which scenes are taken.
-        scenes: of any split.
-        classes: the class table, see `pfseg.data.base.parse_classes`.
-        size: (h, w) of the windows; scenes smaller than that are padded at the bottom and right, the image with 0, the
-            mask with 255. None takes each scene as a whole.
-        stride: (rows, columns) from one window to the next; None: the size.
-        ignore: see `pfseg.data.folder.FolderDataset`, as for the next three.
-        bands: channels that become red, green and blue.
-        stretch: percentiles that become black and white in images of more than 8 bits.
-        on_error: `raise`, or `skip` to leave out what cannot be read.
-
-    Attributes:
-        folder: where the decoded scenes lie: `scenes` in the folder `PFSEG_CACHE` of the environment, or in
-            `~/.cache/pfseg`.
+    Of the `scenes` those of the `split` are taken, and cut as `pfseg.data.tiling.windows` says; smaller ones are padded
+    at the bottom and right, the image with 0, the mask with 255. The other keywords are those of `FolderDataset`.
 
     Raises:
         ConfigError: a keyword that does not fit.
@@ -72,17 +48,21 @@ class SceneDataset(SegmentationDataset):
         stretch: Sequence[float] | None,
         on_error: str,
     ) -> None:
-        """Find out the sizes of the scenes; none is decoded yet."""
-        self.classes, self.on_error, self.warnings = parse_classes(classes), check_on_error(on_error), []
+        self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
         self.reader = MaskReader(self.classes, ignore)
-        self.bands, self.stretch = bands, check_stretch(stretch)
+        self.bands, self.stretch = bands, stretch
         self.size, self.stride = size, stride
         self.folder = cache_folder() / "scenes"
         self.scenes: dict[Scene, tuple[int, int]] = {}
-        self.samples: list[tuple[Scene, Window]] = []
         for scene in scenes:
             if scene.split == split:
-                self._add(scene)
+                try:
+                    self.scenes[scene] = _shape(scene)
+                except DataError as error:
+                    self.leave_out(error)
+        self.samples = [
+            (scene, window) for scene, shape in self.scenes.items() for window in windows(shape, size, stride)
+        ]
         if not self.samples:
             raise DataError(f"no scene of the split {split!r} can be used (config: dataset.root, dataset.prepare)")
 
@@ -91,12 +71,7 @@ class SceneDataset(SegmentationDataset):
         return len(self.samples)
 
     def read(self, index: int) -> Sample:
-        """Read a window.
-
-        Raises:
-            DataError: its scene cannot be read, or image and mask differ in size.
-            JobError: the cache cannot be written, for instance because the disk is full.
-        """
+        """Read a window; raises DataError, or JobError if the cache can't be written."""
         scene, window = self.samples[index]
         pixels = self._pixels(index)
         name = f"{scene.key}_{'_'.join(map(str, window))}"
@@ -123,17 +98,6 @@ class SceneDataset(SegmentationDataset):
             f"({there} are there; {gib:.2f} GiB in all; PFSEG_CACHE=<folder> puts them elsewhere)"
         )
 
-    def _add(self, scene: Scene) -> None:
-        try:
-            shape = _shape(scene)
-        except DataError as error:
-            if self.on_error == "raise":
-                raise
-            self.warnings.append(f"left out: {error}")
-            return
-        self.scenes[scene] = shape
-        self.samples += [(scene, window) for window in windows(shape, self.size, self.stride)]
-
     def _pixels(self, index: int) -> np.ndarray:
         """The window of a sample, padded: red, green, blue and label."""
         scene, window = self.samples[index]
@@ -154,11 +118,11 @@ class SceneDataset(SegmentationDataset):
             return pixels
         try:
             with lock(path):
-                if (pixels := _open(path, shape)) is not None:
-                    return pixels  # another process was quicker
-                image, mask = self._decode(scene)
-                with replacing(path) as new:
-                    _write(new, image, mask)
+                if (pixels := _open(path, shape)) is None:  # no other process was quicker
+                    image, mask = self._decode(scene)
+                    with replacing(path) as new:
+                        _write(new, image, mask)
+                    pixels = _open(path, shape)
         except OSError as error:
             disk = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
             raise JobError(
@@ -166,7 +130,6 @@ class SceneDataset(SegmentationDataset):
                 f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
                 "space or set PFSEG_CACHE=<folder on another disk>"
             ) from error
-        pixels = _open(path, shape)
         if pixels is None:
             raise DataError(f"{path} changed while it was written; start again")
         return pixels
@@ -182,19 +145,10 @@ class SceneDataset(SegmentationDataset):
 
 
 def _shape(scene: Scene) -> tuple[int, int]:
-    """(H, W) of a scene, from its header where that can be read.
-
-    Raises:
-        DataError: it has no mask, or is unreadable.
-    """
+    """(H, W) of a scene, from its header where that can be read."""
     if scene.mask is None:
         raise DataError(f"scene {scene.image} has no mask; add it, or leave it out with dataset.on_error=skip")
-    try:
-        with open(scene.image, "rb") as file:
-            header = read_header(file)
-    except OSError:
-        header = None
-    if header is not None:
+    if header := header_of(scene.image):
         return header.height, header.width
     height, width = read_image(scene.image).shape[:2]  # names the fault of an unreadable file
     return height, width

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 
@@ -23,19 +23,16 @@ from pfseg.errors import DataError
 _PR_SET_PDEATHSIG = 1
 _GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _job: Any = None  # what this worker process calls; set once when it starts
-Result = TypeVar("Result")
 
 
 class Workers:
     """Runs `job(task)` for a sequence of tasks in order, some tasks ahead.
 
-    Args:
-        job: a picklable callable; sent to each worker once.
-        workers: number of processes; 0 runs everything in this one.
+    The job is pickled to each of the processes once; 0 `workers` run everything in this one. They start with the first
+    task.
     """
 
-    def __init__(self, job: Callable[[Any], Result], workers: int) -> None:
-        """Keep the settings; processes start with the first task."""
+    def __init__(self, job: Callable[[Any], Any], workers: int) -> None:
         self.job, self.workers = job, workers
         self._pool: ProcessPoolExecutor | None = None
 
@@ -43,8 +40,7 @@ class Workers:
         """Yield the results in the order of the tasks, at most `ahead` of them waiting.
 
         Raises:
-            DataError: a worker was killed.
-            PfsegError: or whatever else the job raised.
+            DataError: a worker was killed; or whatever the job raised.
         """
         if self.workers == 0:
             yield from map(self.job, tasks)
@@ -96,11 +92,9 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start(job: Callable[[Any], Any], parent: int) -> None:
-    """Prepare a worker process.
-
-    Signals to the process group (Ctrl-C, mpirun's SIGTERM and SIGUSR1) are the training process's business, so
-    that a stopping run can finish its step: the worker leaves the group, and dies with its parent instead.
-    """
+    """Prepare a worker process: it leaves the process group, and dies with its parent instead."""
+    # Signals to the group (Ctrl-C, mpirun's SIGTERM and SIGUSR1) are the training process's business, so that a
+    # stopping run can finish its step.
     global _job
     os.setsid()
     for number in _GROUP_SIGNALS:
@@ -108,10 +102,8 @@ def _start(job: Callable[[Any], Any], parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
     for number in _GROUP_SIGNALS - {signal.SIGINT}:
         signal.signal(number, signal.SIG_DFL)  # the pool ends its processes by SIGTERM
-    try:
+    with suppress(AttributeError):  # not Linux: the pool's own pipe ends the worker when it is idle
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    except AttributeError:  # not Linux: the pool's own pipe ends the worker when it is idle
-        pass
     if os.getppid() != parent:
         os._exit(1)
     cv2.setNumThreads(0)

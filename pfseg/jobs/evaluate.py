@@ -138,7 +138,7 @@ def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, mode
         return evaluator
     root = stored.dataset.root
     places = scene_places(dataset, settings.split, Path(root) if root else None)
-    loader = partial(EvalLoader, indices=scene_order(places, rank(), world_size()))
+    loader = partial(EvalLoader, order=scene_order(places, rank(), world_size()))
     patches = settings.score == "both"
     scenes: Evaluator = build(SceneEvaluator, loader=loader, places=places, patches=patches, **options, **views)
     return scenes

@@ -18,7 +18,7 @@ from pfseg.build import (
 )
 from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
-from pfseg.data.overlap import find_overlap
+from pfseg.data.base import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer, scale_lr

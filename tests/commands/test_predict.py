@@ -320,7 +320,9 @@ def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
     for name, output in [*(("a.png", each) for each in of_picture), *(("b.tif", each) for each in of_raster)]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         try:
-            with pytest.raises(WriteError, match=rf"cannot write .*/out/{name[0]}.*make room, then give the same"):
+            with pytest.raises(
+                WriteError, match=rf"/out/{name[0]}.* can't be written .*free some space.*, then give the same"
+            ):
                 predict(f"outputs=[{output}]", given=tmp_path / "in" / name)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -330,7 +332,7 @@ def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
 def test_no_permission(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
     (tmp_path / "out").mkdir(mode=0o500)
-    error = r"cannot write .*/out.*: Permission denied; .* allow writing there"
+    error = r"/out.* can't be written \(Permission denied\); check the folder and its permissions, then give"
     with permissions_hold(), pytest.raises(WriteError, match=error):
         predict()
 
@@ -338,7 +340,9 @@ def test_no_permission(predict, tmp_path):
 def test_the_output_is_a_file(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
     (tmp_path / "out").write_text("")
-    with pytest.raises(WriteError, match=r"cannot write .*/out: File exists; .*: put that right, then"):
+    with pytest.raises(
+        WriteError, match=r"/out can't be written \(File exists\); check the folder .*, then give the same"
+    ):
         predict()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data.fakes import COLORS, write
 
-from pfseg.data.base import ClassInfo, check_stretch
+from pfseg.data.base import ClassInfo
 from pfseg.data.decode import MaskReader, even_contrast, read_image
 from pfseg.errors import ConfigError, DataError
 
@@ -257,9 +257,3 @@ def test_tiff_that_opencv_does_not_read_in_full(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.tif", bands=[3, 4, 5]), PICTURE // 2)
     with pytest.raises(DataError, match=r"has 6 channels; say which .*bands=\[2,1,0\] \(config: dataset.bands\)"):
         read_image(tmp_path / "b.tif")
-
-
-@pytest.mark.parametrize("stretch", [[98, 2], [5], [-1, 50], [0, 101]])
-def test_faulty_stretch(stretch):
-    with pytest.raises(ConfigError, match=r"is not \[low, high\] with 0 <= low < high <= 100"):
-        check_stretch(stretch)

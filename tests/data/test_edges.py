@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from pfseg.data.edges import edge_map
-from pfseg.errors import ConfigError
 
 
 def halves() -> np.ndarray:
@@ -52,10 +51,3 @@ def test_mask_is_left_alone():
     edge_map(mask, rule="foreground")
     edge_map(mask)
     np.testing.assert_array_equal(mask, halves())
-
-
-def test_unknown_rule_and_thickness():
-    with pytest.raises(ConfigError, match="unknown edge rule 'sobel'; known are class, foreground"):
-        edge_map(halves(), rule="sobel")
-    with pytest.raises(ConfigError, match=r"0 px cannot be drawn.*dataset.edge.thickness"):
-        edge_map(halves(), thickness=0)

@@ -160,12 +160,10 @@ def test_unknown_colours_are_gathered(town):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"on_error": "ignore"}, "on_error='ignore' is neither raise nor skip"),
         ({"split": "extra"}, "splits has no folder or list for 'extra'"),
         ({"splits": {"train": []}}, "splits has no folder or list for 'train'"),
         ({"splits": {"train": ["train", 3]}}, "splits has no folder or list for 'train'"),
         ({"masks": "images"}, r"images and masks both lie in folders called 'images': .*dataset.mask_suffix"),
-        ({"stretch": [98, 2]}, r"stretch=\[98, 2\] is not \[low, high\] .*dataset.stretch"),
         ({"splits": {"train": 3}}, "splits has no folder or list for 'train'"),
         ({"splits": {"val": 1.5}}, "is no share; expected"),
         ({"splits": {"val": 0.2, "train": "train"}}, "is no share; expected"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data.building import folder_dataset, synthetic
 
-from pfseg.data.overlap import find_overlap
+from pfseg.data.base import find_overlap
 
 
 def overlap(root: Path, train: object) -> str | None:

@@ -59,7 +59,3 @@ def test_colour_alone_does_not_solve_it():
 def test_faulty_settings():
     with pytest.raises(ConfigError, match="unknown split 'test'; known are train, val"):
         synthetic("test")
-    with pytest.raises(ConfigError, match=r"size=32 is too small; use at least 64 \(config: dataset.size\)"):
-        synthetic("train", size=32)
-    with pytest.raises(ConfigError, match="val_images=0 is too small"):
-        synthetic("train", val_images=0)

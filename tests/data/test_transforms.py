@@ -5,7 +5,6 @@ import pytest
 from data.building import augmentation
 
 from pfseg.data.transforms import Augment, pad, paste, rescale, resize
-from pfseg.errors import ConfigError
 
 
 def pair(height: int = 60, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
@@ -182,19 +181,3 @@ def test_shrinking_averages_and_enlarging_does_not_invent_labels():
     image, mask = rescale(*pair(), 1.5)
     assert image.shape == (90, 120, 3)
     assert mask.shape == (90, 120)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"hflip": 1.5}, r"hflip=1.5 is not between 0 and 1 \(config: augment.hflip\)"),
-        ({"max_class_share": -1}, "max_class_share=-1 is not"),
-        ({"cutmix": 2}, r"cutmix=2 is not between 0 and 1 \(config: augment.cutmix\)"),
-        ({"scale_range": [2, 1]}, r"scale_range=\[2, 1\] is not \[low, high\]"),
-        ({"scale_range": [1]}, r"scale_range=\[1\] is not"),
-        ({"blur": [0, 1]}, r"blur=\[0, 1\] is not .*augment.blur"),
-    ],
-)
-def test_faulty_settings(keywords, message):
-    with pytest.raises(ConfigError, match=message):
-        augmentation(**keywords)

@@ -19,7 +19,7 @@ from pfseg.config.data_settings import FolderData
 from pfseg.config.schema import Train
 from pfseg.data.base import Scene
 from pfseg.data.tiling import windows
-from pfseg.errors import ConfigError, DataError, JobError
+from pfseg.errors import DataError, JobError
 
 SHAPES = {"a": (100, 150), "b": (40, 90), "c": (64, 64)}
 ROOT = Path(__file__).parents[2]
@@ -176,8 +176,6 @@ def test_scenes_that_cannot_be_used(scenes):
     assert len(dataset.warnings) == 2
     with pytest.raises(DataError, match=r"no scene of the split 'test' can be used"):
         scene_dataset(scenes, split="test")
-    with pytest.raises(ConfigError, match=r"on_error='x' is neither"):
-        scene_dataset(scenes, on_error="x")
 
 
 def test_unknown_colours_are_reported(scenes):

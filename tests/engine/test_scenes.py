@@ -84,7 +84,7 @@ def blended(dataset: SegmentationDataset, **options: Any) -> Evaluation:
 
 def stitched(dataset: SegmentationDataset, places: list[Place], *, patches: bool = False, **options: Any) -> Evaluation:
     names = [info.name for info in dataset.classes]
-    loader = eval_loader(dataset, indices=scene_order(places, 0, 1))
+    loader = eval_loader(dataset, order=scene_order(places, 0, 1))
     options = evaluation_settings(**VIEWS | {"details": lambda: ImageScores(names, (), 4)} | options)
     return SceneEvaluator(loader, places=places, patches=patches, **options).run(lopsided, ignore)
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
 
 def test_nothing_to_score(patches, settings):
     places = scene_places(patches, "val", Path(settings.root))
-    loader = eval_loader(patches, indices=[])
+    loader = eval_loader(patches, order=[])
     evaluator = SceneEvaluator(loader, places=places, patches=True, **evaluation_settings(**VIEWS))
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):
         evaluator.run(lopsided, ignore)

@@ -6,24 +6,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from pfseg.data.base import Scene
-from pfseg.data.folder import EXTENSIONS, FolderDataset, Splits
+from pfseg.data.folder import EXTENSIONS, FolderDataset, Splits, is_image
 from pfseg.errors import DataError
 
 _SHOWN = 6  # names in a message
 
 
 class SceneList(list[Scene]):
-    """Scenes, with the remarks of a report on where they come from.
+    """Scenes, with the remarks of a report on where they come from."""
 
-    Attributes:
-        faults: what the user should mend or know to be missing, such as an image without its mask.
-        notes: what is merely worth knowing, such as how many scenes of a complete archive there are.
-    """
-
-    def __init__(self, scenes: Iterable[Scene] = ()) -> None:
-        super().__init__(scenes)
-        self.faults: list[str] = []
-        self.notes: list[str] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[str] = []  # to be mended or known to be missing, such as an image without its mask
+        self.notes: list[str] = []  # merely worth knowing, such as how many scenes of a complete archive there are
 
 
 def some(names: Iterable[str]) -> str:
@@ -49,13 +44,8 @@ def find_in_folders(
 
     A scene is called like its image's path below the root (below the split's folder where that is one), without the
     folder of the images and the ending, `_` for `/`, spaces kept: `Tile 1/images/part 2.jpg` is `Tile 1_part 2`.
-
-    Args:
-        src: root of the data set.
-        splits: as in the data set; null stands for the folders `train`, `val` and, if it is there, `test`.
-        build: makes the data set of one split, which leaves out what it cannot use.
-        images: name of the folders with images.
-        mask_suffix: what the stems of masks have after those of their images.
+    No `splits` stand for the folders `train`, `val` and, if it is there, `test`; `build` makes the data set of a split,
+    which leaves out what it cannot use.
 
     Raises:
         DataError: no split has an image with a mask.
@@ -92,14 +82,10 @@ def _scene_name(image: Path, base: Path, images: str) -> str:
 
 def _orphans(images: Path, masks: Path, mask_suffix: str) -> list[str]:
     """A fault for each mask without image; where both lie in one folder, only files with the suffix are masks."""
-    files = [path for path in sorted(masks.iterdir()) if _is_image(path) and path.stem.endswith(mask_suffix)]
-    stems = {path.stem for path in images.iterdir() if _is_image(path)}
+    files = [path for path in sorted(masks.iterdir()) if is_image(path) and path.stem.endswith(mask_suffix)]
+    stems = {path.stem for path in images.iterdir() if is_image(path)}
     return [
         f"mask {path} has no image: expected {images / path.stem.removesuffix(mask_suffix)}{{{','.join(EXTENSIONS)}}}"
         for path in files
         if path.stem.removesuffix(mask_suffix) not in stems
     ]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")

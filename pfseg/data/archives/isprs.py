@@ -33,16 +33,13 @@ _LABEL_FOLDER = re.compile(r"ground_?truth|(^|_)(labels?|gts?)(_|$)", re.IGNOREC
 
 
 def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
-    """Find the tiles of Potsdam.
+    """Find the tiles of Potsdam in the official lists by split, and note missing ones.
 
     Args:
         src: folder with `2_Ortho_RGB/top_potsdam_2_10_RGB.tif` and `5_Labels_all/top_potsdam_2_10_label.tif`.
         bands: `rgb`, `irrg` or `rgbir`: which images.
         eroded: take the ground truth without the pixels along outlines, `..._label_noBoundary.tif`.
         holdout: training tiles such as `2_12` that become the split `val`.
-
-    Returns:
-        Tiles of the official lists by split. Notes: missing tiles.
 
     Raises:
         ConfigError: unknown `bands`, or a tile of `holdout` that is not a training tile.
@@ -55,24 +52,16 @@ def find_potsdam(src: Path, *, bands: str, eroded: bool, holdout: Sequence[str |
     images = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{bands}\.tif")
     masks = _by_tile(files, rf"top_potsdam_(\d+_\d+)_{label}\.tif")
     looked_for = f"{_BANDS[bands]}/top_potsdam_2_10_{bands.upper()}.tif and 5_Labels_all/top_potsdam_2_10_{label}.tif"
-    scenes = _pair(POTSDAM, images, masks, holdout)
-    if not scenes:
-        raise nothing_found(src, "Potsdam", looked_for)
-    return scenes
+    if scenes := _pair(POTSDAM, images, masks, holdout):
+        return scenes
+    raise nothing_found(src, "Potsdam", looked_for)
 
 
 def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[str | int]) -> SceneList:
-    """Find the areas of Vaihingen.
+    """Find the areas of Vaihingen, as `find_potsdam` does.
 
-    Args:
-        src: folder with `top/top_mosaic_09cm_area1.tif` and, in a folder named as ground truth
-            (`ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE`), a file of the same name.
-        bands: null; the archive has one order, infrared, red and green.
-        eroded: take the ground truth without the pixels along outlines, `..._noBoundary.tif`.
-        holdout: training areas such as 7 that become the split `val`.
-
-    Returns:
-        Areas of the official lists by split. Notes: missing areas.
+    The folder `src` holds `top/top_mosaic_09cm_area1.tif` and a file of this name in a folder named as ground truth;
+    `bands` must be null, as the archive has one order: infrared, red and green.
 
     Raises:
         ConfigError: `bands` is not null, or an area of `holdout` is not a training area.
@@ -88,10 +77,9 @@ def find_vaihingen(src: Path, *, bands: None, eroded: bool, holdout: Sequence[st
     images = _by_tile((path for path in files if not files[path]), r"top_mosaic_09cm_area(\d+)\.tif")
     masks = _by_tile((path for path in files if files[path]), rf"top_mosaic_09cm_area(\d+){end}\.tif")
     truth = f"ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE/top_mosaic_09cm_area1{end}.tif"
-    scenes = _pair(VAIHINGEN, images, masks, holdout)
-    if not scenes:
-        raise nothing_found(src, "Vaihingen", f"top/top_mosaic_09cm_area1.tif and {truth}")
-    return scenes
+    if scenes := _pair(VAIHINGEN, images, masks, holdout):
+        return scenes
+    raise nothing_found(src, "Vaihingen", f"top/top_mosaic_09cm_area1.tif and {truth}")
 
 
 def _pair(

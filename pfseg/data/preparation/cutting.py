@@ -5,19 +5,18 @@ Shapes: a scene's image (H, W, 3) uint8 RGB, its labels (H, W) uint8 in [0, K) o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, Scene, class_ids
 from pfseg.data.decode import MaskReader, check_same_size, most_common, read_image
-from pfseg.data.header import read_header
+from pfseg.data.header import header_of
 from pfseg.data.preparation.files import count_labels, write_file
 from pfseg.data.preparation.layout import patch_name
 from pfseg.data.preparation.png import encode_png
@@ -25,7 +24,6 @@ from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError
 
 _SMALL = 1 << 25  # pixels of a scene whose image and mask are decoded at the same time
-_SHOWN_COLORS = 3
 _SIDES = ("top", "bottom", "left", "right")
 
 
@@ -40,7 +38,7 @@ class PatchRow(TypedDict):
 
 
 class UnknownColors(TypedDict):
-    """Colours of a mask that the class table lacks."""
+    """How many pixels and colours of a mask the class table lacks."""
 
     pixels: int
     colors: int
@@ -58,26 +56,13 @@ class SceneRecord(TypedDict):
 
 @dataclass(frozen=True)
 class LoadedScene:
-    """A scene in memory.
-
-    Attributes:
-        scene: what it was read from.
-        image: (H, W, 3) uint8, RGB.
-        labels: (H, W) uint8; None where the scene has no mask.
-        unknown: number of pixels of each colour 0xRRGGBB that the class table lacks.
-        windows: where it is cut.
-    """
+    """A scene in memory."""
 
     scene: Scene
-    image: np.ndarray
-    labels: np.ndarray | None
-    unknown: Counter[int]
-    windows: list[Window]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.image.shape[0], self.image.shape[1]
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    labels: np.ndarray | None  # (H, W) uint8; None where the scene has no mask
+    unknown: UnknownColors | None
+    windows: list[Window]  # where it is cut
 
     @property
     def nbytes(self) -> int:
@@ -85,49 +70,37 @@ class LoadedScene:
         return self.image.nbytes + (0 if self.labels is None else self.labels.nbytes)
 
 
+@dataclass(kw_only=True)
 class Cutter:
     """Reads scenes and writes their patches.
 
-    Masks are written as ids of the class table, so that the data set reads them back with the table it has.
-
-    Args:
-        classes: the class table.
-        ignore: colours and ids in masks that mean "no class".
-        size: (h, w) of the patches; None for each scene as a whole.
-        stride: (rows, columns) from one patch to the next; None for the size.
-        bands: see `pfseg.data.decode.read_image`.
-        stretch: see there too.
-        compression: level of `encode_png`, 0 to 3.
-        verify: read back what was written.
+    Masks are written as ids of the class table, so that the data set reads them back with the table it has. Pixels
+    without a class get `ignore_value`; None: the table has no value for that.
     """
 
-    def __init__(
-        self,
-        *,
-        classes: Sequence[ClassInfo],
-        ignore: Sequence[IgnoreEntry],
-        size: Sequence[int] | None,
-        stride: Sequence[int] | None,
-        bands: Sequence[int] | None,
-        stretch: Sequence[float] | None,
-        compression: int,
-        verify: bool,
-    ) -> None:
+    classes: Sequence[ClassInfo]
+    ignore: Sequence[IgnoreEntry]  # colours and ids in masks that mean "no class"
+    size: Sequence[int] | None  # (h, w) of the patches; None for each scene as a whole
+    stride: Sequence[int] | None  # (rows, columns) from one patch to the next; None for the size
+    bands: Sequence[int] | None  # see `pfseg.data.decode.read_image`
+    stretch: Sequence[float] | None  # see there too
+    compression: int  # level of `encode_png`, 0 to 3
+    verify: bool  # read back what was written
+
+    def __post_init__(self) -> None:
         """Prepare the tables."""
-        self.reader = MaskReader(classes, ignore)
-        self.classes = tuple(classes)
-        self.size, self.stride = size, stride
-        self.bands, self.stretch = bands, stretch
-        self.compression, self.verify = compression, verify
-        self.codes = mask_codes(self.classes, ignore)
+        self.reader = MaskReader(self.classes, self.ignore)
+        ids = class_ids(self.classes)
+        unused = [IGNORE, *(entry for entry in self.ignore if isinstance(entry, int))]
+        self.ignore_value = next((value for value in unused if value not in ids), None)
+        self._table = np.zeros(256, dtype=np.uint16 if max(ids) > 255 else np.uint8)  # written value of each label
+        self._table[: len(ids)] = ids
+        self._table[IGNORE] = self.ignore_value or 0
 
     def load(self, scene: Scene, pool: Executor) -> LoadedScene:
-        """Read a scene: the mask first, of whose colours a third of the memory stays; of a small one both at once.
-
-        Raises:
-            DataError: image or mask is unreadable, or they differ in size.
-        """
-        labels, unknown = None, Counter[int]()
+        """Read a scene: the mask first, of whose colours a third of the memory stays; of a small one both at once."""
+        labels: np.ndarray | None = None
+        unknown: UnknownColors | None = None
         if scene.mask is None:
             image = read_image(scene.image, self.bands, self.stretch)
         else:
@@ -135,8 +108,10 @@ class Cutter:
             if not (_is_small(scene.image) and _is_small(scene.mask)):
                 reading.result()
             image = read_image(scene.image, self.bands, self.stretch)
-            labels, unknown = reading.result()
+            labels, counts = reading.result()
             check_same_size(image, labels, scene.image, scene.mask)
+            if counts:
+                unknown = {"pixels": counts.total(), "colors": len(counts), "most": most_common(counts)}
         return LoadedScene(scene, image, labels, unknown, windows(image.shape[:2], self.size, self.stride))
 
     def patch_shape(self, window: Window) -> tuple[int, int]:
@@ -152,7 +127,7 @@ class Cutter:
         """
         name = patch_name(loaded.scene.name, window)
         shape = self.patch_shape(window)
-        row: PatchRow = {"name": name, "window": list(window), "border": _border(window, loaded.shape)}
+        row: PatchRow = {"name": name, "window": list(window), "border": _border(window, loaded.image.shape)}
         if loaded.labels is not None:
             labels = padded(loaded.labels[window.slices], shape, [IGNORE])
             counts = count_labels(labels)
@@ -163,13 +138,13 @@ class Cutter:
         return row
 
     def _coded(self, labels: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:
-        if counts[IGNORE] and self.codes.ignore is None:
+        if counts[IGNORE] and self.ignore_value is None:
             raise DataError(
                 f"{name} has pixels without a class (padding, colours that are unknown or ignored), but 255 is a "
                 "class here and no other value means that; add one to `ignore`, or leave the scenes whole "
                 "(config: dataset.ignore, dataset.prepare.size)"
             )
-        coded: np.ndarray = cv2.LUT(labels, self.codes.table)
+        coded: np.ndarray = cv2.LUT(labels, self._table)
         return coded
 
     def _write(self, path: Path, pixels: np.ndarray) -> None:
@@ -179,41 +154,11 @@ class Cutter:
             raise DataError(f"{path} holds other bytes than were written: check the disk")
 
 
-class MaskCodes(NamedTuple):
-    """How labels are written: the value of "no class" (None: there is none), and the values of all labels, (256,)."""
-
-    ignore: int | None
-    table: np.ndarray
-
-
-def mask_codes(classes: Sequence[ClassInfo], ignore: Sequence[IgnoreEntry]) -> MaskCodes:
-    """Values for masks that a data set with this class table and these ignored ids reads back as the same labels."""
-    ids = class_ids(classes)
-    unused = [IGNORE, *(entry for entry in ignore if isinstance(entry, int))]
-    nothing = next((value for value in unused if value not in ids), None)
-    table = np.zeros(256, dtype=np.uint16 if max(ids) > 255 else np.uint8)
-    table[: len(ids)] = ids
-    table[IGNORE] = nothing or 0
-    return MaskCodes(nothing, table)
-
-
-def unknown_colors(counts: Mapping[int, int]) -> UnknownColors | None:
-    """Sum up the pixels of each colour that the class table lacks; None if there are none."""
-    if not counts:
-        return None
-    most = [f"{color:06X}" for color in most_common(Counter(counts), _SHOWN_COLORS)]
-    return {"pixels": sum(counts.values()), "colors": len(counts), "most": most}
-
-
 def _is_small(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            header = read_header(file)
-    except OSError:
-        return False
+    header = header_of(path)
     return header is not None and header.height * header.width <= _SMALL
 
 
-def _border(window: Window, shape: tuple[int, int]) -> list[str]:
+def _border(window: Window, shape: tuple[int, ...]) -> list[str]:
     touches = (window.y0 == 0, window.y1 == shape[0], window.x0 == 0, window.x1 == shape[1])
     return [side for side, touch in zip(_SIDES, touches, strict=True) if touch]

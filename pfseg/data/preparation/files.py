@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from pfseg import files
 from pfseg.data.header import read_header
 from pfseg.errors import WriteError
-from pfseg.files import replacing
 
 _EXACT = 1 << 24  # OpenCV's histogram counts in float32, which is exact up to here
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that give no number
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_AGAIN = ", then give the same command again to continue; what was written is kept"
 _END = b"IEND\xaeB`\x82"
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file or none.
-
-    Raises:
-        WriteError: the disk is full, or the file cannot be written for another reason.
-    """
+    """Write a whole file or none; raises WriteError, which tells how to continue."""
     try:
-        with replacing(path) as part:
-            part.write_bytes(data)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        files.write_atomic(path, data, sync=False)
+    except WriteError as error:
+        raise WriteError(f"{error}{_AGAIN}") from error
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
-    """The error for a file that cannot be written."""
-    remedy = "make room" if error.errno in _FULL else "put that right"
-    if error.errno in _FORBIDDEN:
-        remedy = "allow writing there or choose another folder"
-    return WriteError(
-        f"cannot write {path}: {error.strerror or error}; what was written is kept: {remedy}, then give the same "
-        "command again to continue"
-    )
+    """The error for a file that can't be written, which tells how to continue."""
+    return WriteError(f"{files.cannot_write(path, error)}{_AGAIN}")
 
 
 def png_fault(path: Path, shape: tuple[int, int]) -> str | None:

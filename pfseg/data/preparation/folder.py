@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,11 @@ from pfseg.data.preparation.layout import INDEX, JOURNAL, REPORT, Layout, scene_
 from pfseg.errors import ConfigError, DataError
 
 
-class PatchFolder:
+class PatchFolder(AbstractContextManager["PatchFolder"]):
     """The output folder of one preparation, locked against a second one; a context manager.
 
-    Args:
-        out: the folder; created where missing.
-        layout: where patches lie in it.
-        settings: whatever changes the patches; compared with those of an earlier start.
-        scenes: keys (`<split>/<name>`) of all scenes of the preparation.
-        overwrite: remove what an earlier preparation wrote and start anew.
-
-    Attributes:
-        done: the record of each finished scene, by its key.
+    The `settings` (whatever changes the patches) are compared with those of an earlier start; `scenes` are the keys of
+    all scenes; `overwrite` removes what an earlier preparation wrote.
 
     Raises:
         ConfigError: the folder holds something else, patches of other settings or of scenes that are not in `scenes`,
@@ -46,10 +39,9 @@ class PatchFolder:
     def __init__(
         self, out: Path, layout: Layout, settings: Mapping[str, Any], scenes: Collection[str], *, overwrite: bool
     ) -> None:
-        """Lock the folder and read the journal."""
         self.out, self.layout = out, layout
         self._written = layout  # of the finished scenes: that of the journal
-        self.done: dict[str, SceneRecord] = {}
+        self.done: dict[str, SceneRecord] = {}  # the finished scenes, by their keys
         _check_entries(out, overwrite)
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -61,10 +53,6 @@ class PatchFolder:
                 raise
         except OSError as error:
             raise cannot_write(out, error) from error
-
-    def __enter__(self) -> PatchFolder:
-        """Return the folder itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Unlock the folder."""
@@ -82,11 +70,7 @@ class PatchFolder:
             self.remove(self._files(key, record))
 
     def remove(self, files: Iterable[str]) -> None:
-        """Remove files, given by their paths below the folder.
-
-        Raises:
-            WriteError: there is no permission for that.
-        """
+        """Remove files, given by their paths below the folder."""
         for file in files:
             try:
                 (self.out / file).unlink(missing_ok=True)
@@ -113,14 +97,10 @@ class PatchFolder:
             raise
 
     def _read(self) -> tuple[dict[str, Any] | None, set[str]]:
-        """Read the journal and cut off a torn line.
-
-        Returns:
-            The settings, None in a new journal; and files that journals of pfseg 0.1 name before they are written.
-        """
+        """Settings of the journal (None: it is new), and files that pfseg 0.1 named before it wrote them."""
         data = (self.out / JOURNAL).read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        self._journal.truncate(len(whole))
+        self._journal.truncate(len(whole))  # without a torn line
         settings: dict[str, Any] | None = None
         begun: set[str] = set()
         for number, text in enumerate(whole.splitlines(), 1):
@@ -165,20 +145,14 @@ class PatchFolder:
         self._written = self.layout
 
     def _clean(self, scenes: Collection[str], leftovers: Collection[str]) -> None:
-        """Remove patches of unfinished scenes.
-
-        Raises:
-            ConfigError: there are other files that do not belong to this preparation.
-        """
+        """Remove patches of unfinished scenes; raises ConfigError if there are files of other origin."""
         owned = {file for key, record in self.done.items() for file in self._files(key, record)}
         foreign = []
         for split, file in self.layout.all_files(self.out):
             name = file.rpartition("/")[2]
-            if file in owned:
-                continue
             if file in leftovers or f"{split}/{scene_of(name, self.layout.mask_suffix)}" in scenes:
-                self.remove([file])
-            else:
+                self.remove({file} - owned)
+            elif file not in owned:
                 foreign.append(file)
         if foreign:
             raise ConfigError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids, parse_classes
 from pfseg.data.decode import MaskReader, read_image
-from pfseg.data.preparation.cutting import MaskCodes, SceneRecord
+from pfseg.data.preparation.cutting import Cutter, SceneRecord
 from pfseg.data.preparation.files import count_labels, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
 from pfseg.data.tiling import Window
@@ -43,32 +43,25 @@ class PatchIndex(NamedTuple):
 
 def make_index(
     settings: Mapping[str, Any],
-    classes: Sequence[ClassInfo],
-    codes: MaskCodes,
+    cutter: Cutter,
     layout: Layout,
     scenes: Sequence[Scene],
     done: Mapping[str, SceneRecord],
 ) -> dict[str, Any]:
-    """Describe the patches of all finished scenes.
+    """Describe the patches of those of `scenes` that are `done`.
 
-    Args:
-        settings: what was asked for, such as the name of the data set, size and stride; comes first.
-        classes: the class table.
-        codes: what masks hold.
-        layout: where patches lie.
-        scenes: all scenes, in the order of the index.
-        done: the records of the finished ones.
-
-    Returns:
-        The settings; `classes` with the `id` that masks hold, `ignore_value`; `layout`; and for each of the `splits`
-        the number of `scenes` and their `patches`: a `PatchRow` with the `scene` and its `size`.
+    The `settings` come first (name of the data set, size, stride); then `classes` with the `id` that masks hold,
+    `ignore_value`, `layout`, and for each of the `splits` the number of `scenes` and their `patches`: a `PatchRow`
+    with the `scene` and its `size`.
     """
-    table = zip(classes, class_ids(classes), strict=True)
-    index: dict[str, Any] = dict(settings)
-    index["classes"] = [{"name": info.name, "color": list(info.color), "id": value} for info, value in table]
-    index["ignore_value"] = codes.ignore
-    index["layout"] = asdict(layout)
-    index["splits"] = {split: {"scenes": 0, "patches": []} for split in layout.folders}
+    table = zip(cutter.classes, class_ids(cutter.classes), strict=True)
+    index: dict[str, Any] = {
+        **settings,
+        "classes": [{"name": info.name, "color": list(info.color), "id": value} for info, value in table],
+        "ignore_value": cutter.ignore_value,
+        "layout": asdict(layout),
+        "splits": {split: {"scenes": 0, "patches": []} for split in layout.folders},
+    }
     for scene in scenes:
         if (record := done.get(scene.key)) is None:
             continue
@@ -80,11 +73,7 @@ def make_index(
 
 
 def write_index(out: Path, index: Mapping[str, Any]) -> None:
-    """Write `index.json`, a patch a line, and the lists of the splits that the data set reads by one.
-
-    Raises:
-        WriteError: the disk is full, or a file cannot be written for another reason.
-    """
+    """Write `index.json`, a patch a line, and the lists of the splits that the data set reads by one."""
     layout = Layout(**index["layout"])
     for split, name in layout.lists.items():
         images = [layout.files(split, row["name"], False)[0] for row in index["splits"][split]["patches"]]
@@ -95,11 +84,7 @@ def write_index(out: Path, index: Mapping[str, Any]) -> None:
 
 
 def read_index(out: Path) -> PatchIndex:
-    """Read `index.json`.
-
-    Raises:
-        DataError: there is none, or it is damaged.
-    """
+    """Read `index.json`; raises DataError if there is none, or it is damaged."""
     path = out / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -114,18 +99,13 @@ def read_index(out: Path) -> PatchIndex:
             f"{path} cannot be read ({error.strerror}): {out} is no finished preparation; give the command without "
             "verify=only to prepare it or continue"
         ) from error
-    except KeyError as error:
-        raise DataError(f"{path} is damaged (it lacks {error}): prepare anew with overwrite=true") from error
-    except (ValueError, TypeError, AttributeError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}): prepare anew with overwrite=true") from error
+    except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} is damaged ({fault}): prepare anew with overwrite=true") from error
 
 
 def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
     """Check every patch that `index.json` names, and look for files that it does not name.
-
-    Args:
-        out: the folder of patches.
-        workers: threads.
 
     Yields:
         For each patch None, or what is wrong with it; then what is wrong with other files.
@@ -149,19 +129,11 @@ def _parse_row(
 ) -> IndexedPatch:
     window = Window(*map(int, row["window"]))
     (height, width), (rows, columns) = size or window.shape, row["size"]
-    pixels = row.get("pixels", {})
     counts = np.zeros(256, dtype=np.int64)
-    counts[: len(classes)] = [pixels.get(info.name, 0) for info in classes]
+    counts[: len(classes)] = [row.get("pixels", {}).get(info.name, 0) for info in classes]
     counts[IGNORE] = row.get("ignored", 0)
-    return IndexedPatch(
-        split=split,
-        scene=str(row["scene"]),
-        scene_size=(int(rows), int(columns)),
-        window=window,
-        shape=(int(height), int(width)),
-        files=layout.files(split, row["name"], "pixels" in row),
-        counts=counts,
-    )
+    files, shape = layout.files(split, row["name"], "pixels" in row), (int(height), int(width))
+    return IndexedPatch(split, str(row["scene"]), (int(rows), int(columns)), window, shape, files, counts)
 
 
 def _patch_fault(out: Path, reader: MaskReader, patch: IndexedPatch) -> str | None:

@@ -25,27 +25,18 @@ INDEX, REPORT, JOURNAL = "index.json", "report.md", "journal.jsonl"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the patches of each split lie below the output folder.
+    """Where the patches of each split lie below the output folder."""
 
-    Attributes:
-        images: name of the folders with images.
-        masks: name of the folders with masks.
-        mask_suffix: what the stems of masks have after those of their images.
-        folders: for each split the folder with both.
-        lists: files that list the images of a split, for the splits that the data set reads by a list.
-    """
-
-    images: str
+    images: str  # name of the folders with images
     masks: str
-    mask_suffix: str
-    folders: dict[str, str]
-    lists: dict[str, str]
+    mask_suffix: str  # what the stems of masks have after those of their images
+    folders: dict[str, str]  # of each split, with both
+    lists: dict[str, str]  # of the images, for the splits that the data set reads by a list
 
     def files(self, split: str, name: str, has_mask: bool) -> list[str]:
         """Paths below the output folder of one patch: its image and, with `has_mask`, its mask."""
-        folder = self.folders[split]
-        mask = name.removesuffix(".png") + self.mask_suffix
-        masks = [f"{folder}/{self.masks}/{mask}.png"] if has_mask else []
+        folder, stem = self.folders[split], name.removesuffix(".png")
+        masks = [f"{folder}/{self.masks}/{stem}{self.mask_suffix}.png"] if has_mask else []
         return [f"{folder}/{self.images}/{name}", *masks]
 
     def all_files(self, out: Path) -> Iterator[tuple[str, str]]:

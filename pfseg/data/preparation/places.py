@@ -17,26 +17,15 @@ from pfseg.errors import DataError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies.
+    """Where a sample lies."""
 
-    Attributes:
-        scene: name, unique within the split.
-        size: (H, W) of the scene.
-        window: part of the scene; the sample may be larger, padded at the bottom and right.
-    """
-
-    scene: str
-    size: tuple[int, int]
-    window: Window
+    scene: str  # name, unique within the split
+    size: tuple[int, int]  # (H, W) of the scene
+    window: Window  # part of the scene; the sample may be larger, padded at the bottom and right
 
 
 def scene_places(dataset: SegmentationDataset, split: str, root: Path | None) -> list[Place]:
-    """Place of each sample: of windows of whole scenes as they are, of prepared patches by their `index.json`.
-
-    Args:
-        dataset: the data set.
-        split: of the data set.
-        root: folder of the prepared patches; None where the data set has none.
+    """Place of each sample: of windows of whole scenes as they are, of patches by the `index.json` of their `root`.
 
     Raises:
         DataError: no index, a sample that it does not hold, or a patch of it that the data set lacks.

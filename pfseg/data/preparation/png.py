@@ -14,21 +14,14 @@ from isal import isal_zlib
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _KINDS = {1: 0, 3: 2, 4: 6}  # channels -> colour type: grey, RGB, RGBA
 _NONE, _UP = 0, 2  # filters of a row: as it is, or its difference from the row above
+_LEVEL = 2  # of ISA-L
 _WINDOW_BITS = 15  # of deflate, with zlib's header
 
 
-def encode_png(pixels: np.ndarray, level: int = 2) -> bytes:
-    """Encode an image or a mask.
+def encode_png(pixels: np.ndarray, level: int = _LEVEL) -> bytes:
+    """Encode an image (H, W, 3) uint8 RGB or a mask (H, W) uint8 or uint16 at `level` 0 (fastest) to 3 of ISA-L.
 
-    Photographs are filtered by the row above, which makes them a third smaller; labels are not: they compress best
-    as they are.
-
-    Args:
-        pixels: (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16.
-        level: of ISA-L, 0 (fastest) to 3.
-
-    Returns:
-        The file's bytes.
+    Photographs are filtered by the row above, which makes them a third smaller; labels compress best as they are.
     """
     grey = pixels.ndim == 2
     data = _bytes(pixels)
@@ -38,21 +31,14 @@ def encode_png(pixels: np.ndarray, level: int = 2) -> bytes:
 
 
 class PngWriter:
-    """A PNG that is written a few rows at a time; it is whole after `close`.
+    """A PNG of `shape` (H, W) that is written a few rows at a time; it is whole after `close`.
 
-    Args:
-        file: open for writing, at its beginning.
-        shape: (H, W).
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        dtype: uint8, for grey also uint16.
-        level: of ISA-L, 0 (fastest) to 3.
+    It has 1 (grey), 3 (RGB) or 4 channels (RGBA), each uint8, for grey also uint16.
     """
 
-    def __init__(
-        self, file: BinaryIO, shape: tuple[int, int], *, channels: int, dtype: np.dtype, level: int = 2
-    ) -> None:
+    def __init__(self, file: BinaryIO, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         self._file, self._grey = file, channels == 1
-        self._deflate = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _WINDOW_BITS)
+        self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _WINDOW_BITS)
         self._above = None if self._grey else np.zeros(shape[1] * channels, np.uint8)
         file.write(_SIGNATURE + _header(shape, channels, dtype))
 

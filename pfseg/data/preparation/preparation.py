@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pfseg.data.base import Scene
 from pfseg.data.cache import stat_of
-from pfseg.data.preparation.cutting import Cutter, LoadedScene, PatchRow, unknown_colors
+from pfseg.data.preparation.cutting import Cutter, LoadedScene, PatchRow, SceneRecord
 from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import patch_name
@@ -27,19 +27,12 @@ _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the 
 
 @dataclass
 class Outcome:
-    """The outcome of a preparation.
+    """The outcome of a preparation."""
 
-    Attributes:
-        scenes: those that were to be cut, in order.
-        failures: for each scene that could not be cut, by its key, the reason.
-        stopped: whether it ended early because it was asked to.
-        skipped: number of scenes that an earlier start had finished.
-    """
-
-    scenes: list[Scene]
-    failures: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
-    skipped: int = 0
+    scenes: list[Scene]  # that were to be cut, in order
+    failures: dict[str, str] = field(default_factory=dict)  # why a scene could not be cut, by its key
+    stopped: bool = False  # whether it ended early because it was asked to
+    skipped: int = 0  # scenes that an earlier start had finished
 
 
 class ProgressListener(Protocol):
@@ -59,37 +52,19 @@ class _SceneInWork:
     patches: list[Future[PatchRow]]
 
 
+@dataclass
 class Preparation:
-    """Cuts the scenes that are not finished yet; a scene that cannot be cut is noted and left out.
+    """Cuts the scenes that are not finished yet; a scene that cannot be cut is noted and left out."""
 
-    Args:
-        src: folder that the scenes come from.
-        cutter: reads and writes.
-        folder: where to, with the journal of earlier starts.
-        workers: threads that code and write.
-        progress: is told how far it is.
-        stop: asked between patches; True ends early.
-    """
-
-    def __init__(
-        self,
-        src: Path,
-        cutter: Cutter,
-        folder: PatchFolder,
-        *,
-        workers: int,
-        progress: ProgressListener,
-        stop: Callable[[], bool],
-    ) -> None:
-        self.src, self.cutter, self.folder = src, cutter, folder
-        self.workers, self.progress, self.stop = workers, progress, stop
+    src: Path  # folder that the scenes come from
+    cutter: Cutter
+    folder: PatchFolder  # where to, with the journal of earlier starts
+    workers: int  # threads that code and write
+    progress: ProgressListener
+    stop: Callable[[], bool]  # asked between patches; True ends early
 
     def run(self, scenes: Sequence[Scene]) -> Outcome:
-        """Cut `scenes`, each name of which stands once in its split.
-
-        Raises:
-            WriteError: the disk is full, or a file cannot be written for another reason; what was written is kept.
-        """
+        """Cut `scenes`, whose keys differ; raises WriteError if a file can't be written, and keeps the others."""
         todo = [scene for scene in scenes if not self._is_done(scene)]
         for scene in todo:
             self.folder.drop(scene.key)
@@ -119,14 +94,12 @@ class Preparation:
     def _is_done(self, scene: Scene) -> bool:
         """Whether an earlier start cut the scene from the same files, and its patches are whole."""
         record = self.folder.done.get(scene.key)
-        return (
-            record is not None
-            and record["source"] == self._source(scene)
-            and not any(
-                png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
-                for row in record["patches"]
-                for file in self._files(scene, row["name"])
-            )
+        if record is None or record["source"] != self._source(scene):
+            return False
+        return not any(
+            png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
+            for row in record["patches"]
+            for file in self._files(scene, row["name"])
         )
 
     def _files(self, scene: Scene, name: str) -> list[str]:
@@ -169,11 +142,9 @@ class Preparation:
             self._fail(loaded.scene, error, size * (len(work.patches) - len(rows)))
             return
         if len(rows) == len(work.patches):
-            unknown = unknown_colors(loaded.unknown)
-            self.folder.finish(
-                loaded.scene.key,
-                {"source": work.source, "size": list(loaded.shape), "unknown": unknown, "patches": rows},
-            )
+            shape = list(loaded.image.shape[:2])
+            record = SceneRecord(source=work.source, size=shape, unknown=loaded.unknown, patches=rows)
+            self.folder.finish(loaded.scene.key, record)
 
     def _fail(self, scene: Scene, error: Exception, size: float) -> None:
         self.outcome.failures[scene.key] = str(error) or "not enough memory"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pfseg.data.preparation.cutting import SceneRecord
@@ -21,54 +21,37 @@ def make_report(
     faults: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    """Write the report.
+    """Write the report in Markdown, the same for the same patches however often the preparation was interrupted.
 
-    Args:
-        index: see `pfseg.data.preparation.index.make_index`.
-        outcome: failures, and what was to be cut.
-        done: records of the finished scenes.
-        expected: see `compare`.
-        faults: what is wrong with the archive.
-        notes: what is worth knowing about it.
-
-    Returns:
-        Markdown, the same for the same patches however often the preparation was interrupted.
+    `done` are the records of the finished scenes; `faults` and `notes` are about the archive.
     """
     size = "whole scenes" if index["size"] is None else f"{_by(index['size'])} px at stride {_by(index['stride'])}"
     lines = [f"# {index['dataset']}: {size}", "", f"Prepared by pfseg {index['pfseg']}.", ""]
-    lines += _table(["split", "scenes", "patches"], _counts(index), left=1)
+    counts = [[split, f"{part['scenes']:,}", f"{len(part['patches']):,}"] for split, part in index["splits"].items()]
+    lines += _table(["split", "scenes", "patches"], counts)
     lines += ["", *(f"* {text}" for text in [*compare(index, expected), *notes])]
     lines += ["", "## Share of each class", "", *_shares(index)]
     lines += _section("Scenes that failed", [f"{key}: {reason}" for key, reason in sorted(outcome.failures.items())])
     lines += _section("Faults of the archive", faults)
     lines += _section("Scenes without mask", [scene.key for scene in outcome.scenes if scene.mask is None])
-    lines += _section("Colours outside the class table, which are ignored", list(unknown_by_file(outcome, done)))
+    lines += _section("Colours outside the class table, which are ignored", _unknown_by_file(outcome, done))
     return "\n".join(lines) + "\n"
 
 
 def compare(index: Mapping[str, Any], expected: Expected | None) -> list[str]:
-    """Compare the number of patches with that of a complete archive, if they were cut as those were.
-
-    Args:
-        index: see `pfseg.data.preparation.index.make_index`.
-        expected: of a complete archive; None compares nothing.
-    """
-    if expected is None:
-        return []
-    if any(_sides(expected[key]) != _sides(index[key]) for key in ("size", "stride")):
+    """Compare the number of patches with that of a complete archive, if they were cut as those were."""
+    if expected is None or any(_sides(expected[key]) != _sides(index[key]) for key in ("size", "stride")):
         return []
     lines = []
     for split, count in expected.items():
-        if split in ("size", "stride"):
-            continue
-        got = len(index["splits"].get(split, {"patches": ()})["patches"])
-        same = "as many as" if got == count else f"a complete archive gives {count:,}"
-        lines.append(f"{split}: got {got:,} patches, {same}" + (" a complete archive gives" if got == count else ""))
+        if split not in ("size", "stride"):
+            got = len(index["splits"].get(split, {"patches": ()})["patches"])
+            gives = "as many as a complete archive gives" if got == count else f"a complete archive gives {count:,}"
+            lines.append(f"{split}: got {got:,} patches, {gives}")
     return lines
 
 
-def unknown_by_file(outcome: Outcome, done: Mapping[str, SceneRecord]) -> list[str]:
-    """A line for each mask with colours that the class table lacks."""
+def _unknown_by_file(outcome: Outcome, done: Mapping[str, SceneRecord]) -> list[str]:
     lines = []
     for scene in outcome.scenes:
         record = done.get(scene.key)
@@ -78,35 +61,22 @@ def unknown_by_file(outcome: Outcome, done: Mapping[str, SceneRecord]) -> list[s
     return lines
 
 
-def _counts(index: Mapping[str, Any]) -> list[list[str]]:
-    parts = index["splits"].items()
-    return [[split, f"{part['scenes']:,}", f"{len(part['patches']):,}"] for split, part in parts]
-
-
 def _shares(index: Mapping[str, Any]) -> list[str]:
     """In percent of the labelled pixels of each split; ignored pixels in percent of all."""
-    splits = {split: [row for row in part["patches"] if "pixels" in row] for split, part in index["splits"].items()}
-    splits = {split: patches for split, patches in splits.items() if patches}
-    if not splits:
-        return ["No masks."]
     names = [info["name"] for info in index["classes"]]
-    columns = [_share_column(names, patches) for patches in splits.values()]
-    rows = [[name, *(column[place] for column in columns)] for place, name in enumerate([*names, "(ignored)"])]
-    return _table(["class", *(f"{split} %" for split in splits)], rows, left=1)
+    columns = {}
+    for split, part in index["splits"].items():
+        if rows := [row for row in part["patches"] if "pixels" in row]:
+            counts = [sum(row["pixels"].get(name, 0) for row in rows) for name in names]
+            labelled, ignored = sum(counts), sum(row["ignored"] for row in rows)
+            shares = [*(count / max(1, labelled) for count in counts), ignored / max(1, labelled + ignored)]
+            columns[f"{split} %"] = [f"{100 * share:.3f}" for share in shares]
+    table = _table(["class", *columns], zip([*names, "(ignored)"], *columns.values(), strict=False))
+    return table if columns else ["No masks."]
 
 
-def _share_column(names: Sequence[str], patches: Sequence[Mapping[str, Any]]) -> list[str]:
-    sums = dict.fromkeys(names, 0)
-    for row in patches:
-        for name, count in row["pixels"].items():
-            sums[name] += count
-    labelled, ignored = sum(sums.values()), sum(row["ignored"] for row in patches)
-    shares = [sums[name] / max(1, labelled) for name in names]
-    return [f"{100 * share:.3f}" for share in [*shares, ignored / max(1, labelled + ignored)]]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    rule = ["---" if place < left else "---:" for place in range(len(head))]
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]]
 
 

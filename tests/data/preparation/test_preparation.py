@@ -233,7 +233,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path):
         text = refused("isaid", src, out, *sizes)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"cannot write {out}/train/images/P0002_0_200_0_200.png: File too large; what was written is kept" in text
+    assert f"{out}/train/images/P0002_0_200_0_200.png can't be written (File too large); free some space" in text
+    assert "then give the same command again to continue; what was written is kept" in text
     assert (out / "train/images/P0000_0_20_0_20.png").is_file()
     assert not list(out.rglob("*.part"))
     data = prepared("isaid", src, out, *sizes)
