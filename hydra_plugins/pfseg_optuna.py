@@ -44,11 +44,7 @@ class OptunaSweeper(Sweeper):
         self._study = study
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra hands over, and make the launcher.
-
-        Raises:
-            ConfigError: Optuna isn't installed, or a pruner has no storage to go by.
-        """
+        """Take what Hydra hands over; raises ConfigError without Optuna, or for a pruner without storage."""
         if find_spec("optuna") is None:
             raise ConfigError("hydra/sweeper=optuna_study needs Optuna: pip install 'pfseg[sweep]'")
         if config.get("pruner") and None in (self._study.get("storage"), self._study.get("study_name")):
@@ -62,13 +58,9 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials, `n_jobs` at a time.
+        """Run the trials, `n_jobs` at a time; overrides in `arguments` take the place of `params` of the same key.
 
-        Args:
-            arguments: overrides of the command line; they take the place of `params` of the same key.
-
-        Raises:
-            JobError: the sweep was stopped, or each trial of the study failed.
+        Raises JobError if the sweep was stopped, or each trial of the study failed.
         """
         import optuna
 
@@ -127,7 +119,6 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: JobReturn) -> None:
-    """Tell the study what came of a trial."""
     from optuna.trial import TrialState
 
     value = math.nan

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model API on first use, so that `import pfseg` stays free of Jittor."""
+    """Import the model API on first use."""
     if name == "create_model":
         from pfseg.build import create_model
 

@@ -61,16 +61,9 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(gpus: Gpus) -> list[str]:
-    """Choose among the GPUs of this host.
+    """Choose among this host's GPUs, by number or positions; names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
 
-    Args:
-        gpus: `auto`, a number, or a list of positions among the visible ones.
-
-    Returns:
-        Their names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
-
-    Raises:
-        ConfigError: more GPUs are asked for than are visible.
+    Raises ConfigError for more than are visible.
     """
     wanted = _positions(gpus)
     visible = visible_gpus()
@@ -86,17 +79,11 @@ def choose_gpus(gpus: Gpus) -> list[str]:
 
 
 def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
-    """Work out how many ranks a job has and which GPUs those of this host share.
+    """Work out how many ranks a job has on all hosts, and the names of the GPUs that those of this host share.
 
-    Args:
-        settings: with `gpus` (see `choose_gpus`; on each host), `ranks` (a number, or `auto`: one per GPU used, on a
-            CPU one, or one per SLURM task) and `launch`.
+    `ranks=auto` means one per GPU used, on a CPU one, or one per SLURM task.
 
-    Returns:
-        The number of ranks on all hosts, and the GPUs' names for `CUDA_VISIBLE_DEVICES`, none on a CPU.
-
-    Raises:
-        ConfigError: more GPUs are asked for than are visible, or hosts and ranks don't fit.
+    Raises ConfigError for more GPUs than are visible, and for hosts and ranks that don't fit.
     """
     ranks, kind = settings.ranks, getattr(settings.launch, "name", None)
     if kind == "slurm":
@@ -118,11 +105,7 @@ def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
 
 
 def plan_nodes(settings: Settings) -> Nodes:
-    """Work out on which hosts the ranks of `plan_ranks` run.
-
-    Raises:
-        ConfigError: `launch.hosts` can't be read, or doesn't begin with this host.
-    """
+    """Work out on which hosts the ranks of `plan_ranks` run; raises ConfigError for a wrong `launch.hosts`."""
     interface = getattr(settings.launch, "interface", None)
     if not (given := _hosts(settings)):
         nodes, ranks = _allocated_nodes(), plan_ranks(settings)[0]

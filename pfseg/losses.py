@@ -1,11 +1,7 @@
-"""Losses of PFNet and the further ones that the published code offers.
+"""Losses of PFNet, and the further ones that the published code offers: scalars float32, computed on the device.
 
 Shapes: logits (N, K, H, W) float32; mask (N, H, W) int32 in [0, K) or `ignore_index`; edge logits (N, 1, H, W); edge
-(N, H, W) float32 0 or 1. Every loss is a scalar float32, computed without leaving the device. A batch without a valid
-pixel gives 0 and finite gradients.
-
-The trainer uses `PFNetLoss`: called with a network's output and a batch it returns named terms with their weights
-applied, which the trainer adds up and logs.
+(N, H, W) float32 0 or 1. A batch without a valid pixel gives 0 and finite gradients.
 
 Over several ranks gradients and terms are averaged. A loss that divides by the pixels of its own rank is then the mean
 of the ranks' means; with `global_reduction` valid and kept pixels, class and edge frequencies are counted over the
@@ -81,15 +77,9 @@ class CrossEntropy:
 class OhemCrossEntropy:
     """Mean cross entropy over the hard pixels (online hard example mining).
 
-    Over all N*H*W pixels take the probability of the true class, ignored pixels counting as 1. Pixels up to
-    t = max(threshold, the `min_kept`-th smallest of them) are kept; with fewer than `min_kept` valid pixels all of
-    those are.
-
-    Args:
-        threshold: probability in (0, 1] up to which a pixel is always kept.
-        min_kept: least number of pixels to keep, of this rank's batch.
-        ignore_index: label that is left out.
-        global_reduction: choose and count over the batches of all ranks, also for `min_kept`.
+    Over all N*H*W pixels take the probability of the true class, ignored pixels counting as 1. Pixels up to t =
+    max(`threshold`, the `min_kept`-th smallest of them) are kept; with fewer than `min_kept` valid pixels all of those
+    are. They are chosen and counted in this rank's batch, or in all ranks' with `global_reduction`.
     """
 
     def __init__(
@@ -116,17 +106,10 @@ class OhemCrossEntropy:
 
 
 class ImageWeightedCrossEntropy:
-    """Cross entropy with class weights from the frequencies within each image.
+    """Cross entropy with class weights from the frequencies within each image, or the batch (`per`).
 
-    A class that is present weighs 1 + upper_bound * (1 - frequency), an absent one 1; the loss of an image is the
-    weighted mean over its valid pixels.
-
-    Args:
-        upper_bound: largest addition to a weight.
-        per: what the frequencies are counted over.
-        reduction: `mean` over images, or `sum` as in the published code.
-        global_reduction: frequencies and sums are those of the batches of all ranks.
-        ignore_index: label that is left out.
+    A class that is present weighs 1 + `upper_bound` * (1 - frequency), an absent one 1; the loss of an image is the
+    weighted mean over its valid pixels. `reduction` takes the mean over images, or the sum as in the published code.
     """
 
     def __init__(
@@ -166,15 +149,8 @@ class RelaxedBoundaryLoss:
 
     The loss of a pixel is minus the log of the summed probabilities of the allowed classes, divided by their number
     (Zhu et al., "Improving Semantic Segmentation via Video Propagation and Label Relaxation", CVPR 2019). Ignored
-    pixels allow nothing and count nothing; the image's edge has no neighbours outside.
-
-    Args:
-        until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
-        global_reduction: the mean is over the valid pixels of all ranks.
-        ignore_index: label that is left out.
-
-    Attributes:
-        epoch: the epoch that training is in; set by the trainer.
+    pixels allow nothing and count nothing; the image's edge has no neighbours outside. From `until_epoch` on (counted
+    from 0; None: never) there is no relaxation; the trainer sets `epoch`.
     """
 
     def __init__(self, *, until_epoch: int | None, global_reduction: bool, ignore_index: int = 255) -> None:
@@ -200,16 +176,11 @@ def _dilate(x: Var) -> Var:
 
 
 class EdgeLoss:
-    """Loss of one edge map.
+    """Loss of one edge map, of kind `bce` or `dice`; raises ValueError for another.
 
-    Args:
-        kind: `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one
-            positives / all, counted over the batch, then the mean over all pixels (not over the weights). `dice`:
-            1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
-        global_reduction: `bce` counts over the batches of all ranks.
-
-    Raises:
-        ValueError: another `kind`.
+    `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one positives / all,
+    counted over the batch (of all ranks with `global_reduction`), then the mean over all pixels (not over the weights).
+    `dice`: 1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
     """
 
     def __init__(self, kind: str, *, global_reduction: bool) -> None:
@@ -234,18 +205,10 @@ class EdgeLoss:
 
 
 class PFNetLoss:
-    """Segmentation loss plus the weighted loss of each edge map.
+    """Segmentation loss times `seg_weight` plus `EdgeLoss` of each edge map times `edge_weight` (0 leaves edges out).
 
-    Args:
-        segmentation: segmentation loss, called with (logits, mask); None for cross entropy as `ohem` says.
-        ohem: hard example mining (`OhemCrossEntropy`); False for plain cross entropy.
-        ohem_threshold: see `OhemCrossEntropy`.
-        min_kept: see `OhemCrossEntropy`.
-        seg_weight: factor of the segmentation loss.
-        edge: kind of `EdgeLoss`.
-        edge_weight: factor of each edge loss; 0 leaves the edges out.
-        ignore_index: label that is left out.
-        global_reduction: of cross entropy and edges; another segmentation loss has its own.
+    `segmentation` is called with (logits, mask) and has its own `global_reduction`; None stands for `OhemCrossEntropy`,
+    or plain `CrossEntropy` without `ohem`.
     """
 
     def __init__(
@@ -280,14 +243,9 @@ class PFNetLoss:
             self.segmentation.epoch = epoch
 
     def __call__(self, output: Output, batch: Mapping[str, Var]) -> dict[str, Var]:
-        """Terms of the loss, weights applied.
+        """Terms of the loss, weights applied: `seg`, and `edge_layer3`, `edge_layer2`, `edge_layer1` (coarse to fine).
 
-        Args:
-            output: `logits` and `edge_logits` of a network.
-            batch: `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
-
-        Returns:
-            `seg`, and `edge_layer3`, `edge_layer2`, `edge_layer1` (coarse to fine) unless `edge_weight` is 0.
+        The batch has `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
         """
         terms = {"seg": self.segmentation(output.logits, batch["mask"]) * self.seg_weight}
         if self.edge_weight:

@@ -1,16 +1,7 @@
-"""The one place that prepares and imports Jittor.
+"""The one place that prepares and imports Jittor: importing this module does the work, the only one that may.
 
-`from pfseg.runtime import jt` gives a Jittor that works offline, on machines with and without a GPU,
-under `mpirun` and alone. Importing this module does the work (the only module of the package that may):
-
-1. `link_onednn` puts the oneDNN of the PyPI package where Jittor looks for its own download. Without it a
-   3x3 convolution takes about 130 times as long.
-2. `hide_unusable_cuda` switches CUDA off unless an NVIDIA driver shows a device: Jittor takes any `nvcc` on
-   the PATH as a GPU machine and dies where the CUDA runtime is not beside it.
-3. `find_mpicc` names the `mpicc` of the PyPI package, which Jittor compiles its MPI operators with.
-
-Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`). Threads come from `OMP_NUM_THREADS`, which
-the launcher sets per rank.
+`from pfseg.runtime import jt` gives a Jittor that works offline, with and without a GPU, under `mpirun` and alone.
+Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`), and `OMP_NUM_THREADS`, which the launcher sets.
 """
 
 from __future__ import annotations
@@ -63,17 +54,11 @@ def settle_home() -> Path:
 
 
 def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
-    """Link the oneDNN of the PyPI package to where Jittor looks for it, safely for several processes at once.
+    """Link the oneDNN of the PyPI package to where Jittor looks for its own download, and return that folder.
 
-    Args:
-        prefix: Python prefix that holds `include/dnnl.h` and `lib/libdnnl.so.2`; default `sys.prefix`.
-        home: folder that holds `.cache/jittor`; default `JITTOR_HOME` or the user's home.
-
-    Returns:
-        The folder with `include` and `lib` that Jittor will use.
-
-    Raises:
-        RuntimeSetupError: the package `onednn-devel-cpu-gomp` is not installed.
+    Without it a 3x3 convolution takes about 130 times as long. Safe for several processes at once. `prefix` (default
+    `sys.prefix`) holds `include/dnnl.h`, `home` `.cache/jittor`. Raises RuntimeSetupError if the package isn't
+    installed.
     """
     prefix = prefix or Path(sys.prefix)
     home = home or settle_home()
@@ -102,10 +87,9 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
 
 
 def hide_unusable_cuda() -> bool:
-    """Switch CUDA off for Jittor where no GPU can be used.
+    """Switch CUDA off unless an NVIDIA driver shows a device; True where it stays on.
 
-    Returns:
-        True where CUDA stays on.
+    Jittor takes any `nvcc` on the PATH as a GPU machine and dies where the CUDA runtime is not beside it.
     """
     use = os.environ.get("PFSEG_DEVICE", "auto") != "cpu" and bool(visible_gpus())
     if not use:

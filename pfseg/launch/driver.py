@@ -1,13 +1,8 @@
 """The driver's side of a job: start mpirun, follow its records, bring the result back (no Jittor).
 
-One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job.
-`run_job` writes `resolved.yaml`, `command.txt` and `environment.json` into the run folder, starts
-
-    mpirun -np <ranks> python -m pfseg.launch.worker <folder>
-
-feeds the rows of `metrics.jsonl` to the sinks (terminal, W&B), and returns `result.json` or raises the first rank's
-error. The ranks' own output is kept in `worker.log`. The folder is on this host only, where rank 0 runs: ranks on
-others get the configuration by their environment, and answer by their output.
+One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job. The
+run folder is on this host only, where rank 0 runs; ranks on others get the configuration by their environment and
+answer by their output.
 """
 
 from __future__ import annotations
@@ -49,7 +44,6 @@ class JobStopped(JobError):
     """A job that was told to stop, saved its state and left; `exit_code` is 143, 130 or 0."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """Keep the exit code that belongs to the signal."""
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -61,16 +55,10 @@ def run_job(
     sinks: Sequence[Sink] = (),
     worker_module: str = "pfseg.launch.worker",
 ) -> dict[str, Any]:
-    """Run one job in its folder and wait for its end.
+    """Run one job in its folder, wait for its end, and return what it wrote into `result.json`.
 
-    Args:
-        folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
-        settings: of the job.
-        sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
-        worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
-
-    Returns:
-        What the job wrote into `result.json`.
+    Each rank is `python -m worker_module`, whose `job(config, folder, stop)` does the work; their output is kept in
+    `worker.log`. `sinks` hear of the job's telemetry; one that fails is left out from then on.
 
     Raises:
         ConfigError: the devices asked for are not there, or this process is itself a rank.

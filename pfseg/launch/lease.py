@@ -1,8 +1,7 @@
 """Jobs of a sweep wait here for the GPUs or cores that they use, so that none lands on those of another.
 
-Each GPU and each core of this machine has a lock file in the folder for temporary files; the job's driver holds the
-locks of those it uses until it ends, however it ends. One waiting job at a time collects locks, in the order of asking:
-a job that needs several is neither overtaken for ever nor kept waiting by one that needs some of the same.
+Each GPU and core of this machine has a lock file, which the job's driver holds until it ends, however it ends. One
+waiting job at a time collects locks, in the order of asking: a job that needs several is never overtaken for ever.
 """
 
 from __future__ import annotations
@@ -27,12 +26,8 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
     """Hold what a job uses, and leave it in the environment for the job's ranks.
 
     With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs
-    that run one by one, this job's part of them otherwise.
-
-    Args:
-        settings: of the job.
-        launcher: Hydra's group `launcher`. Jobs that SLURM starts have their devices from it and take none here.
-        tell: hears in one line what the job waits for.
+    that run one by one, this job's part of them otherwise. Jobs that SLURM starts (by `launcher`, Hydra's group) have
+    their devices from it and take none here. `tell` hears in one line what the job waits for.
     """
     if "slurm" in str(launcher.get("_target_", "")).lower():
         yield
@@ -54,15 +49,9 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
 
 @contextmanager
 def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Iterator[list[str]]:
-    """Hold the locks of `count` of the names, the first ones that are free; wait until there are so many.
+    """Hold the locks of `count` of the names, the first that are free, and yield these in the order given.
 
-    Args:
-        names: what to choose from.
-        count: at most the number of names.
-        tell: called once if there is need to wait.
-
-    Yields:
-        The names held, in the order given.
+    Calls `tell` once if there is need to wait.
     """
     folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

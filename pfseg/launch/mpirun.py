@@ -1,7 +1,4 @@
-"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind.
-
-It is found beside this Python (the PyPI package), then on the PATH.
-"""
+"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind."""
 
 from __future__ import annotations
 
@@ -47,21 +44,13 @@ class Listener(Protocol):
 
 
 class Mpirun:
-    """mpirun and its ranks, from start to end.
+    """mpirun, found beside this Python or on the PATH, and its ranks, from start to end.
 
-    Args:
-        arguments: what each rank's Python is given.
-        ranks: number of ranks.
-        listener: hears of the ranks.
-        watch: finds out that they hang.
-        nodes: where they run besides this host.
-        environment: further variables of the ranks.
+    Each rank's Python is given `arguments` and the variables of `environment`; `listener` hears of the ranks, `watch`
+    finds out that they hang. Raises JobError if mpirun is not installed.
 
     Attributes:
         signum: the first signal that asked this process to stop, None without one.
-
-    Raises:
-        JobError: mpirun is not installed.
     """
 
     def __init__(
@@ -74,7 +63,6 @@ class Mpirun:
         nodes: Nodes,
         environment: Mapping[str, str],
     ) -> None:
-        """Start it."""
         self.signum: int | None = None
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
@@ -146,7 +134,6 @@ class Mpirun:
             self._impatient = True
 
     def _tick(self) -> None:
-        """Look after the ranks once a second."""
         if self.signum is not None:  # again: mpirun drops what comes before its ranks are there
             self._process.send_signal(signal.SIGUSR1)
         if self._process.stdin is not None:  # a word to ranks on other hosts, see `pfseg.launch.watchdog.accompany`

@@ -18,19 +18,9 @@ SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoi
 
 
 def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overrides: Sequence[str]) -> Path:
-    """Write `job.sh` into the run folder.
+    """Write `job.sh` into the run folder, which the job will use too, and return its path; raises WriteError.
 
-    Args:
-        folder: the run folder, which the job will use too.
-        settings: of the job.
-        launch: those of SLURM among them.
-        overrides: of the command line; those of `launch` are left out, for the job runs under mpirun.
-
-    Returns:
-        The script's path.
-
-    Raises:
-        WriteError: it can't be written.
+    Overrides of the group `launch` are left out, for the job runs under mpirun.
     """
     folder = folder.absolute()
     started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
@@ -57,11 +47,7 @@ def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overri
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch; returns what it answers.
-
-    Raises:
-        JobError: sbatch is missing or refuses.
-    """
+    """Hand a script to sbatch and return its answer; raises JobError if sbatch is missing or refuses."""
     if shutil.which("sbatch") is None:
         raise JobError(f"sbatch not found: run `sbatch {shown(script)}` on a host of the cluster (launch.submit=true)")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)

@@ -33,11 +33,7 @@ _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "se
 def sweep(folder: Path) -> Iterator[None]:
     """Run a sweep inside: signals stop it as a whole, and whatever happens ends with the summary.
 
-    Args:
-        folder: the sweep's, in which each job has one.
-
-    Raises:
-        JobError: a job failed, or the sweep was stopped (`exit_code` says by which signal).
+    Raises JobError if a job failed or the sweep, whose `folder` holds one of each job, was stopped.
     """
     (folder / _MARK).unlink(missing_ok=True)
     try:
@@ -129,10 +125,7 @@ def _csv(folder: Path) -> str:
 
 @contextmanager
 def _signals_passed_on(folder: Path) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT to a sweep's driver into a stop of its jobs; a second Ctrl-C ends the sweep at once.
-
-    Jobs that the driver runs itself, one by one, take the signals over while they run (`pfseg.launch.mpirun`).
-    """
+    """Turn SIGTERM and SIGINT into a stop of the sweep's jobs; a second Ctrl-C ends the sweep at once."""
     first: list[float] = []
 
     def stop(signum: int, frame: object) -> None:

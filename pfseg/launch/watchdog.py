@@ -76,10 +76,8 @@ def told(line: str) -> dict[str, Any] | None:
 def accompany(rank: int, limit: float) -> None:
     """Start the process beside this one; to be called before there are further threads.
 
-    Args:
-        rank: of this process.
-        limit: seconds without a word from the driver after which a rank on another host is ended. A cut connection
-            leaves it alone there; on the driver's own host the kernel ends it together with the driver.
+    After `limit` seconds without a word from the driver it ends a rank on another host, which a cut connection leaves
+    alone there; on the driver's own host the kernel ends it together with the driver.
     """
     tell(rank=rank, host=socket.gethostname())
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # for the process beside
@@ -131,7 +129,7 @@ def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> No
 
 
 def _place(dump: str) -> str:
-    """The innermost line of a traceback in code that is no library's, such as `engine/trainer.py:215 (_train_step)`."""
+    """The innermost line of a traceback in code that is no library's: `engine/trainer.py:215 (_train_step)`."""
     frames = _FRAME.findall(dump)
     own = [frame for frame in frames if "/pfseg/" in frame[0] or not frame[0].startswith(_LIBRARIES)]
     for file, line, function in own or frames:
@@ -148,12 +146,7 @@ class _Use(NamedTuple):
 
 
 class _Meter:
-    """Measures whether a rank, with the processes that it started, makes progress.
-
-    Args:
-        process: the rank.
-        limit: seconds without progress that end the job.
-    """
+    """Measures whether a rank and the processes that it started progress; `limit` seconds without end the job."""
 
     def __init__(self, process: int, limit: float) -> None:
         self._rank, self._seconds = psutil.Process(process), _BUSY_SHARE * limit
@@ -198,12 +191,7 @@ def _waits_for_lock(pids: Iterable[int]) -> bool:
 
 
 class Watch:
-    """Finds out that a job hangs.
-
-    Args:
-        ranks: number of ranks.
-        limit: seconds without progress; None never finds it.
-    """
+    """Finds out that a job of so many ranks hangs, after `limit` seconds without progress; None never finds it."""
 
     def __init__(self, ranks: int, limit: float | None) -> None:
         self._ranks, self._limit = ranks, limit
@@ -224,10 +212,7 @@ class Watch:
             self._idle = 0.0
 
     def look(self, ask: Callable[[], None]) -> bool:
-        """Look whether there was progress; True once the job is to be ended.
-
-        `ask` makes the ranks tell where they are; it is called once, a moment before.
-        """
+        """Look for progress; True once the job is to be ended; `ask`, called before, makes the ranks tell where they are."""
         now = time.monotonic()
         passed, self._looked = min(_LONGEST_LOOK, now - self._looked), now
         self._idle += passed

@@ -65,14 +65,9 @@ class BoundaryScores:
         self.totals = np.zeros((len(self.thresholds) + 3, num_classes))
 
     def add(self, pred: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image.
+        """Count an image by (H, W) integers in [0, K), in the mask also `ignore_index`.
 
-        Args:
-            pred: (H, W) integers in [0, K).
-            mask: (H, W) integers in [0, K) or `ignore_index`.
-
-        Raises:
-            DataError: shapes differ, or a label or prediction outside [0, K).
+        Raises DataError if shapes differ, or for other labels.
         """
         if pred.shape != mask.shape or pred.ndim != 2:
             raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
@@ -93,13 +88,8 @@ class BoundaryScores:
     def scores(self, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
         """Return the scores in percent; NaN for a class, or a mean, without an image that counts.
 
-        Args:
-            class_names: K names.
-            exclude: classes that the means leave out.
-
-        Returns:
-            `boundary_F@<threshold>` for each threshold and `boundary_IoU`, means over the classes; and of each class
-            under `<score>/<class>`.
+        These are `boundary_F@<threshold>` for each threshold and `boundary_IoU`, means over the classes but those of
+        `exclude`, and those of each class under `<score>/<class>`.
         """
         *sums, images, common, union = self.totals
         values = {f"boundary_F@{t:g}": _percent(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
@@ -125,15 +115,9 @@ class BoundaryScores:
 
 
 def boundary_f(pred: np.ndarray, mask: np.ndarray, radii: Sequence[int]) -> dict[int, list[float]]:
-    """F-scores of one image for each class that occurs, as `BoundaryScores` defines them.
+    """F-scores (see `BoundaryScores`) in 0..1 of one image for each label that occurs, in the order of `radii`.
 
-    Args:
-        pred: (H, W) uint8, 255 for pixels without a class.
-        mask: likewise.
-        radii: tolerances in pixels, of at least 1.
-
-    Returns:
-        label -> scores in 0..1 in the order of `radii`.
+    Maps are (H, W) uint8, 255 for pixels without a class; `radii` tolerances in pixels, of at least 1.
     """
     present = [np.bincount(labels.ravel(), minlength=_NONE + 1)[:_NONE] > 0 for labels in (pred, mask)]
     scores = {int(label): [0.0] * len(radii) for label in np.flatnonzero(present[0] | present[1])}

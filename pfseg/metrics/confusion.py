@@ -13,19 +13,10 @@ from pfseg.errors import DataError
 
 
 def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
-    """Count pixels by true and predicted class.
+    """Count pixels by true and predicted class: (K, K) int64, `[truth, prediction]`.
 
-    Args:
-        pred: integers in [0, K), any shape.
-        mask: same shape, integers in [0, K) or `ignore_index`.
-        num_classes: K.
-        ignore_index: label of pixels that are not counted.
-
-    Returns:
-        (K, K) int64, `[truth, prediction]`.
-
-    Raises:
-        DataError: shapes differ, or a label or prediction outside [0, K).
+    Takes integers in [0, K) of any shape, in the mask also `ignore_index`, which isn't counted. Raises DataError if
+    shapes differ, or for other labels.
     """
     if pred.shape != mask.shape:
         raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
@@ -42,20 +33,16 @@ def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignor
 
 
 def scores(confusion: np.ndarray, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
-    """All scores of a confusion matrix.
+    """All scores of a confusion matrix (K, K), `[truth, prediction]`.
 
     A score whose denominator is 0 is NaN and left out of the means: the IoU and F1 of a class that occurs neither in
     the truth nor in the prediction, the precision of a class never predicted, the recall of a class not in the truth.
-
-    Args:
-        confusion: (K, K), `[truth, prediction]`.
-        class_names: K names.
-        exclude: classes that `mIoU`, `mF1` and `mAcc` leave out; their pixels are still counted in all other scores.
+    `mIoU`, `mF1` and `mAcc` leave out the classes of `exclude`; their pixels are still counted in all other scores.
 
     Returns:
         `mIoU`, `mF1`, `OA` (share of pixels that are right), `mAcc` (mean recall), `fwIoU` (IoU weighted by how
-        frequent the class is), all in percent; `kappa` (Cohen's, -1..1); then for every class `IoU/<class>`,
-        `precision/<class>`, `recall/<class>`, `F1/<class>` in percent.
+            frequent the class is), all in percent; `kappa` (Cohen's, -1..1); then for every class `IoU/<class>`,
+            `precision/<class>`, `recall/<class>`, `F1/<class>` in percent.
     """
     counts = confusion.astype(np.float64)
     correct, truth, predicted, total = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), counts.sum()

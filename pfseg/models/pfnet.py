@@ -51,16 +51,9 @@ class PyramidPooling(jt.nn.Module):
 
 
 class PFNetHead(Head):
-    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest.
+    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest; arguments as of `PFNet`.
 
-    Args:
-        in_channels: channels of the backbone's maps, fine to coarse.
-        num_classes: K.
-        dim: D, channels of the pyramid.
-        match_dim: see `PointFlow`; likewise `num_edge_points`, `edge_pool` and `salient_pool`.
-        pool_sizes: sizes of the pyramid pooling.
-        pooling: rule of `pfseg.ops.resampling.pooling_windows`.
-        dropout: probability of the channel dropout behind the pyramid pooling.
+    The maps have `in_channels` from fine to coarse, the pyramid `dim` = D; `pooling` is a rule of `pooling_windows`.
     """
 
     def __init__(

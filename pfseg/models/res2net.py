@@ -58,14 +58,7 @@ class Bottle2neck(jt.nn.Module):
 
 
 class Res2Net(LayeredBackbone):
-    """Res2Net with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
-
-    Args:
-        depth: 50 or 101.
-
-    Raises:
-        ValueError: another depth.
-    """
+    """Res2Net of depth 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others."""
 
     feature_strides = (4, 8, 16, 32)
     out_channels = (256, 512, 1024, 2048)

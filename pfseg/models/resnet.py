@@ -72,15 +72,9 @@ _DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
 
 
 class ResNet(LayeredBackbone):
-    """ResNet with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
+    """ResNet of depth 18, 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others.
 
     `layer3` and `layer4` dilate their 3x3 `conv2` while the strides stay 2, unlike the usual output-stride-8 networks.
-
-    Args:
-        depth: 18, 50 or 101.
-
-    Raises:
-        ValueError: another depth.
     """
 
     feature_strides = (4, 8, 16, 32)
@@ -111,10 +105,7 @@ class ResNet(LayeredBackbone):
 
 
 def _deep_stem() -> nn.Sequential:
-    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4.
-
-    The identities keep the published numbers, in which each ReLU is a module.
-    """
+    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4."""
     convolutions = nn.Sequential(
         Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
         BatchNormReLU(64),

@@ -1,11 +1,8 @@
 """Batch normalisation by PyTorch's definition, synchronised over ranks.
 
 Jittor's own takes the variance as E[x²] - E[x]², which loses the deviation of inputs far from zero, stores the biased
-variance, and runs several passes over memory. Here the variance is taken around the mean, the running variance is
-unbiased, and on a CPU the statistics, the normalisation and the ReLU that often follows are one C++ loop each
-(`batchnorm.h`).
-
-Shapes: x (N, C, H, W) float32; everything per channel (C,).
+variance, and runs several passes over memory; here a CPU runs the C++ loops of `batchnorm.h`. Shapes: x (N, C, H, W)
+float32; everything per channel (C,).
 """
 
 from __future__ import annotations

@@ -1,16 +1,9 @@
-"""Convolutions and batched matrix products on a CPU, straight from oneDNN.
+"""Convolutions and batched matrix products on a CPU, straight from oneDNN (`convolution.h`); a GPU takes Jittor's own.
 
-Jittor writes a convolution as a broadcast product and a sum, compiles it for each kernel size and stride, and then
-finds out that oneDNN has it. Here oneDNN is called at once, which saves that compilation, and told how:
-
-* 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), a quarter of the multiplications, where the processor has
-  AVX-512; results differ from the direct sum by about 2e-6 of the largest value,
-* 1x1 convolutions as matrix products on the plain layout, without the copies into oneDNN's blocked one,
-* bias and ReLU of a network that only predicts within the same pass.
-
-A GPU takes Jittor's own. The C++ is in `convolution.h`.
-
-Shapes: x (N, C, H, W), weight (K, C, h, w), y (N, K, H', W'), all float32.
+Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
+of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
+2e-6 of the largest value), 1x1 ones are matrix products on the plain layout, and bias and ReLU of a network that only
+predicts are part of the pass. Shapes: x (N, C, H, W), weight (K, C, h, w), y (N, K, H', W'), all float32.
 """
 
 from __future__ import annotations
@@ -33,15 +26,7 @@ _PLANES = "in0_shape2 * in0_shape3"
 
 
 def _call(call: str, shape: Sequence[int], inputs: list[Var], scratch: int = 0, **options: float) -> Var:
-    """Run a function of `convolution.h`.
-
-    Args:
-        call: the call; `in0_p` is the first input, `out0_p` the result, `out1_p` the scratch memory.
-        shape: of the result.
-        inputs: float32 arrays.
-        scratch: floats of working memory.
-        options: numbers that the call finds in `data`.
-    """
+    """Run a function of `convolution.h` with so many floats of scratch memory and, in `data`, the options."""
     y, memory = jt.code(
         [tuple(shape), (scratch,)],
         ["float32", "float32"],
@@ -121,8 +106,7 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
 class Conv2d(jt.nn.Conv):
     """`jittor.nn.Conv` without groups, computed by oneDNN on a CPU (same arguments, names and initial values).
 
-    Attributes:
-        relu: a ReLU follows within the same pass; only for prediction, it has no gradient.
+    With `relu` a ReLU follows within the same pass; only for prediction, it has no gradient.
     """
 
     relu = False

@@ -34,8 +34,7 @@ def kth_smallest(values: Var, k: int) -> Var:
 def global_kth_smallest(values: Var, k: int, least: float) -> Var:
     """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1.
 
-    Bisection between `least` and 1 by counting: no rank sees another's values, and 30 halvings leave no float32
-    between the bounds.
+    By bisection, as no rank sees another's values: 30 halvings leave no float32 between the bounds.
     """
     low, high = jt.array([least], dtype="float32"), jt.ones((1,))
     for _ in range(30):

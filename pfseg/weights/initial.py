@@ -22,18 +22,9 @@ class Network(Protocol):
 
 
 def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | None) -> str:
-    """Load a backbone file into all of a network but its head.
+    """Load a backbone file into all weights but those that begin with `head.`, and report what was loaded.
 
-    Args:
-        model: network whose head's weights begin with `head.`.
-        path: safetensors, `.pth` or `.pkl`.
-        rename: turns the file's names into the network's.
-
-    Returns:
-        What was loaded, skipped and reshaped.
-
-    Raises:
-        CheckpointError: unreadable, or nothing in it matches.
+    `rename` turns the file's names into the network's. Raises CheckpointError if unreadable, or nothing in it matches.
     """
     state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
     match = match_weights(_shapes(state), read_weights(path), rename)
@@ -47,17 +38,10 @@ def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | Non
 
 
 def load_network(model: Network, path: Path) -> str:
-    """Load a whole network's weights; layers that differ in the number of classes alone keep their initialisation.
+    """Load a whole network's weights, and report what was loaded and what was left.
 
-    Args:
-        model: network with `num_classes`, and `variant` if it has variants.
-        path: checkpoint of a run, safetensors, `.pth` or `.pkl`.
-
-    Returns:
-        What was loaded and what was left.
-
-    Raises:
-        CheckpointError: unreadable, or of another network or variant.
+    Layers that differ in the number of classes alone keep their initialisation. Raises CheckpointError for a file that
+    is unreadable, or of another network or variant.
     """
     state = model.state_dict()
     weights = read_weights(path)

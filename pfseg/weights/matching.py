@@ -29,7 +29,7 @@ class WeightMatch:
     mismatched: dict[str, str] = field(default_factory=dict)
 
     def report(self) -> str:
-        """Return one to three lines: what was loaded, what the network lacks, what only the file has."""
+        """One to three lines: what was loaded, what the network lacks, what only the file has."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         loaded = [f"loaded {len(self.loaded)} of the network's {total} weights", *summary("reshaped", self.reshaped)]
         mismatched = [f"{name}: {shapes}" for name, shapes in self.mismatched.items()]
@@ -52,15 +52,9 @@ def match_weights(
     weights: Mapping[str, np.ndarray],
     rename: Callable[[str], str] | None = None,
 ) -> WeightMatch:
-    """Sort a file's weights by whether they fit a network.
+    """Sort a file's weights by whether they fit a network's `shapes`; raises CheckpointError for a name met twice.
 
-    Args:
-        shapes: of the network's weights, by name.
-        weights: the file's.
-        rename: turns the file's names into the network's; None leaves them.
-
-    Raises:
-        CheckpointError: `rename` gives two weights the same name.
+    `rename` turns the file's names into the network's; None leaves them.
     """
     match = WeightMatch()
     origin: dict[str, str] = {}

@@ -23,17 +23,15 @@ _JITTOR_TAIL = b"HCAJSLHD"  # the last 8 bytes of jt.save's files, after the pic
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the weights of a safetensors file, a PyTorch file (zip or legacy stream) or a Jittor pickle.
+    """Read the weights of a safetensors file, a PyTorch file (zip or legacy stream) or a Jittor pickle, by name.
 
-    The format is told from the content. The weights may be wrapped in `state_dict`, `model_state_dict` or
-    `model`; a leading `module.` is stripped; `num_batches_tracked`, whatever is no array, and the sections of our
-    own checkpoints beside the weights are left out. Nothing in the file is executed.
+    The format is told from the content. The weights may be wrapped in `state_dict`, `model_state_dict` or `model`; a
+    leading `module.` is stripped; `num_batches_tracked`, whatever is no array, and the sections of our own checkpoints
+    beside the weights are left out. Nothing in the file is executed. Arrays are C-contiguous copies; float16 and
+    bfloat16 become float32, other types stay.
 
-    Returns:
-        name -> C-contiguous array of its own; float16 and bfloat16 become float32, other types stay.
-
-    Raises:
-        CheckpointError: missing, empty, damaged, another kind of file, without weights, or asking for more than these.
+    Raises CheckpointError: missing, empty, damaged, another kind of file, without weights, or asking for more than
+    these.
     """
     path = Path(path)
     try:

@@ -31,11 +31,7 @@ _STORAGES = {
 
 
 def torch_bytes(weights: Mapping[str, np.ndarray]) -> bytes:
-    """Content of a `.pth` file that holds `weights` as a flat state dict.
-
-    Raises:
-        CheckpointError: an array of a type that PyTorch lacks.
-    """
+    """Content of a `.pth` file that holds `weights` as a flat state dict; raises CheckpointError for foreign types."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _state_dict(weights))

@@ -20,15 +20,9 @@ def export_weights(model: Module) -> Arrays:
 
 
 def load_weights(model: Module, arrays: Arrays, source: str) -> None:
-    """Replace all weights of a network.
+    """Replace all weights of a network by arrays from `source`, a name for messages.
 
-    Args:
-        model: the network.
-        arrays: at least its weights.
-        source: where they come from, for messages.
-
-    Raises:
-        CheckpointError: a key is missing or has another shape; the network stays as it was.
+    Raises CheckpointError if a key is missing or has another shape; the network then stays as it was.
     """
     state = model.state_dict()
     for key, var in state.items():

@@ -1,8 +1,7 @@
 """Arrays from pickles of PyTorch, Jittor and NumPy, without trust in the file.
 
-A pickle may name what `_NAMES` and `_CONTAINERS` list. Of these only the plain containers are made; every other name is
-recorded as a `Reference`, and so is a call of one, and nothing is looked up or executed. `view` turns the record of an
-array or tensor into a NumPy array afterwards.
+A pickle may name what `_NAMES` and `_CONTAINERS` list. Only the plain containers are made; every other name, and a call
+of one, is recorded as a `Reference`, never looked up or executed. `view` turns records into NumPy arrays afterwards.
 """
 
 from __future__ import annotations
@@ -77,9 +76,7 @@ class WeightsUnpickler(pickle._Unpickler):
     """Reads one pickle of a stream; raises ForbiddenNameError, or anything else for bytes that are no pickle.
 
     In pure Python: the C one allocates what a file claims to need, takes copyreg's extensions without `find_class`.
-
-    Attributes:
-        types: data type of each storage that the pickle mentions, by key.
+    `types` has the data type of each storage that the pickle mentions, by key.
     """
 
     def __init__(self, stream: io.BytesIO) -> None:
@@ -112,8 +109,7 @@ class WeightsUnpickler(pickle._Unpickler):
 def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
     """The array that an unpickled value is or describes, without a copy; None for anything else.
 
-    Raises:
-        ValueError: sizes, strides or offsets that don't fit the stored values.
+    Raises ValueError for sizes, strides or offsets that don't fit the stored values.
     """
     if not isinstance(value, Reference):
         return value if isinstance(value, np.ndarray) else None
