@@ -17,19 +17,14 @@ Gpus = Literal["auto"] | int | list[int]
 
 
 class Settings(Protocol):
-    """What the settings of a job say about devices."""
+    """What the settings of a job say about devices of each host, ranks, and how these are started."""
 
     @property
-    def gpus(self) -> Gpus:
-        """Devices of each host."""
-
+    def gpus(self) -> Gpus: ...  # noqa: D102
     @property
-    def ranks(self) -> Literal["auto"] | int:
-        """Number of ranks."""
-
+    def ranks(self) -> Literal["auto"] | int: ...  # noqa: D102
     @property
-    def launch(self) -> object:
-        """How they are started: one of the group `launch`."""
+    def launch(self) -> object: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -95,11 +90,11 @@ def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
             raise ConfigError(f"ranks={ranks} but launch.hosts gives {total}: leave out ranks")
         return total, chosen
     if ranks == "auto":
-        return max(_tasks() if not chosen else 1, len(chosen) * _allocated_nodes()), chosen
-    if kind == "mpi" and ranks == 1 < _tasks():
+        return (len(chosen) * _slurm("JOB_NUM_NODES") if chosen else _slurm("NTASKS")), chosen
+    if kind == "mpi" and ranks == 1 < (tasks := _slurm("NTASKS")):
         raise ConfigError(
-            f"one rank within a SLURM allocation of {_tasks()} tasks would leave the others idle: "
-            f"add ranks={_tasks()}, or ask SLURM for one task (--ntasks=1)"
+            f"one rank within a SLURM allocation of {tasks} tasks would leave the others idle: "
+            f"add ranks={tasks}, or ask SLURM for one task (--ntasks=1)"
         )
     return ranks, chosen
 
@@ -108,7 +103,7 @@ def plan_nodes(settings: Settings) -> Nodes:
     """Work out on which hosts the ranks of `plan_ranks` run; raises ConfigError for a wrong `launch.hosts`."""
     interface = getattr(settings.launch, "interface", None)
     if not (given := _hosts(settings)):
-        nodes, ranks = _allocated_nodes(), plan_ranks(settings)[0]
+        nodes, ranks = _slurm("JOB_NUM_NODES"), plan_ranks(settings)[0]
         per_node = ranks // nodes if nodes > 1 and ranks % nodes == 0 else None
         return Nodes(several=nodes > 1, per_node=per_node, interface=interface)
     hosts = _parse_hosts(given, max(1, len(choose_gpus(settings.gpus))))
@@ -117,7 +112,7 @@ def plan_nodes(settings: Settings) -> Nodes:
 
 def other_slurm_process() -> bool:
     """Tell whether `srun` started this process beside a first one, which alone has to start the job."""
-    return int(os.environ.get("SLURM_PROCID", "0")) > 0
+    return _slurm("PROCID", default=0) > 0
 
 
 def _hosts(settings: Settings) -> list[str]:
@@ -177,9 +172,5 @@ def _is_here(host: str) -> bool:
     return False
 
 
-def _allocated_nodes() -> int:
-    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-
-
-def _tasks() -> int:
-    return int(os.environ.get("SLURM_NTASKS", "1"))
+def _slurm(name: str, default: int = 1) -> int:
+    return int(os.environ.get(f"SLURM_{name}", default))

@@ -6,6 +6,8 @@ import errno
 import logging
 import math
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,11 @@ def shown(path: str | Path) -> str:
     """Spell a path as the user would type it: relative to the working folder where it lies below."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def program(name: str) -> str | None:
+    """Path of a program: beside this Python, where PyPI packages put theirs, or else on the PATH."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
 
 
 @contextmanager
@@ -74,11 +81,10 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     Without `wait` raises TimeoutError if it is held elsewhere, and OSError if the lock file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own, locked = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0), False
-    while not locked:
+    own = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0)
+    while not own.is_locked:
         try:
             own.acquire()
-            locked = True
         except TimeoutError:
             if not wait:
                 raise

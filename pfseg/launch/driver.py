@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
+from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun, handled
 from pfseg.launch.provenance import command_line, data_state, environment
 from pfseg.launch.watchdog import Watch, told
 from pfseg.launch.worker import pack_config, write_result
@@ -49,11 +49,7 @@ class JobStopped(JobError):
 
 
 def run_job(
-    folder: Path,
-    settings: Train | Evaluate,
-    *,
-    sinks: Sequence[Sink] = (),
-    worker_module: str = "pfseg.launch.worker",
+    folder: Path, settings: Train | Evaluate, *, sinks: Sequence[Sink] = (), worker_module: str = "pfseg.launch.worker"
 ) -> dict[str, Any]:
     """Run one job in its folder, wait for its end, and return what it wrote into `result.json`.
 
@@ -99,7 +95,7 @@ def run_job(
             nodes=plan_nodes(settings),
             environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
         )
-        with process.signals():
+        with handled(STOPPING, process.stop):
             code = process.wait()
         return _ending(folder, settings, code, process.signum, telemetry)
     finally:
@@ -140,10 +136,8 @@ class _Telemetry:
 
     def log(self, text: str) -> None:
         """Append to `worker.log`; where the disk is full, `tail` still holds the last lines."""
-        try:
+        with suppress(OSError):
             self._log.write(f"{text}\n".encode())
-        except OSError:
-            pass
 
     def poll(self) -> None:
         """Hand on what has come since the last call."""

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,14 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
         given = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, share // ranks)))}
         if anyone:
             given["CUDA_VISIBLE_DEVICES"] = ",".join(name.removeprefix("gpu-") for name in held)
-        with _environment(given):
+        before = {name: os.environ[name] for name in given if name in os.environ}
+        os.environ.update(given)
+        try:
             yield
+        finally:
+            for name in given:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextmanager
@@ -56,37 +62,26 @@ def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Itera
     folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
 
-    @cache
-    def tell_once() -> None:
-        tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs")
+    tell_once = cache(lambda: tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs"))
+
+    def collect(names: Sequence[str], count: int, locks: ExitStack) -> set[str]:
+        held: set[str] = set()
+        while True:
+            for name in names:
+                with suppress(TimeoutError):  # another process has it
+                    if len(held) < count and name not in held:
+                        locks.enter_context(lock(folder / name.replace("/", "_"), wait=False))
+                        held.add(name)
+            if len(held) == count:
+                return held
+            tell_once()
+            time.sleep(_LOOK_SECONDS)
 
     with ExitStack() as locks:
-        held: set[str] = set()
         with ExitStack() as turn:
-            while not _take(folder / "turn", turn):
-                tell_once()
-                time.sleep(_LOOK_SECONDS)
-            while not _collect(folder, names, count, held, locks):
-                tell_once()
-                time.sleep(_LOOK_SECONDS)
+            collect(["turn"], 1, turn)
+            held = collect(names, count, locks)
         yield [name for name in names if name in held]
-
-
-def _collect(folder: Path, names: Sequence[str], count: int, held: set[str], locks: ExitStack) -> bool:
-    """Lock what is free of the names, up to `count` of them; True once there are so many."""
-    for name in names:
-        if len(held) < count and name not in held and _take(folder / name.replace("/", "_"), locks):
-            held.add(name)
-    return len(held) == count
-
-
-def _take(path: Path, locks: ExitStack) -> bool:
-    """Lock a path until `locks` is closed; False if another process has it."""
-    try:
-        locks.enter_context(lock(path, wait=False))
-    except TimeoutError:
-        return False
-    return True
 
 
 def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
@@ -103,17 +98,3 @@ def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
     else:
         wanted = cores
     return min(cores, max(ranks, wanted))
-
-
-@contextmanager
-def _environment(given: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

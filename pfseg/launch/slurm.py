@@ -26,8 +26,9 @@ def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overri
     started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
     command = [sys.executable, *([str(started)] if started.stem == settings.job else ["-m", "pfseg", settings.job])]
     kept = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] != "launch"]
-    inside = [f"launch.timeout={_plain(launch.timeout)}", f"launch.interface={_plain(launch.interface)}"]
-    start = shlex.join([*command, *kept, "launch=mpi", *inside, f"hydra.run.dir={folder}"])
+    inside = {"timeout": launch.timeout, "interface": launch.interface}
+    kept += ["launch=mpi", *(f"launch.{key}={'null' if value is None else value}" for key, value in inside.items())]
+    start = shlex.join([*command, *kept, f"hydra.run.dir={folder}"])
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(folder, settings, launch)),
@@ -73,7 +74,3 @@ def _options(folder: Path, settings: Train | Evaluate, launch: Slurm) -> list[st
         "signal": f"B:USR1@{SAVING_SECONDS}",  # to the script, which has become the driver
     }
     return [*(f"--{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value), *launch.options]
-
-
-def _plain(value: float | str | None) -> str:
-    return "null" if value is None else str(value)

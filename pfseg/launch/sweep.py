@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import yaml
-from rich.table import Table
 from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown, write_atomic
 from pfseg.launch.driver import JobStopped
+from pfseg.launch.mpirun import handled
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import STYLES, csv_text
 from pfseg.tracking import terminal
@@ -37,14 +37,13 @@ def sweep(folder: Path) -> Iterator[None]:
     """
     (folder / _MARK).unlink(missing_ok=True)
     try:
-        with _signals_passed_on(folder):
+        with handled((signal.SIGTERM, signal.SIGINT), _stopper(folder)):
             yield
     except (Exception, KeyboardInterrupt) as error:
         runs = summarise(folder)
         if (code := stopped(folder)) is not None:
-            raise JobStopped(
-                f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}", code
-            ) from None
+            text = f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}"
+            raise JobStopped(text, code) from None
         failed = [run for run in runs if run.status not in ("finished", "stopped")]
         if isinstance(error, KeyboardInterrupt) or not failed:
             raise
@@ -72,36 +71,26 @@ def summarise(folder: Path) -> list[Run]:
     except ConfigError:  # none has started
         return []
     overrides = [_overrides(run) for run in runs]
-    write_atomic(folder / "multirun.csv", _to_csv(runs, overrides))
     shared = set.intersection(*map(set, overrides)) if len(runs) > 1 else set()
-    console = terminal.console()
-    console.print(_table(runs, [[text for text in own if text not in shared] for own in overrides]))
-    for run in runs:
-        if run.status != "finished" and run.detail:
-            terminal.line(console, f"{_job(run)}: {run.detail}", STYLES[run.status])
-    terminal.line(console, f"written: {_csv(folder)}", "dim")
-    return runs
-
-
-def _table(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> Table:
-    numbers = ("job", "best mIoU", "time")
-    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=numbers)
     best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
+    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=("job", "best mIoU", "time"))
+    rows: list[list[object]] = []
     for run, own in zip(runs, overrides, strict=True):
-        miou = run.best.miou if run.best else None
-        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
-        status = Text(run.status, STYLES[run.status])
-        table.add_row(_job(run), " ".join(own) or "-", score, terminal.duration(run.seconds), status)
-    return table
-
-
-def _to_csv(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> str:
-    rows = []
-    for run, own in zip(runs, overrides, strict=True):
+        job, all_own = run.folder.name, " ".join(own)
         miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
         seconds = None if run.seconds is None else round(run.seconds, 3)
-        rows.append([_job(run), " ".join(own), run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
-    return csv_text(_COLUMNS, rows)
+        rows.append([job, all_own, run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
+        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
+        differing = " ".join(text for text in own if text not in shared) or "-"
+        table.add_row(job, differing, score, terminal.duration(run.seconds), Text(run.status, STYLES[run.status]))
+    write_atomic(folder / "multirun.csv", csv_text(_COLUMNS, rows))
+    console = terminal.console()
+    console.print(table)
+    for run in runs:
+        if run.status != "finished" and run.detail:
+            terminal.line(console, f"{run.folder.name}: {run.detail}", STYLES[run.status])
+    terminal.line(console, f"written: {_csv(folder)}", "dim")
+    return runs
 
 
 def _overrides(run: Run) -> list[str]:
@@ -112,10 +101,6 @@ def _overrides(run: Run) -> list[str]:
     return [str(text) for text in found] if isinstance(found, list) else []
 
 
-def _job(run: Run) -> str:
-    return run.folder.name
-
-
 def _csv(folder: Path) -> str:
     return shown((folder / "multirun.csv").absolute())
 
@@ -123,12 +108,11 @@ def _csv(folder: Path) -> str:
 # Signals
 
 
-@contextmanager
-def _signals_passed_on(folder: Path) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into a stop of the sweep's jobs; a second Ctrl-C ends the sweep at once."""
+def _stopper(folder: Path) -> Callable[[int, object], None]:
+    """A handler of signals that stops the sweep's jobs; a second Ctrl-C ends the sweep at once."""
     first: list[float] = []
 
-    def stop(signum: int, frame: object) -> None:
+    def stop(signum: int, _: object) -> None:
         if first and signum == signal.SIGINT and time.monotonic() - first[0] > 0.5:  # sooner it is the same key press
             raise KeyboardInterrupt
         first.append(time.monotonic())
@@ -140,12 +124,7 @@ def _signals_passed_on(folder: Path) -> Iterator[None]:
         if not drivers:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop
 
 
 def _drivers() -> set[int]:

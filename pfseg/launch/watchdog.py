@@ -212,7 +212,7 @@ class Watch:
             self._idle = 0.0
 
     def look(self, ask: Callable[[], None]) -> bool:
-        """Look for progress; True once the job is to be ended; `ask`, called before, makes the ranks tell where they are."""
+        """Look for progress; True once the job is to be ended. Before, `ask` lets the ranks tell where they are."""
         now = time.monotonic()
         passed, self._looked = min(_LONGEST_LOOK, now - self._looked), now
         self._idle += passed

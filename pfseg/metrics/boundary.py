@@ -53,11 +53,7 @@ class BoundaryScores:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        ignore_index: int = 255,
-        thresholds: Sequence[float] = THRESHOLDS,
-        ratio: float = 0.02,
+        self, num_classes: int, ignore_index: int = 255, thresholds: Sequence[float] = THRESHOLDS, ratio: float = 0.02
     ) -> None:
         assert num_classes <= _NONE
         self.num_classes, self.ignore_index = num_classes, ignore_index

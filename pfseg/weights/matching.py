@@ -33,10 +33,7 @@ class WeightMatch:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         loaded = [f"loaded {len(self.loaded)} of the network's {total} weights", *summary("reshaped", self.reshaped)]
         mismatched = [f"{name}: {shapes}" for name, shapes in self.mismatched.items()]
-        lacking = [
-            *summary("missing in the file", self.missing),
-            *summary("of another shape, not loaded", mismatched),
-        ]
+        lacking = [*summary("missing in the file", self.missing), *summary("of another shape, not loaded", mismatched)]
         lines = ["; ".join(loaded), "; ".join(lacking), *summary("in the file only", self.skipped)]
         return "\n".join(line for line in lines if line)
 
@@ -48,9 +45,7 @@ def summary(what: str, names: Sequence[str]) -> list[str]:
 
 
 def match_weights(
-    shapes: Mapping[str, Sequence[int]],
-    weights: Mapping[str, np.ndarray],
-    rename: Callable[[str], str] | None = None,
+    shapes: Mapping[str, Sequence[int]], weights: Mapping[str, np.ndarray], rename: Callable[[str], str] | None = None
 ) -> WeightMatch:
     """Sort a file's weights by whether they fit a network's `shapes`; raises CheckpointError for a name met twice.
 
