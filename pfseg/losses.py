@@ -83,7 +83,7 @@ class OhemCrossEntropy:
     """
 
     def __init__(
-        self, *, threshold: float, min_kept: int, ignore_index: int = 255, global_reduction: bool = False
+        self, threshold: float, min_kept: int, *, ignore_index: int = 255, global_reduction: bool = False
     ) -> None:
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
         self.global_reduction = global_reduction
@@ -93,16 +93,13 @@ class OhemCrossEntropy:
         loss, valid = _pixel_cross_entropy(logits, mask, self.ignore_index)
         with jt.no_grad():
             probability = jt.exp(-loss).minimum(1.0).reshape(-1)  # 1 where ignored
-            limit = self._limit(probability)
+            count = probability.shape[0]
+            if self.global_reduction and world_size() > 1:
+                limit = global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
+            else:
+                limit = kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
             kept = valid * (probability <= limit.broadcast(probability)).float32().reshape(valid.shape)
         return _mean(loss * kept, kept, self.global_reduction)
-
-    def _limit(self, probability: Var) -> Var:
-        """The largest probability, of those in (N*H*W,), at which a pixel is kept; shape (1,)."""
-        count = probability.shape[0]
-        if self.global_reduction and world_size() > 1:
-            return global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
-        return kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
 
 
 class ImageWeightedCrossEntropy:
@@ -163,16 +160,12 @@ class RelaxedBoundaryLoss:
             return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.global_reduction)
         valid = (mask != self.ignore_index).float32()
         with jt.no_grad():
-            allowed = _dilate(_one_hot(mask, logits.shape[1]))
+            one_hot = _one_hot(mask, logits.shape[1])
+            allowed = nn.Pool(3, stride=1, padding=1, op="maximum")(one_hot).maximum(0.0)  # by any pixel of the 3x3
             count = allowed.sum(1).maximum(1.0)
         # log(sum over allowed) as log-sum-exp over logits pushed far down where a class is not allowed
         loss = _log_sum_exp(logits) - _log_sum_exp(logits + (allowed - 1.0) * 1e9)
         return _mean(loss * valid / count, valid, self.global_reduction)
-
-
-def _dilate(x: Var) -> Var:
-    """Maximum over the 3x3 neighbourhood of (N, K, H, W) values in 0..1, nothing outside."""
-    return nn.Pool(3, stride=1, padding=1, op="maximum")(x).maximum(0.0)
 
 
 class EdgeLoss:
@@ -224,16 +217,9 @@ class PFNetLoss:
         ignore_index: int,
         global_reduction: bool,
     ) -> None:
-        if segmentation is None and ohem:
-            segmentation = OhemCrossEntropy(
-                threshold=ohem_threshold,
-                min_kept=min_kept,
-                ignore_index=ignore_index,
-                global_reduction=global_reduction,
-            )
-        elif segmentation is None:
-            segmentation = CrossEntropy(ignore_index=ignore_index, global_reduction=global_reduction)
-        self.segmentation = segmentation
+        plain = CrossEntropy(ignore_index=ignore_index, global_reduction=global_reduction)
+        hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index=ignore_index, global_reduction=global_reduction)
+        self.segmentation = segmentation or (hard if ohem else plain)
         self.edge = EdgeLoss(edge, global_reduction=global_reduction)
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from pfseg.errors import DataError
+from pfseg.metrics.confusion import check_labels, divide
 
 THRESHOLDS = (0.0005, 0.001875, 0.00375, 0.005)  # tolerances of the published scores, of the image diagonal
 _NONE = 255
@@ -88,8 +89,8 @@ class BoundaryScores:
         `exclude`, and those of each class under `<score>/<class>`.
         """
         *sums, images, common, union = self.totals
-        values = {f"boundary_F@{t:g}": _percent(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
-        values["boundary_IoU"] = _percent(common, union)
+        values = {f"boundary_F@{t:g}": 100 * divide(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
+        values["boundary_IoU"] = 100 * divide(common, union)
         kept = [name not in exclude for name in class_names]
         counted = {key: row[kept][~np.isnan(row[kept])] for key, row in values.items()}
         means = {key: float(row.mean()) if row.size else math.nan for key, row in counted.items()}
@@ -101,12 +102,7 @@ class BoundaryScores:
         return means | per_class
 
     def _labels(self, what: str, labels: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-        counted = labels[~ignored]
-        if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < self.num_classes:
-            raise DataError(
-                f"{what} has labels from {counted.min()} to {counted.max()}; expected 0..{self.num_classes - 1} "
-                f"or {self.ignore_index} (config: dataset.classes, dataset.ignore_index)"
-            )
+        check_labels(what, labels[~ignored], self.num_classes, self.ignore_index)
         return np.where(ignored, np.uint8(_NONE), labels.astype(np.uint8))
 
 
@@ -196,8 +192,3 @@ def _band(labels: np.ndarray, width: int) -> np.ndarray:
     for side in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
         band[side] = labels[side]
     return band
-
-
-def _percent(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """100 times the quotient; NaN where the denominator is 0."""
-    return 100 * np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)

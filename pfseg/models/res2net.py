@@ -6,7 +6,7 @@ Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
 from __future__ import annotations
 
 from pfseg.models.network import LayeredBackbone
-from pfseg.models.resnet import ResNet, initialise_convolutions
+from pfseg.models.resnet import ResNet, initialise_convolutions, make_layer
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
@@ -66,9 +66,8 @@ class Res2Net(LayeredBackbone):
     def __init__(self, depth: int) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(
-                f"Res2Net of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
-            )
+            known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
+            raise ValueError(f"Res2Net of depth {depth} is unknown; {known}")
         counts = _DEPTHS[depth]
         self.layer0 = nn.Sequential(
             Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
@@ -76,19 +75,10 @@ class Res2Net(LayeredBackbone):
             nn.Identity(),  # keeps the published numbers, in which ReLU is a module
             nn.Pool(3, stride=2, padding=1, op="maximum"),
         )
-        self.layer1 = _layer(64, 64, counts[0], stride=1)
-        self.layer2 = _layer(256, 128, counts[1], stride=2)
-        self.layer3 = _layer(512, 256, counts[2], stride=2)
-        self.layer4 = _layer(1024, 512, counts[3], stride=2)
+        self.layer1 = make_layer(Bottle2neck, 64, 64, counts[0], stride=1)
+        self.layer2 = make_layer(Bottle2neck, 256, 128, counts[1], stride=2)
+        self.layer3 = make_layer(Bottle2neck, 512, 256, counts[2], stride=2)
+        self.layer4 = make_layer(Bottle2neck, 1024, 512, counts[3], stride=2)
         initialise_convolutions(self)
 
     rename_pretrained = staticmethod(ResNet.rename_pretrained)
-
-
-def _layer(in_channels: int, channels: int, count: int, *, stride: int) -> nn.Sequential:
-    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
-    out = channels * Bottle2neck.expansion
-    downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-    blocks = [Bottle2neck(in_channels, channels, stride, downsample)]
-    blocks += [Bottle2neck(out, channels, 1, None) for _ in range(count - 1)]
-    return nn.Sequential(*blocks)

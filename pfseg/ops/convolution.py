@@ -60,7 +60,9 @@ class _Convolution(jt.Function):
         tiles = n * math.prod(-(-side // 4) for side in y_sides)
         winograd = plain and kernel == [3, 3] and min(c, k) >= _MIN_CHANNELS and tiles >= _MIN_TILES
         self.pointwise = plain and kernel == [1, 1] and self.padding == (0, 0)
-        self.options = self._options(winograd)
+        pairs = (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation))
+        self.options: dict[str, float] = {f"{name}{axis}": pair[axis] for name, pair in pairs for axis in (0, 1)}
+        self.options["winograd"] = winograd
         y_shape = [n, k, *y_sides]
         self.scratch = _scratch(x.shape, weight.shape, y_shape, winograd)
         self.x, self.weight, self.bias = x, weight, bias
@@ -86,10 +88,6 @@ class _Convolution(jt.Function):
         call = f"gradient_w({{in1->shape, out0->shape, in0->shape, data}}, in0_p, in1_p, out0_p, {_SCRATCH})"
         weight_grad = _call(call, weight.shape, [upstream, x], self.scratch, **self.options)
         return x_grad, weight_grad, None if self.bias is None else upstream.sum([0, 2, 3]), None
-
-    def _options(self, winograd: bool) -> dict[str, float]:
-        pairs = (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation))
-        return {f"{name}{axis}": float(pair[axis]) for name, pair in pairs for axis in (0, 1)} | {"winograd": winograd}
 
 
 def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: bool) -> int:

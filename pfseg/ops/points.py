@@ -54,12 +54,10 @@ def sample_points(x: Var, grid: tuple[int, int], indices: Var) -> Var:
     """
     n, c, h, w = x.shape
     points = indices.shape[1]
-    rows = _cell_positions(grid[0], h)
-    columns = _cell_positions(grid[1], w)
     row, column = indices // grid[1], indices % grid[1]
     corners = []
-    for y_position, y_weight in rows:
-        for x_position, x_weight in columns:
+    for y_position, y_weight in _cell_positions(grid[0], h):
+        for x_position, x_weight in _cell_positions(grid[1], w):
             cell = _look_up(y_position, row) * w + _look_up(x_position, column)
             weight = _look_up(y_weight, row) * _look_up(x_weight, column)
             corners.append(gather_points(x.reshape(n, c, h * w), cell) * weight.broadcast([n, c, points], [1]))

@@ -28,14 +28,14 @@ class WeightMatch:
     reshaped: list[str] = field(default_factory=list)
     mismatched: dict[str, str] = field(default_factory=dict)
 
-    def report(self) -> str:
+    def report(self, separator: str = "\n") -> str:
         """One to three lines: what was loaded, what the network lacks, what only the file has."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         loaded = [f"loaded {len(self.loaded)} of the network's {total} weights", *summary("reshaped", self.reshaped)]
         mismatched = [f"{name}: {shapes}" for name, shapes in self.mismatched.items()]
         lacking = [*summary("missing in the file", self.missing), *summary("of another shape, not loaded", mismatched)]
         lines = ["; ".join(loaded), "; ".join(lacking), *summary("in the file only", self.skipped)]
-        return "\n".join(line for line in lines if line)
+        return separator.join(line for line in lines if line)
 
 
 def summary(what: str, names: Sequence[str]) -> list[str]:

@@ -9,25 +9,16 @@ import io
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from pfseg.errors import CheckpointError
+from pfseg.weights.unpickling import STORAGES, TYPES
 
 _FILE_HEADER = 30  # bytes before a file's name in the archive
 _ALIGNMENT = 64  # of the values in the file, as PyTorch maps them into memory
-_STORAGES = {
-    "bool": "BoolStorage",
-    "uint8": "ByteStorage",
-    "int8": "CharStorage",
-    "int16": "ShortStorage",
-    "int32": "IntStorage",
-    "int64": "LongStorage",
-    "float16": "HalfStorage",
-    "float32": "FloatStorage",
-    "float64": "DoubleStorage",
-}
+_STORAGES = {TYPES[code].name: name.removeprefix("torch.") for name, code in STORAGES.items() if code != "BF16"}
 
 
 def torch_bytes(weights: Mapping[str, np.ndarray]) -> bytes:
@@ -62,7 +53,7 @@ def _tensor(name: str, array: np.ndarray, index: int) -> bytes:
         raise CheckpointError(f"{name} is of type {array.dtype}, which PyTorch lacks; expected {', '.join(_STORAGES)}")
     strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
     storage = _tuple(_text("storage"), _global("torch", kind), _text(str(index)), _text("cpu"), _whole(array.size))
-    parts = (storage + pickle.BINPERSID, _whole(0), _wholes(array.shape), _wholes(strides))
+    parts = (storage + pickle.BINPERSID, _whole(0), _tuple(*map(_whole, array.shape)), _tuple(*map(_whole, strides)))
     arguments = _tuple(*parts, pickle.NEWFALSE, _ORDERED_DICT)
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
@@ -78,10 +69,6 @@ def _text(text: str) -> bytes:
 
 def _whole(number: int) -> bytes:
     return pickle.BININT + struct.pack("<i", number)
-
-
-def _wholes(numbers: Sequence[int]) -> bytes:
-    return _tuple(*map(_whole, numbers))
 
 
 def _tuple(*items: bytes) -> bytes:

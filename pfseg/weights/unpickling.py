@@ -22,24 +22,12 @@ TYPES: dict[str, np.dtype[Any]] = {
 }
 TYPES |= {"BOOL": np.dtype("?"), "BF16": np.dtype([("bf16", "<u2")])}  # NumPy has no bfloat16: told by a field's name
 
-_STORAGES = {
-    f"torch.{name}Storage": code
-    for name, code in {
-        "Bool": "BOOL",
-        "Byte": "U8",
-        "Char": "I8",
-        "Short": "I16",
-        "Int": "I32",
-        "Long": "I64",
-        "Half": "F16",
-        "BFloat16": "BF16",
-        "Float": "F32",
-        "Double": "F64",
-    }.items()
-}
+_KINDS = "Bool Byte Char Short Int Long Half BFloat16 Float Double".split()
+_CODES = "BOOL U8 I8 I16 I32 I64 F16 BF16 F32 F64".split()
+STORAGES = {f"torch.{kind}Storage": code for kind, code in zip(_KINDS, _CODES, strict=True)}
 
 _CONTAINERS: dict[str, type] = {f"collections.{kind.__name__}": kind for kind in (OrderedDict, defaultdict)}
-_NAMES = {*_STORAGES, "torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
+_NAMES = {*STORAGES, "torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
 _NAMES |= {"jittor.Var", "jittor.jittor_core.Var"}  # as versions of jt.save name it
 _NAMES |= {f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}
 for _core in ("numpy.core.", "numpy._core."):  # NumPy 1 and 2
@@ -102,8 +90,8 @@ class WeightsUnpickler(pickle._Unpickler):
         kind, storage, key, _, length, *view = pid
         if kind != "storage" or not isinstance(key, str | int) or view not in ([], [None]):
             raise pickle.UnpicklingError("a storage of an unknown kind")
-        self.types[str(key)] = TYPES[_STORAGES[storage.name]]
-        return Reference("storage", (str(key), _STORAGES[storage.name], length))
+        self.types[str(key)] = TYPES[STORAGES[storage.name]]
+        return Reference("storage", (str(key), STORAGES[storage.name], length))
 
 
 def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
