@@ -58,10 +58,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials, `n_jobs` at a time; overrides in `arguments` take the place of `params` of the same key.
-
-        Raises JobError if the sweep was stopped, or each trial of the study failed.
-        """
+        """Run the trials, `n_jobs` at a time, `arguments` before `params`; raises JobError if stopped or all failed."""
         import optuna
 
         from pfseg.launch.sweep import stopped

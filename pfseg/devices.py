@@ -1,7 +1,4 @@
-"""Which GPUs and hosts a job may use and how many ranks it has (no Jittor, no CUDA call).
-
-A job runs on this host; on those of `launch.hosts`; or, within SLURM, on the nodes of the allocation.
-"""
+"""Which GPUs and hosts a job may use and how many ranks it has (no Jittor, no CUDA call)."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(gpus: Gpus) -> list[str]:
-    """Choose among this host's GPUs, by number or positions; names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
-
-    Raises ConfigError for more than are visible.
-    """
+    """Names of this host's GPUs for `CUDA_VISIBLE_DEVICES`, none for the CPU; ConfigError for more than are visible."""
     wanted = _positions(gpus)
     visible = visible_gpus()
     if wanted is None:

@@ -16,10 +16,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pfseg.ops.selection import global_kth_smallest, kth_smallest
-from pfseg.runtime import jt, world_size
+from pfseg.runtime import Var, jt, world_size
 
 nn = jt.nn
-Var = jt.Var
 
 
 class Output(Protocol):

@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     import jittor as jt
 else:
     jt = _import_jittor()
+Var = jt.Var
 
 
 @lru_cache(maxsize=1)

@@ -55,10 +55,7 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
 
 @contextmanager
 def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Iterator[list[str]]:
-    """Hold the locks of `count` of the names, the first that are free, and yield these in the order given.
-
-    Calls `tell` once if there is need to wait.
-    """
+    """Hold the locks of the first `count` of the names that are free, and yield these; `tell` hears of a wait."""
     folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -18,10 +18,7 @@ SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoi
 
 
 def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overrides: Sequence[str]) -> Path:
-    """Write `job.sh` into the run folder, which the job will use too, and return its path; raises WriteError.
-
-    Overrides of the group `launch` are left out, for the job runs under mpirun.
-    """
+    """Write `job.sh` into the run folder, without the overrides of `launch`; returns its path, raises WriteError."""
     folder = folder.absolute()
     started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
     command = [sys.executable, *([str(started)] if started.stem == settings.job else ["-m", "pfseg", settings.job])]

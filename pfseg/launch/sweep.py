@@ -31,10 +31,7 @@ _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "se
 
 @contextmanager
 def sweep(folder: Path) -> Iterator[None]:
-    """Run a sweep inside: signals stop it as a whole, and whatever happens ends with the summary.
-
-    Raises JobError if a job failed or the sweep, whose `folder` holds one of each job, was stopped.
-    """
+    """Run a sweep inside, and sum it up at the end; raises JobError if a job failed or the sweep was stopped."""
     (folder / _MARK).unlink(missing_ok=True)
     try:
         with handled((signal.SIGTERM, signal.SIGINT), _stopper(folder)):

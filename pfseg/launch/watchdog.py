@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
@@ -137,35 +137,28 @@ def _place(dump: str) -> str:
     return "an unknown place"
 
 
-class _Use(NamedTuple):
-    """What a process has used: seconds by itself and by children that have ended, and bytes read and written."""
-
-    own: float
-    children: float
-    bytes: int
-
-
 class _Meter:
     """Measures whether a rank and the processes that it started progress; `limit` seconds without end the job."""
 
     def __init__(self, process: int, limit: float) -> None:
         self._rank, self._seconds = psutil.Process(process), _BUSY_SHARE * limit
-        self._before: dict[int, _Use] = {}  # at the last progress, by process id
+        # By process id at the last progress: seconds by itself and by children that have ended, bytes read and written.
+        self._before: dict[int, tuple[float, float, int]] = {}
 
     def busy(self) -> bool:
         """Whether they have used enough since the last time that they had."""
         uses = self._uses()
         seconds, size = 0.0, 0
         for pid, use in uses.items():
-            before = self._before.get(pid, _Use(0.0, 0.0, 0))
-            seconds += max(0.0, use.own - before.own) + max(0.0, use.children - before.children)
-            size += use.bytes - before.bytes
+            before = self._before.get(pid, (0.0, 0.0, 0))
+            seconds += max(0.0, use[0] - before[0]) + max(0.0, use[1] - before[1])
+            size += use[2] - before[2]
         if seconds <= self._seconds and size <= _BUSY_BYTES and not _waits_for_lock(uses):
             return False
         self._before = uses
         return True
 
-    def _uses(self) -> dict[int, _Use]:
+    def _uses(self) -> dict[int, tuple[float, float, int]]:
         uses = {}
         with suppress(psutil.Error):  # it has just ended
             below = [process for process in self._rank.children(recursive=True) if process.pid != os.getpid()]
@@ -174,7 +167,7 @@ class _Meter:
                     times, io = process.cpu_times(), process.io_counters()
                     own = times.user - times.system if process == self._rank else times.user + times.system
                     children = times.children_user + times.children_system
-                    uses[process.pid] = _Use(own, children, io.read_chars + io.write_chars)
+                    uses[process.pid] = (own, children, io.read_chars + io.write_chars)
         return uses
 
 

@@ -62,10 +62,7 @@ class BoundaryScores:
         self.totals = np.zeros((len(self.thresholds) + 3, num_classes))
 
     def add(self, pred: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image by (H, W) integers in [0, K), in the mask also `ignore_index`.
-
-        Raises DataError if shapes differ, or for other labels.
-        """
+        """Count an image by (H, W) integers in [0, K), in the mask also `ignore_index`; raises DataError for others."""
         if pred.shape != mask.shape or pred.ndim != 2:
             raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
         ignored = mask == self.ignore_index

@@ -1,7 +1,4 @@
-"""Segmentation scores from a confusion matrix, which may be summed over batches and ranks.
-
-Confusion matrix: (K, K) int64, rows are the truth, columns the prediction.
-"""
+"""Segmentation scores from a confusion matrix (K, K) int64, rows the truth, which may be summed over ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +10,7 @@ from pfseg.errors import DataError
 
 
 def confusion_matrix(pred: np.ndarray, mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> np.ndarray:
-    """Count pixels by true and predicted class: (K, K) int64, `[truth, prediction]`.
-
-    Takes integers in [0, K) of any shape, in the mask also `ignore_index`, which isn't counted. Raises DataError if
-    shapes differ, or for other labels.
-    """
+    """Count pixels as (K, K) int64, `[truth, prediction]`, but the ignored; DataError for other labels and shapes."""
     if pred.shape != mask.shape:
         raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
     valid = mask != ignore_index

@@ -1,7 +1,6 @@
 """What every segmentation network is made of: a backbone, whose feature maps a head turns into logits.
 
-Each can be exchanged by one YAML file and, if it is new, one module. Shapes: image (N, 3, H, W) float32, normalised; K
-classes.
+Each is exchanged by one YAML file and one module. Shapes: image (N, 3, H, W) float32, normalised; K classes.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pfseg.ops.resampling import resize
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
 

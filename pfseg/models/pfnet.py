@@ -13,10 +13,9 @@ from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import AdaptiveAvgPool, BatchNormReLU, ChannelDropout, ConvNormReLU
 from pfseg.ops.resampling import resize
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 # variant -> (sizes of the pyramid pooling, rule of adaptive pooling). The weights of the two families of published
 # checkpoints have equal names and shapes; only these settings tell them apart.
@@ -51,10 +50,7 @@ class PyramidPooling(jt.nn.Module):
 
 
 class PFNetHead(Head):
-    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest; arguments as of `PFNet`.
-
-    The maps have `in_channels` from fine to coarse, the pyramid `dim` = D; `pooling` is a rule of `pooling_windows`.
-    """
+    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest; arguments as of `PFNet`."""
 
     def __init__(
         self,

@@ -12,10 +12,9 @@ from pfseg.ops.layers import BatchNormReLU
 from pfseg.ops.points import gather_points, sample_points, scatter_points
 from pfseg.ops.resampling import adaptive_avg_pool, adaptive_max_pool, resize
 from pfseg.ops.selection import top_points
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 
 class PointMatcher(jt.nn.Module):

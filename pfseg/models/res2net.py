@@ -1,7 +1,4 @@
-"""Res2Net 26w x 4s (Gao et al., "Res2Net", TPAMI 2019), first version.
-
-Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
-"""
+"""Res2Net 26w x 4s (Gao et al., TPAMI 2019), first version: c1..c4 at strides 4, 8, 16, 32."""
 
 from __future__ import annotations
 
@@ -10,10 +7,9 @@ from pfseg.models.resnet import ResNet, initialise_convolutions, make_layer
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
 _WIDTH, _SPLITS = 26, 4  # "26w x 4s": channels of a split in layer1, and number of splits

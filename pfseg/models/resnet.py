@@ -1,7 +1,4 @@
-"""ResNet-18/50/101 with the deep stem and the "variant D" dilation of the published PFNet.
-
-Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
-"""
+"""ResNet with the deep stem and the "variant D" dilation of the published PFNet: c1..c4 at strides 4, 8, 16, 32."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ from pfseg.models.network import LayeredBackbone
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 Shortcut = nn.Sequential | None
 
 

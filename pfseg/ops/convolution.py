@@ -12,9 +12,8 @@ import math
 from collections.abc import Sequence
 
 from pfseg.ops.source import header
-from pfseg.runtime import jt, onednn_flags
+from pfseg.runtime import Var, jt, onednn_flags
 
-Var = jt.Var
 Pair = tuple[int, int]
 
 # Smaller maps are as fast by the direct sum (measured with 64 to 512 channels on two cores).
@@ -102,10 +101,7 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
 
 
 class Conv2d(jt.nn.Conv):
-    """`jittor.nn.Conv` without groups, computed by oneDNN on a CPU (same arguments, names and initial values).
-
-    With `relu` a ReLU follows within the same pass; only for prediction, it has no gradient.
-    """
+    """`jittor.nn.Conv` without groups by oneDNN on a CPU; `relu`, for prediction alone, adds a ReLU to the pass."""
 
     relu = False
 

@@ -7,9 +7,7 @@ import numpy as np
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.resampling import adaptive_avg_pool
-from pfseg.runtime import jt, rank, world_size
-
-Var = jt.Var
+from pfseg.runtime import Var, jt, rank, world_size
 
 
 class BatchNormReLU(BatchNorm2d):

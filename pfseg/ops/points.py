@@ -9,9 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 
 def gather_points(x: Var, indices: Var) -> Var:

@@ -13,9 +13,7 @@ import numpy as np
 
 from pfseg.ops.points import gather_points
 from pfseg.ops.source import header
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 
 @lru_cache(maxsize=256)

@@ -22,11 +22,7 @@ SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the netw
 
 
 def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write `path` (.safetensors) and its JSON file; a kill or a full disk leaves the previous ones intact.
-
-    `meta` holds what JSON can: config, step, metrics, versions, ... Raises WriteError if the disk is full or not
-    writable.
-    """
+    """Write `path` (.safetensors) and its JSON file, or leave the previous ones intact and raise WriteError."""
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:

@@ -47,10 +47,7 @@ def summary(what: str, names: Sequence[str]) -> list[str]:
 def match_weights(
     shapes: Mapping[str, Sequence[int]], weights: Mapping[str, np.ndarray], rename: Callable[[str], str] | None = None
 ) -> WeightMatch:
-    """Sort a file's weights by whether they fit a network's `shapes`; raises CheckpointError for a name met twice.
-
-    `rename` turns the file's names into the network's; None leaves them.
-    """
+    """Sort a file's weights, renamed, by whether they fit a network's `shapes`; CheckpointError if two become one."""
     match = WeightMatch()
     origin: dict[str, str] = {}
     for key, array in weights.items():

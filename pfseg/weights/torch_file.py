@@ -1,7 +1,4 @@
-"""PyTorch's zip format, written without PyTorch: what `torch.load(file, weights_only=True)` takes.
-
-The archive holds `data.pkl`, a pickle (protocol 2) that names the tensors, and each tensor's values under `data/<n>`.
-"""
+"""PyTorch's zip format, written without PyTorch: a pickle that names the tensors, and each tensor's values."""
 
 from __future__ import annotations
 
@@ -30,16 +27,12 @@ def torch_bytes(weights: Mapping[str, np.ndarray]) -> bytes:
         for index, array in enumerate(weights.values()):
             entry = zipfile.ZipInfo(f"archive/data/{index}")
             start = out.tell() + _FILE_HEADER + len(entry.filename)
-            entry.extra = _padding(-start % _ALIGNMENT)
+            size = -start % _ALIGNMENT
+            size += _ALIGNMENT if size < 4 else 0  # of the extra field, whose header takes 4 bytes
+            entry.extra = struct.pack("<2sH", b"FB", size - 4) + bytes(size - 4)
             archive.writestr(entry, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
     return out.getvalue()
-
-
-def _padding(size: int) -> bytes:
-    """An extra field of `size` bytes, or as many more as its header of 4 bytes needs."""
-    size += _ALIGNMENT if size < 4 else 0
-    return struct.pack("<2sH", b"FB", size - 4) + bytes(size - 4)
 
 
 def _state_dict(weights: Mapping[str, np.ndarray]) -> bytes:

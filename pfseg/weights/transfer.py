@@ -33,10 +33,7 @@ def export_weights(model: Module) -> Arrays:
 
 
 def load_weights(model: Module, arrays: Arrays, source: str) -> None:
-    """Replace all weights of a network by arrays from `source`, a name for messages.
-
-    Raises CheckpointError if a key is missing or has another shape; the network then stays as it was.
-    """
+    """Replace all weights of a network; raises CheckpointError, before it begins, for keys or shapes of another."""
     state = model.state_dict()
     for key, var in state.items():
         if key not in arrays:
@@ -64,10 +61,7 @@ def assign(variables: Mapping[str, Var], arrays: Arrays) -> None:
 
 
 def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | None) -> str:
-    """Load a backbone file into all weights but those that begin with `head.`, and report what was loaded.
-
-    `rename` turns the file's names into the network's. Raises CheckpointError if unreadable, or nothing in it matches.
-    """
+    """Load a file, its keys renamed, into all weights but `head.*`; returns a report, raises CheckpointError."""
     state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
     match = match_weights(_shapes(state), read_weights(path), rename)
     if not match.loaded:
@@ -80,11 +74,7 @@ def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | Non
 
 
 def load_network(model: Network, path: Path) -> str:
-    """Load a whole network's weights, and report what was loaded and what was left.
-
-    Layers that differ in the number of classes alone keep their initialisation. Raises CheckpointError for a file that
-    is unreadable, or of another network or variant.
-    """
+    """Load all weights but layers of another class count; returns a report, CheckpointError for another network."""
     state = model.state_dict()
     weights = read_weights(path)
     match = match_weights(_shapes(state), weights)

@@ -95,10 +95,7 @@ class WeightsUnpickler(pickle._Unpickler):
 
 
 def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
-    """The array that an unpickled value is or describes, without a copy; None for anything else.
-
-    Raises ValueError for sizes, strides or offsets that don't fit the stored values.
-    """
+    """The array that a value is or describes, without a copy, or None; ValueError for sizes that don't fit it."""
     if not isinstance(value, Reference):
         return value if isinstance(value, np.ndarray) else None
     fortran: object = False
