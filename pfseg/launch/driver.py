@@ -87,14 +87,9 @@ def run_job(
             with telemetry.in_background():
                 write_result(folder, work(settings.dump(), folder, lambda: False))
             return _ending(folder, settings, 0, None, telemetry)
-        process = Mpirun(
-            ["-m", worker_module, str(folder)],
-            ranks,
-            telemetry,
-            watch,
-            nodes=plan_nodes(settings),
-            environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
-        )
+        variables = pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"})
+        nodes = plan_nodes(settings)
+        process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry, watch)
         with handled(STOPPING, process.stop):
             code = process.wait()
         return _ending(folder, settings, code, process.signum, telemetry)
@@ -148,8 +143,7 @@ class _Telemetry:
             self._alive = True
             self.watch.progress()
             self.tell("record", row)
-        seconds = time.monotonic() - self._started
-        if not self._alive and seconds >= SILENCE_SECONDS:
+        if not self._alive and (seconds := time.monotonic() - self._started) >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
 
     def tell(self, method: str, *args: Any) -> None:

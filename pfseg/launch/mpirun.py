@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -53,7 +53,7 @@ def handled(signals: Iterable[signal.Signals], handler: Callable[[int, object], 
 class Mpirun:
     """mpirun, found beside this Python or on the PATH, and its ranks, from start to end.
 
-    Each rank's Python is given `arguments` and the variables of `environment`; `listener` hears of the ranks, `watch`
+    Each rank's Python is given `arguments` and these `variables`; `listener` hears of the ranks, `watch`
     finds out that they hang. Raises JobError if mpirun is not installed.
 
     Attributes:
@@ -62,20 +62,19 @@ class Mpirun:
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        arguments: list[str],
         ranks: int,
+        nodes: Nodes,
+        variables: dict[str, str],
         listener: Listener,
         watch: Watch,
-        *,
-        nodes: Nodes,
-        environment: Mapping[str, str],
     ) -> None:
         self.signum: int | None = None
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
         self._listener, self._watch = listener, watch
-        env = _environment(environment)
+        env = _environment(variables)
         command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
         # host only: others may not have it.

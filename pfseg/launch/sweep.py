@@ -55,10 +55,9 @@ def mark_stopped(folder: Path, code: int) -> None:
 
 def stopped(folder: Path) -> int | None:
     """The exit code of a sweep that was told to stop, None of another."""
-    try:
+    with suppress(OSError, ValueError):
         return int((folder / _MARK).read_text())
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def summarise(folder: Path) -> list[Run]:
@@ -91,11 +90,10 @@ def summarise(folder: Path) -> list[Run]:
 
 
 def _overrides(run: Run) -> list[str]:
-    try:
-        found = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return []
-    return [str(text) for text in found] if isinstance(found, list) else []
+    with suppress(OSError, yaml.YAMLError):
+        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        return [str(text) for text in overrides or ()]
+    return []
 
 
 def _csv(folder: Path) -> str:

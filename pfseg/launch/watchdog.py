@@ -60,14 +60,10 @@ def tell(**row: Any) -> None:
 
 def told(line: str) -> dict[str, Any] | None:
     """Read a line of the ranks' output; None for one that is no row of `tell`."""
-    _, mark, text = line.partition(_MARK)
-    if not mark:
-        return None
-    try:
-        row = json.loads(text)
-    except ValueError:  # mixed with other output
-        return None
-    return row if isinstance(row, dict) else None
+    with suppress(ValueError):  # of another line, or mixed with other output
+        row = json.loads(line.partition(_MARK)[2])
+        return row if isinstance(row, dict) else None
+    return None
 
 
 # A rank's side
@@ -173,11 +169,10 @@ class _Meter:
 
 def _waits_for_lock(pids: Iterable[int]) -> bool:
     """Whether one of the processes waits for a file lock: `1: -> FLOCK ADVISORY WRITE <pid> ...` in /proc/locks."""
-    try:
-        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        return False
-    return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)
+    with suppress(OSError):
+        rows = map(str.split, Path("/proc/locks").read_text().splitlines())
+        return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)
+    return False
 
 
 # The driver's side

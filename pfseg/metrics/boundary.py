@@ -42,12 +42,6 @@ class BoundaryScores:
     Boundary IoU: IoU of the parts of both masks within max(1, round(ratio * diagonal)) pixels (in a square) of another
     class, an ignored pixel or the image's edge; intersections and unions are summed over the images, as for the IoU.
 
-    Args:
-        num_classes: K, at most 255.
-        ignore_index: label that is not counted.
-        thresholds: tolerances of the F-score as shares of the image diagonal.
-        ratio: width of the band of the boundary IoU as a share of the image diagonal.
-
     Attributes:
         totals: (T + 3, K) float64, which may be summed over ranks: sums of the F-scores by threshold, number of images
             that count the class, intersections and unions in pixels.
@@ -91,12 +85,9 @@ class BoundaryScores:
         kept = [name not in exclude for name in class_names]
         counted = {key: row[kept][~np.isnan(row[kept])] for key, row in values.items()}
         means = {key: float(row.mean()) if row.size else math.nan for key, row in counted.items()}
-        per_class = {
-            f"{key}/{name}": float(value)
-            for key, row in values.items()
-            for name, value in zip(class_names, row, strict=True)
-        }
-        return means | per_class
+        for key, row in values.items():
+            means |= {f"{key}/{name}": float(value) for name, value in zip(class_names, row, strict=True)}
+        return means
 
     def _labels(self, what: str, labels: np.ndarray, ignored: np.ndarray) -> np.ndarray:
         check_labels(what, labels[~ignored], self.num_classes, self.ignore_index)
@@ -144,9 +135,8 @@ def _edge_bits(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     table[chosen] = 1 << np.arange(len(chosen), dtype=word)
     bits = table[labels]
     edge: np.ndarray = np.zeros_like(bits)
-    edge[:-1, :-1] = (
-        (bits[:-1, :-1] ^ bits[:-1, 1:]) | (bits[:-1, :-1] ^ bits[1:, :-1]) | (bits[:-1, :-1] ^ bits[1:, 1:])
-    )
+    inner = bits[:-1, :-1]
+    edge[:-1, :-1] = (inner ^ bits[:-1, 1:]) | (inner ^ bits[1:, :-1]) | (inner ^ bits[1:, 1:])
     edge[-1, :-1] = bits[-1, :-1] ^ bits[-1, 1:]
     edge[:-1, -1] = bits[:-1, -1] ^ bits[1:, -1]
     return edge

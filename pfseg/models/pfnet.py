@@ -94,21 +94,9 @@ class PFNetHead(Head):
 class PFNet(SegmentationNetwork):
     """PFNet on any backbone, with the published names of weights (`layer0` .. `layer4`, `head.*`).
 
-    Args:
-        backbone: see `pfseg.models.network.Backbone`.
-        num_classes: K.
-        variant: `pytorch` (official repository) or `jittor` (Jittor port): sizes and rule of the poolings. A
-            checkpoint of one family loads into the other without complaint and scores badly.
-        num_edge_points: boundary points a level; 0 leaves their flow out.
-        match_dim: channels of the point matcher.
-        fpn_dim: channels of the pyramid.
-        edge_pool: side of the pooled certainty in the boundary branch.
-        salient_pool: side of the pooled certainty in the saliency branch; 0 leaves its flow out.
-        pool_sizes: sizes of the pyramid pooling; None for the variant's.
-        dropout: probability of the channel dropout behind the pyramid pooling.
-
-    Raises:
-        ValueError: unknown `variant`.
+    See `pfseg.config.model_settings.PFNet` for the settings. A checkpoint of the variant `pytorch` (official
+    repository) loads into `jittor` (Jittor port), which pools differently, without complaint and scores badly. Raises
+    ValueError for another variant.
     """
 
     def __init__(

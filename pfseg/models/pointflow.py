@@ -31,15 +31,10 @@ class PointMatcher(jt.nn.Module):
 
 
 class PointFlow(jt.nn.Module):
-    """Dual point matching and flow between two neighbouring pyramid levels.
+    """Dual point matching and flow between two neighbouring pyramid levels; for settings see `model_settings.PFNet`.
 
-    Args:
-        channels: channels of both maps.
-        match_dim: channels that the matcher works in.
-        num_edge_points: boundary points, at most; capped at H*W; 0 leaves the boundary flow out, not its edge map.
-        edge_pool: cells a side of the average-pooled certainty that thins out the boundary branch.
-        salient_pool: cells a side of the max-pooled certainty, each a salient point; 0 leaves the saliency flow out.
-        pooling: rule of `pfseg.ops.resampling.pooling_windows`.
+    The boundary points, H*W at most, are the largest of the edge logits; 0 leaves their flow out, not the edge map. The
+    salient points are the maxima of the certainty in `salient_pool`² cells; 0 leaves their flow out.
     """
 
     def __init__(
