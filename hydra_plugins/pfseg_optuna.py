@@ -91,9 +91,7 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         searched = [f"{key}={value}" for key, value in self._params.items()]
-        overrides: dict[str, Override] = {}
-        for override in parser.parse_overrides([*searched, *arguments]):
-            overrides[override.get_key_element()] = override
+        overrides = {each.get_key_element(): each for each in parser.parse_overrides([*searched, *arguments])}
         space = {key: _distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         return space, [str(each.input_line) for key, each in overrides.items() if key not in space]
 

@@ -78,7 +78,7 @@ def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
     if kind == "slurm":
         return _plan_script(settings.gpus, ranks, getattr(settings.launch, "nodes", 1)), []
     chosen = choose_gpus(settings.gpus)
-    if hosts := _hosts(settings):
+    if hosts := getattr(settings.launch, "hosts", None):
         total = sum(_parse_hosts(hosts, max(1, len(chosen))).values())
         if ranks not in ("auto", total):
             raise ConfigError(f"ranks={ranks} but launch.hosts gives {total}: leave out ranks")
@@ -96,7 +96,7 @@ def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
 def plan_nodes(settings: Settings) -> Nodes:
     """Work out on which hosts the ranks of `plan_ranks` run; raises ConfigError for a wrong `launch.hosts`."""
     interface = getattr(settings.launch, "interface", None)
-    if not (given := _hosts(settings)):
+    if not (given := getattr(settings.launch, "hosts", None)):
         nodes, ranks = _slurm("JOB_NUM_NODES"), plan_ranks(settings)[0]
         per_node = ranks // nodes if nodes > 1 and ranks % nodes == 0 else None
         return Nodes(several=nodes > 1, per_node=per_node, interface=interface)
@@ -107,10 +107,6 @@ def plan_nodes(settings: Settings) -> Nodes:
 def other_slurm_process() -> bool:
     """Tell whether `srun` started this process beside a first one, which alone has to start the job."""
     return _slurm("PROCID", default=0) > 0
-
-
-def _hosts(settings: Settings) -> list[str]:
-    return getattr(settings.launch, "hosts", None) or []
 
 
 def _positions(gpus: Gpus) -> list[int] | None:

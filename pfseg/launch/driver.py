@@ -185,7 +185,9 @@ def _ending(
     folder: Path, settings: Train | Evaluate, code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
-    resume = _how_to_resume(folder, settings)
+    resume = "; nothing was saved"
+    if settings.job == "train" and any((folder / "checkpoints").glob("last.*")):
+        resume = f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"
     if hung := telemetry.watch.hung():
         raise JobError(f"{hung}{resume}")
     files = sorted((folder / "errors").glob("rank*.json"))
@@ -231,9 +233,3 @@ def _cause(code: int, lost_rank: str | None) -> str:
     if number in set(signal.Signals):
         return f"{rank} was ended by {signal.Signals(number).name} (exit code {128 + number})"
     return f"the job ended without a result (exit code {code})"
-
-
-def _how_to_resume(folder: Path, settings: Train | Evaluate) -> str:
-    if settings.job != "train" or not any((folder / "checkpoints").glob("last.*")):
-        return "; nothing was saved"
-    return f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"

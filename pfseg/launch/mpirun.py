@@ -190,8 +190,7 @@ def _command(ranks: int, nodes: Nodes, env: Mapping[str, str]) -> list[str]:
     if nodes.hosts:
         command += ["--host", ",".join(f"{name}:{slots}" for name, slots in nodes.hosts.items())]
     if nodes.interface:
-        for name in ("btl_tcp_if_include", "prte_if_include"):
-            command += ["--prtemca" if name.startswith("prte") else "--mca", name, nodes.interface]
+        command += ["--mca", "btl_tcp_if_include", nodes.interface, "--prtemca", "prte_if_include", nodes.interface]
     for name in sorted(env):
         if name.startswith(_SENT):
             command += ["-x", name]

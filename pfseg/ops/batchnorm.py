@@ -7,7 +7,7 @@ float32; everything per channel (C,).
 
 from __future__ import annotations
 
-from pfseg.ops.source import header
+from pfseg.ops import header
 from pfseg.runtime import Var, jt, world_size
 
 _PLANES = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"  # N, C, L

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pfseg.ops.source import header
+from pfseg.ops import header
 from pfseg.runtime import Var, jt, onednn_flags
 
 Pair = tuple[int, int]

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pfseg.ops import header
 from pfseg.ops.points import gather_points
-from pfseg.ops.source import header
 from pfseg.runtime import Var, jt
 
 

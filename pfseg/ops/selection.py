@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfseg.ops.source import header
+from pfseg.ops import header
 from pfseg.runtime import Var, jt
 
 
