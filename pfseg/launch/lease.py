@@ -83,9 +83,8 @@ def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Itera
 
 def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
     """Cores of one job on the CPU, by how many jobs the launcher runs at once."""
-    target = str(launcher.get("_target_", ""))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is not None and threads.isdecimal():
+    target, threads = str(launcher.get("_target_", "")), os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
         wanted = ranks * int(threads)
     elif "joblib" in target:
         jobs = int(launcher.get("n_jobs") or 1)

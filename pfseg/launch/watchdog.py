@@ -1,19 +1,12 @@
 """Whether a job still makes progress, and where its ranks are when it doesn't (no Jittor).
 
-Progress is a row of the records file or a line of output, such as Jittor's count of compiled operators; and in a rank
+Progress is a row of the records file, a line of output, or in a rank: processor time of processes that it started, what
+it reads and writes, waiting for a file lock, which Jittor holds while another process compiles, and its own processor
+time beyond what the system takes of it: MPI waits by yielding the processor over and over, mostly the system's time.
+After `launch.timeout` seconds without any the ranks tell where they are, on SIGUSR2, and the driver ends the job.
 
-* processor time of processes that it started: compilers, loading processes
-* what it reads and writes
-* its own processor time beyond what the system takes of it. MPI waits by yielding the processor over and over, most of
-  which is the system's time: ranks that wait for each other make no progress, ranks that compute do.
-* waiting for a file lock, which Jittor holds while another process compiles
-
-After `launch.timeout` seconds without any of these the driver sends SIGUSR2, on which the ranks tell where they are,
-and ends the job.
-
-A process beside each rank tells all that to the driver, because Jittor holds Python's lock for as long as it computes
-or waits in MPI. It also ends a rank on another host once the driver is out of reach. It uses the output and input of
-the rank, which are the one way to every host.
+A process beside each rank tells all that by the rank's output, the one way from every host, because Jittor holds
+Python's lock while it computes or waits in MPI. It also ends a rank on another host once the driver is out of reach.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,9 @@ def load_meta(path: Path) -> dict[str, Any]:
 
 def read_meta(path: Path) -> dict[str, Any] | None:
     """The metadata of a checkpoint, with its `config`; None for any other file."""
-    try:
+    with suppress(CheckpointError):
         return load_meta(path)
-    except CheckpointError:
-        return None
+    return None
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -33,7 +33,7 @@ def export_weights(model: Module) -> Arrays:
 
 
 def load_weights(model: Module, arrays: Arrays, source: str) -> None:
-    """Replace all weights of a network; raises CheckpointError, before it begins, for keys or shapes of another."""
+    """Replace all weights of a network; raises CheckpointError, changing nothing, for keys or shapes of another."""
     state = model.state_dict()
     for key, var in state.items():
         if key not in arrays:
