@@ -97,7 +97,7 @@ def _deep_stem() -> nn.Sequential:
     convolutions = nn.Sequential(
         Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
         BatchNormReLU(64),
-        nn.Identity(),
+        nn.Identity(),  # keeps the published numbers, in which ReLU is a module
         Conv2d(64, 64, 3, padding=1, bias=False),
         BatchNormReLU(64),
         nn.Identity(),
