@@ -44,11 +44,7 @@ class OptunaSweeper(Sweeper):
         self._study = study
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra hands over, and make the launcher.
-
-        Raises:
-            ConfigError: Optuna isn't installed, or a pruner has no storage to go by.
-        """
+        """Take what Hydra hands over; raises ConfigError without Optuna, or for a pruner without storage."""
         if find_spec("optuna") is None:
             raise ConfigError("hydra/sweeper=optuna_study needs Optuna: pip install 'pfseg[sweep]'")
         if config.get("pruner") and None in (self._study.get("storage"), self._study.get("study_name")):
@@ -62,14 +58,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials, `n_jobs` at a time.
-
-        Args:
-            arguments: overrides of the command line; they take the place of `params` of the same key.
-
-        Raises:
-            JobError: the sweep was stopped, or each trial of the study failed.
-        """
+        """Run the trials, `n_jobs` at a time, `arguments` before `params`; raises JobError if stopped or all failed."""
         import optuna
 
         from pfseg.launch.sweep import stopped
@@ -102,9 +91,7 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         searched = [f"{key}={value}" for key, value in self._params.items()]
-        overrides: dict[str, Override] = {}
-        for override in parser.parse_overrides([*searched, *arguments]):
-            overrides[override.get_key_element()] = override
+        overrides = {each.get_key_element(): each for each in parser.parse_overrides([*searched, *arguments])}
         space = {key: _distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         return space, [str(each.input_line) for key, each in overrides.items() if key not in space]
 
@@ -127,7 +114,6 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, job: JobReturn) -> None:
-    """Tell the study what came of a trial."""
     from optuna.trial import TrialState
 
     value = math.nan

@@ -5,6 +5,7 @@ Importing this package loads neither Jittor nor OpenCV; the names below load on 
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -16,13 +17,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model API on first use, so that `import pfseg` stays free of Jittor."""
-    if name == "create_model":
-        from pfseg.build import create_model
-
-        return create_model
-    if name == "SegOutput":
-        from pfseg.models import SegOutput
-
-        return SegOutput
-    raise AttributeError(f"module 'pfseg' has no attribute {name!r}")
+    """Import the model API on first use."""
+    module = {"SegOutput": "pfseg.models", "create_model": "pfseg.build"}.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pfseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

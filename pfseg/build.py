@@ -169,7 +169,7 @@ def load_initial(model: Any, settings: Model) -> str:
         CheckpointError: unreadable, or of another network.
     """
     from pfseg.engine.ranks import on_every_rank
-    from pfseg.weights.initial import load_backbone, load_network
+    from pfseg.weights.transfer import load_backbone, load_network
 
     if settings.init:
         return load_network(model, on_every_rank(Path(settings.init)))

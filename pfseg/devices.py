@@ -1,7 +1,4 @@
-"""Which GPUs and hosts a job may use and how many ranks it has (no Jittor, no CUDA call).
-
-A job runs on this host; on those of `launch.hosts`; or, within SLURM, on the nodes of the allocation.
-"""
+"""Which GPUs and hosts a job may use and how many ranks it has (no Jittor, no CUDA call)."""
 
 from __future__ import annotations
 
@@ -17,19 +14,14 @@ Gpus = Literal["auto"] | int | list[int]
 
 
 class Settings(Protocol):
-    """What the settings of a job say about devices."""
+    """What the settings of a job say about devices of each host, ranks, and how these are started."""
 
     @property
-    def gpus(self) -> Gpus:
-        """Devices of each host."""
-
+    def gpus(self) -> Gpus: ...  # noqa: D102
     @property
-    def ranks(self) -> Literal["auto"] | int:
-        """Number of ranks."""
-
+    def ranks(self) -> Literal["auto"] | int: ...  # noqa: D102
     @property
-    def launch(self) -> object:
-        """How they are started: one of the group `launch`."""
+    def launch(self) -> object: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -61,17 +53,7 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(gpus: Gpus) -> list[str]:
-    """Choose among the GPUs of this host.
-
-    Args:
-        gpus: `auto`, a number, or a list of positions among the visible ones.
-
-    Returns:
-        Their names for `CUDA_VISIBLE_DEVICES`, none for the CPU.
-
-    Raises:
-        ConfigError: more GPUs are asked for than are visible.
-    """
+    """Names of this host's GPUs for `CUDA_VISIBLE_DEVICES`, none for the CPU; ConfigError for more than are visible."""
     wanted = _positions(gpus)
     visible = visible_gpus()
     if wanted is None:
@@ -86,46 +68,36 @@ def choose_gpus(gpus: Gpus) -> list[str]:
 
 
 def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
-    """Work out how many ranks a job has and which GPUs those of this host share.
+    """Work out how many ranks a job has on all hosts, and the names of the GPUs that those of this host share.
 
-    Args:
-        settings: with `gpus` (see `choose_gpus`; on each host), `ranks` (a number, or `auto`: one per GPU used, on a
-            CPU one, or one per SLURM task) and `launch`.
+    `ranks=auto` means one per GPU used, on a CPU one, or one per SLURM task.
 
-    Returns:
-        The number of ranks on all hosts, and the GPUs' names for `CUDA_VISIBLE_DEVICES`, none on a CPU.
-
-    Raises:
-        ConfigError: more GPUs are asked for than are visible, or hosts and ranks don't fit.
+    Raises ConfigError for more GPUs than are visible, and for hosts and ranks that don't fit.
     """
     ranks, kind = settings.ranks, getattr(settings.launch, "name", None)
     if kind == "slurm":
         return _plan_script(settings.gpus, ranks, getattr(settings.launch, "nodes", 1)), []
     chosen = choose_gpus(settings.gpus)
-    if hosts := _hosts(settings):
+    if hosts := getattr(settings.launch, "hosts", None):
         total = sum(_parse_hosts(hosts, max(1, len(chosen))).values())
         if ranks not in ("auto", total):
             raise ConfigError(f"ranks={ranks} but launch.hosts gives {total}: leave out ranks")
         return total, chosen
     if ranks == "auto":
-        return max(_tasks() if not chosen else 1, len(chosen) * _allocated_nodes()), chosen
-    if kind == "mpi" and ranks == 1 < _tasks():
+        return (len(chosen) * _slurm("JOB_NUM_NODES") if chosen else _slurm("NTASKS")), chosen
+    if kind == "mpi" and ranks == 1 < (tasks := _slurm("NTASKS")):
         raise ConfigError(
-            f"one rank within a SLURM allocation of {_tasks()} tasks would leave the others idle: "
-            f"add ranks={_tasks()}, or ask SLURM for one task (--ntasks=1)"
+            f"one rank within a SLURM allocation of {tasks} tasks would leave the others idle: "
+            f"add ranks={tasks}, or ask SLURM for one task (--ntasks=1)"
         )
     return ranks, chosen
 
 
 def plan_nodes(settings: Settings) -> Nodes:
-    """Work out on which hosts the ranks of `plan_ranks` run.
-
-    Raises:
-        ConfigError: `launch.hosts` can't be read, or doesn't begin with this host.
-    """
+    """Work out on which hosts the ranks of `plan_ranks` run; raises ConfigError for a wrong `launch.hosts`."""
     interface = getattr(settings.launch, "interface", None)
-    if not (given := _hosts(settings)):
-        nodes, ranks = _allocated_nodes(), plan_ranks(settings)[0]
+    if not (given := getattr(settings.launch, "hosts", None)):
+        nodes, ranks = _slurm("JOB_NUM_NODES"), plan_ranks(settings)[0]
         per_node = ranks // nodes if nodes > 1 and ranks % nodes == 0 else None
         return Nodes(several=nodes > 1, per_node=per_node, interface=interface)
     hosts = _parse_hosts(given, max(1, len(choose_gpus(settings.gpus))))
@@ -134,11 +106,7 @@ def plan_nodes(settings: Settings) -> Nodes:
 
 def other_slurm_process() -> bool:
     """Tell whether `srun` started this process beside a first one, which alone has to start the job."""
-    return int(os.environ.get("SLURM_PROCID", "0")) > 0
-
-
-def _hosts(settings: Settings) -> list[str]:
-    return getattr(settings.launch, "hosts", None) or []
+    return _slurm("PROCID", default=0) > 0
 
 
 def _positions(gpus: Gpus) -> list[int] | None:
@@ -194,9 +162,5 @@ def _is_here(host: str) -> bool:
     return False
 
 
-def _allocated_nodes() -> int:
-    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-
-
-def _tasks() -> int:
-    return int(os.environ.get("SLURM_NTASKS", "1"))
+def _slurm(name: str, default: int = 1) -> int:
+    return int(os.environ.get(f"SLURM_{name}", default))

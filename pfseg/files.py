@@ -6,6 +6,8 @@ import errno
 import logging
 import math
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,11 @@ def shown(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def program(name: str) -> str | None:
+    """Path of a program: beside this Python, where PyPI packages put theirs, or else on the PATH."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to, `.<name>.<process id>.part`, which replaces `path` at the end.
@@ -45,15 +52,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: str | bytes, *, sync: bool = True) -> None:
-    """Write a whole file, or leave the previous one whatever happens.
+    """Write a whole file, text as UTF-8, in a folder made where missing, or leave the previous one.
 
-    Args:
-        path: the file; its folder is made where missing.
-        data: bytes, or text that is stored as UTF-8.
-        sync: wait until the disk has it, so that a power cut leaves the old file or the new one.
-
-    Raises:
-        WriteError: the disk is full, or the folder is missing, read-only or another user's.
+    With `sync` wait until the disk has it, so that a power cut leaves the old file or the new one. Raises WriteError:
+    the disk is full, or the folder is missing, read-only or another user's.
     """
     try:
         with replacing(path) as part, open(part, "wb") as file:
@@ -73,24 +75,16 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of `path`, which is a file `<path>.lock` beside it.
+    """Hold the lock of `path`, which is a file `<path>.lock` beside it, until the end of the process at most.
 
-    The lock ends with its process, however that ends. On network file systems without locks nothing is held.
-
-    Args:
-        path: what is locked; it need not exist. Its folder is made where missing.
-        wait: wait for another process or thread that holds it.
-
-    Raises:
-        TimeoutError: it is held elsewhere and `wait` is false.
-        OSError: the lock file can't be written.
+    The path need not exist; its folder is made where missing. On network file systems without locks nothing is held.
+    Without `wait` raises TimeoutError if it is held elsewhere, and OSError if the lock file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own, locked = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0), False
-    while not locked:
+    own = FileLock(f"{path}.lock", timeout=_PATIENCE_SECONDS if wait else 0)
+    while not own.is_locked:
         try:
             own.acquire()
-            locked = True
         except TimeoutError:
             if not wait:
                 raise

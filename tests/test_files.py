@@ -10,7 +10,7 @@ import pytest
 from privileges import permissions_hold
 
 from pfseg.errors import WriteError
-from pfseg.files import lock, replacing, shown, write_atomic
+from pfseg.files import lock, program, replacing, shown, write_atomic
 
 
 def test_paths_are_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,3 +102,7 @@ def test_a_long_wait_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     with lock(tmp_path / "x"):
         assert f"waiting for another process that holds {tmp_path}/x.lock" in caplog.text
     holder.communicate()
+
+
+def test_programs_of_packages_are_found_beside_python():
+    assert program("mpicc") == str(Path(sys.executable).parent / "mpicc")

@@ -92,10 +92,6 @@ def test_jittor_starts_beside_a_useless_nvcc(tmp_path):
     assert done.stdout == ""  # Jittor's own notes stay out of the user's way
 
 
-def test_mpicc_is_found_beside_python():
-    assert runtime.find_mpicc() == str(Path(sys.executable).parent / "mpicc")
-
-
 def test_seeds():
     draws = []
     for _ in range(2):

@@ -1,13 +1,8 @@
 """The driver's side of a job: start mpirun, follow its records, bring the result back (no Jittor).
 
-One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job.
-`run_job` writes `resolved.yaml`, `command.txt` and `environment.json` into the run folder, starts
-
-    mpirun -np <ranks> python -m pfseg.launch.worker <folder>
-
-feeds the rows of `metrics.jsonl` to the sinks (terminal, W&B), and returns `result.json` or raises the first rank's
-error. The ranks' own output is kept in `worker.log`. The folder is on this host only, where rank 0 runs: ranks on
-others get the configuration by their environment, and answer by their output.
+One process per job even for one rank: each job of a sweep starts with fresh GPU memory, and a crash ends one job. The
+run folder is on this host only, where rank 0 runs; ranks on others get the configuration by their environment and
+answer by their output.
 """
 
 from __future__ import annotations
@@ -23,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +28,7 @@ from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
+from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun, handled
 from pfseg.launch.provenance import command_line, data_state, environment
 from pfseg.launch.watchdog import Watch, told
 from pfseg.launch.worker import pack_config, write_result
@@ -49,28 +44,17 @@ class JobStopped(JobError):
     """A job that was told to stop, saved its state and left; `exit_code` is 143, 130 or 0."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """Keep the exit code that belongs to the signal."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
 def run_job(
-    folder: Path,
-    settings: Train | Evaluate,
-    *,
-    sinks: Sequence[Sink] = (),
-    worker_module: str = "pfseg.launch.worker",
+    folder: Path, settings: Train | Evaluate, *, sinks: Sequence[Sink] = (), worker_module: str = "pfseg.launch.worker"
 ) -> dict[str, Any]:
-    """Run one job in its folder and wait for its end.
+    """Run one job in its folder, wait for its end, and return what it wrote into `result.json`.
 
-    Args:
-        folder: the run folder, made where missing; a resumed run gives the folder of the run that it continues.
-        settings: of the job.
-        sinks: receivers of the job's telemetry; one that fails is left out from then on, the job goes on.
-        worker_module: module whose `job(config, folder, stop)` does the work and which `python -m` runs as a rank.
-
-    Returns:
-        What the job wrote into `result.json`.
+    Each rank is `python -m worker_module`, whose `job(config, folder, stop)` does the work; their output is kept in
+    `worker.log`. `sinks` hear of the job's telemetry; one that fails is left out from then on.
 
     Raises:
         ConfigError: the devices asked for are not there, or this process is itself a rank.
@@ -103,15 +87,10 @@ def run_job(
             with telemetry.in_background():
                 write_result(folder, work(settings.dump(), folder, lambda: False))
             return _ending(folder, settings, 0, None, telemetry)
-        process = Mpirun(
-            ["-m", worker_module, str(folder)],
-            ranks,
-            telemetry,
-            watch,
-            nodes=plan_nodes(settings),
-            environment=pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"}),
-        )
-        with process.signals():
+        variables = pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"})
+        nodes = plan_nodes(settings)
+        process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry, watch)
+        with handled(STOPPING, process.stop):
             code = process.wait()
         return _ending(folder, settings, code, process.signum, telemetry)
     finally:
@@ -152,10 +131,8 @@ class _Telemetry:
 
     def log(self, text: str) -> None:
         """Append to `worker.log`; where the disk is full, `tail` still holds the last lines."""
-        try:
+        with suppress(OSError):
             self._log.write(f"{text}\n".encode())
-        except OSError:
-            pass
 
     def poll(self) -> None:
         """Hand on what has come since the last call."""
@@ -166,8 +143,7 @@ class _Telemetry:
             self._alive = True
             self.watch.progress()
             self.tell("record", row)
-        seconds = time.monotonic() - self._started
-        if not self._alive and seconds >= SILENCE_SECONDS:
+        if not self._alive and (seconds := time.monotonic() - self._started) >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
 
     def tell(self, method: str, *args: Any) -> None:
@@ -208,7 +184,9 @@ def _ending(
     folder: Path, settings: Train | Evaluate, code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
-    resume = _how_to_resume(folder, settings)
+    resume = "; nothing was saved"
+    if settings.job == "train" and any((folder / "checkpoints").glob("last.*")):
+        resume = f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"
     if hung := telemetry.watch.hung():
         raise JobError(f"{hung}{resume}")
     files = sorted((folder / "errors").glob("rank*.json"))
@@ -254,9 +232,3 @@ def _cause(code: int, lost_rank: str | None) -> str:
     if number in set(signal.Signals):
         return f"{rank} was ended by {signal.Signals(number).name} (exit code {128 + number})"
     return f"the job ended without a result (exit code {code})"
-
-
-def _how_to_resume(folder: Path, settings: Train | Evaluate) -> str:
-    if settings.job != "train" or not any((folder / "checkpoints").glob("last.*")):
-        return "; nothing was saved"
-    return f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"

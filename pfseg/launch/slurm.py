@@ -18,26 +18,14 @@ SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoi
 
 
 def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overrides: Sequence[str]) -> Path:
-    """Write `job.sh` into the run folder.
-
-    Args:
-        folder: the run folder, which the job will use too.
-        settings: of the job.
-        launch: those of SLURM among them.
-        overrides: of the command line; those of `launch` are left out, for the job runs under mpirun.
-
-    Returns:
-        The script's path.
-
-    Raises:
-        WriteError: it can't be written.
-    """
+    """Write `job.sh` into the run folder, without the overrides of `launch`; returns its path, raises WriteError."""
     folder = folder.absolute()
     started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
     command = [sys.executable, *([str(started)] if started.stem == settings.job else ["-m", "pfseg", settings.job])]
     kept = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] != "launch"]
-    inside = [f"launch.timeout={_plain(launch.timeout)}", f"launch.interface={_plain(launch.interface)}"]
-    start = shlex.join([*command, *kept, "launch=mpi", *inside, f"hydra.run.dir={folder}"])
+    inside = {"timeout": launch.timeout, "interface": launch.interface}
+    kept += ["launch=mpi", *(f"launch.{key}={'null' if value is None else value}" for key, value in inside.items())]
+    start = shlex.join([*command, *kept, f"hydra.run.dir={folder}"])
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(folder, settings, launch)),
@@ -57,11 +45,7 @@ def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overri
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch; returns what it answers.
-
-    Raises:
-        JobError: sbatch is missing or refuses.
-    """
+    """Hand a script to sbatch and return its answer; raises JobError if sbatch is missing or refuses."""
     if shutil.which("sbatch") is None:
         raise JobError(f"sbatch not found: run `sbatch {shown(script)}` on a host of the cluster (launch.submit=true)")
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
@@ -87,7 +71,3 @@ def _options(folder: Path, settings: Train | Evaluate, launch: Slurm) -> list[st
         "signal": f"B:USR1@{SAVING_SECONDS}",  # to the script, which has become the driver
     }
     return [*(f"--{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value), *launch.options]
-
-
-def _plain(value: float | str | None) -> str:
-    return "null" if value is None else str(value)

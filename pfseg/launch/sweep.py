@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import yaml
-from rich.table import Table
 from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import shown, write_atomic
 from pfseg.launch.driver import JobStopped
+from pfseg.launch.mpirun import handled
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import STYLES, csv_text
 from pfseg.tracking import terminal
@@ -31,24 +31,16 @@ _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "se
 
 @contextmanager
 def sweep(folder: Path) -> Iterator[None]:
-    """Run a sweep inside: signals stop it as a whole, and whatever happens ends with the summary.
-
-    Args:
-        folder: the sweep's, in which each job has one.
-
-    Raises:
-        JobError: a job failed, or the sweep was stopped (`exit_code` says by which signal).
-    """
+    """Run a sweep inside, and sum it up at the end; raises JobError if a job failed or the sweep was stopped."""
     (folder / _MARK).unlink(missing_ok=True)
     try:
-        with _signals_passed_on(folder):
+        with handled((signal.SIGTERM, signal.SIGINT), _stopper(folder)):
             yield
     except (Exception, KeyboardInterrupt) as error:
         runs = summarise(folder)
         if (code := stopped(folder)) is not None:
-            raise JobStopped(
-                f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}", code
-            ) from None
+            text = f"the sweep was stopped, {len(runs)} of its jobs had begun; see {_csv(folder)}"
+            raise JobStopped(text, code) from None
         failed = [run for run in runs if run.status not in ("finished", "stopped")]
         if isinstance(error, KeyboardInterrupt) or not failed:
             raise
@@ -63,10 +55,9 @@ def mark_stopped(folder: Path, code: int) -> None:
 
 def stopped(folder: Path) -> int | None:
     """The exit code of a sweep that was told to stop, None of another."""
-    try:
+    with suppress(OSError, ValueError):
         return int((folder / _MARK).read_text())
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def summarise(folder: Path) -> list[Run]:
@@ -76,48 +67,33 @@ def summarise(folder: Path) -> list[Run]:
     except ConfigError:  # none has started
         return []
     overrides = [_overrides(run) for run in runs]
-    write_atomic(folder / "multirun.csv", _to_csv(runs, overrides))
     shared = set.intersection(*map(set, overrides)) if len(runs) > 1 else set()
+    best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
+    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=("job", "best mIoU", "time"))
+    rows: list[list[object]] = []
+    for run, own in zip(runs, overrides, strict=True):
+        job, all_own = run.folder.name, " ".join(own)
+        miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
+        seconds = None if run.seconds is None else round(run.seconds, 3)
+        rows.append([job, all_own, run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
+        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
+        differing = " ".join(text for text in own if text not in shared) or "-"
+        table.add_row(job, differing, score, terminal.duration(run.seconds), Text(run.status, STYLES[run.status]))
+    write_atomic(folder / "multirun.csv", csv_text(_COLUMNS, rows))
     console = terminal.console()
-    console.print(_table(runs, [[text for text in own if text not in shared] for own in overrides]))
+    console.print(table)
     for run in runs:
         if run.status != "finished" and run.detail:
-            terminal.line(console, f"{_job(run)}: {run.detail}", STYLES[run.status])
+            terminal.line(console, f"{run.folder.name}: {run.detail}", STYLES[run.status])
     terminal.line(console, f"written: {_csv(folder)}", "dim")
     return runs
 
 
-def _table(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> Table:
-    numbers = ("job", "best mIoU", "time")
-    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=numbers)
-    best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
-    for run, own in zip(runs, overrides, strict=True):
-        miou = run.best.miou if run.best else None
-        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
-        status = Text(run.status, STYLES[run.status])
-        table.add_row(_job(run), " ".join(own) or "-", score, terminal.duration(run.seconds), status)
-    return table
-
-
-def _to_csv(runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> str:
-    rows = []
-    for run, own in zip(runs, overrides, strict=True):
-        miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
-        seconds = None if run.seconds is None else round(run.seconds, 3)
-        rows.append([_job(run), " ".join(own), run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
-    return csv_text(_COLUMNS, rows)
-
-
 def _overrides(run: Run) -> list[str]:
-    try:
-        found = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return []
-    return [str(text) for text in found] if isinstance(found, list) else []
-
-
-def _job(run: Run) -> str:
-    return run.folder.name
+    with suppress(OSError, yaml.YAMLError):
+        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        return [str(text) for text in overrides or ()]
+    return []
 
 
 def _csv(folder: Path) -> str:
@@ -127,15 +103,11 @@ def _csv(folder: Path) -> str:
 # Signals
 
 
-@contextmanager
-def _signals_passed_on(folder: Path) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT to a sweep's driver into a stop of its jobs; a second Ctrl-C ends the sweep at once.
-
-    Jobs that the driver runs itself, one by one, take the signals over while they run (`pfseg.launch.mpirun`).
-    """
+def _stopper(folder: Path) -> Callable[[int, object], None]:
+    """A handler of signals that stops the sweep's jobs; a second Ctrl-C ends the sweep at once."""
     first: list[float] = []
 
-    def stop(signum: int, frame: object) -> None:
+    def stop(signum: int, _: object) -> None:
         if first and signum == signal.SIGINT and time.monotonic() - first[0] > 0.5:  # sooner it is the same key press
             raise KeyboardInterrupt
         first.append(time.monotonic())
@@ -147,12 +119,7 @@ def _signals_passed_on(folder: Path) -> Iterator[None]:
         if not drivers:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop
 
 
 def _drivers() -> set[int]:

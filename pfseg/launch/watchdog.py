@@ -1,19 +1,12 @@
 """Whether a job still makes progress, and where its ranks are when it doesn't (no Jittor).
 
-Progress is a row of the records file or a line of output, such as Jittor's count of compiled operators; and in a rank
+Progress is a row of the records file, a line of output, or in a rank: processor time of processes that it started, what
+it reads and writes, waiting for a file lock, which Jittor holds while another process compiles, and its own processor
+time beyond what the system takes of it: MPI waits by yielding the processor over and over, mostly the system's time.
+After `launch.timeout` seconds without any the ranks tell where they are, on SIGUSR2, and the driver ends the job.
 
-* processor time of processes that it started: compilers, loading processes
-* what it reads and writes
-* its own processor time beyond what the system takes of it. MPI waits by yielding the processor over and over, most of
-  which is the system's time: ranks that wait for each other make no progress, ranks that compute do.
-* waiting for a file lock, which Jittor holds while another process compiles
-
-After `launch.timeout` seconds without any of these the driver sends SIGUSR2, on which the ranks tell where they are,
-and ends the job.
-
-A process beside each rank tells all that to the driver, because Jittor holds Python's lock for as long as it computes
-or waits in MPI. It also ends a rank on another host once the driver is out of reach. It uses the output and input of
-the rank, which are the one way to every host.
+A process beside each rank tells all that by the rank's output, the one way from every host, because Jittor holds
+Python's lock while it computes or waits in MPI. It also ends a rank on another host once the driver is out of reach.
 """
 
 from __future__ import annotations
@@ -31,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
@@ -60,14 +53,10 @@ def tell(**row: Any) -> None:
 
 def told(line: str) -> dict[str, Any] | None:
     """Read a line of the ranks' output; None for one that is no row of `tell`."""
-    _, mark, text = line.partition(_MARK)
-    if not mark:
-        return None
-    try:
-        row = json.loads(text)
-    except ValueError:  # mixed with other output
-        return None
-    return row if isinstance(row, dict) else None
+    with suppress(ValueError):  # of another line, or mixed with other output
+        row = json.loads(line.partition(_MARK)[2])
+        return row if isinstance(row, dict) else None
+    return None
 
 
 # A rank's side
@@ -76,10 +65,8 @@ def told(line: str) -> dict[str, Any] | None:
 def accompany(rank: int, limit: float) -> None:
     """Start the process beside this one; to be called before there are further threads.
 
-    Args:
-        rank: of this process.
-        limit: seconds without a word from the driver after which a rank on another host is ended. A cut connection
-            leaves it alone there; on the driver's own host the kernel ends it together with the driver.
+    After `limit` seconds without a word from the driver it ends a rank on another host, which a cut connection leaves
+    alone there; on the driver's own host the kernel ends it together with the driver.
     """
     tell(rank=rank, host=socket.gethostname())
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # for the process beside
@@ -131,7 +118,7 @@ def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> No
 
 
 def _place(dump: str) -> str:
-    """The innermost line of a traceback in code that is no library's, such as `engine/trainer.py:215 (_train_step)`."""
+    """The innermost line of a traceback in code that is no library's: `engine/trainer.py:215 (_train_step)`."""
     frames = _FRAME.findall(dump)
     own = [frame for frame in frames if "/pfseg/" in frame[0] or not frame[0].startswith(_LIBRARIES)]
     for file, line, function in own or frames:
@@ -139,40 +126,28 @@ def _place(dump: str) -> str:
     return "an unknown place"
 
 
-class _Use(NamedTuple):
-    """What a process has used: seconds by itself and by children that have ended, and bytes read and written."""
-
-    own: float
-    children: float
-    bytes: int
-
-
 class _Meter:
-    """Measures whether a rank, with the processes that it started, makes progress.
-
-    Args:
-        process: the rank.
-        limit: seconds without progress that end the job.
-    """
+    """Measures whether a rank and the processes that it started progress; `limit` seconds without end the job."""
 
     def __init__(self, process: int, limit: float) -> None:
         self._rank, self._seconds = psutil.Process(process), _BUSY_SHARE * limit
-        self._before: dict[int, _Use] = {}  # at the last progress, by process id
+        # By process id at the last progress: seconds by itself and by children that have ended, bytes read and written.
+        self._before: dict[int, tuple[float, float, int]] = {}
 
     def busy(self) -> bool:
         """Whether they have used enough since the last time that they had."""
         uses = self._uses()
         seconds, size = 0.0, 0
         for pid, use in uses.items():
-            before = self._before.get(pid, _Use(0.0, 0.0, 0))
-            seconds += max(0.0, use.own - before.own) + max(0.0, use.children - before.children)
-            size += use.bytes - before.bytes
+            before = self._before.get(pid, (0.0, 0.0, 0))
+            seconds += max(0.0, use[0] - before[0]) + max(0.0, use[1] - before[1])
+            size += use[2] - before[2]
         if seconds <= self._seconds and size <= _BUSY_BYTES and not _waits_for_lock(uses):
             return False
         self._before = uses
         return True
 
-    def _uses(self) -> dict[int, _Use]:
+    def _uses(self) -> dict[int, tuple[float, float, int]]:
         uses = {}
         with suppress(psutil.Error):  # it has just ended
             below = [process for process in self._rank.children(recursive=True) if process.pid != os.getpid()]
@@ -181,29 +156,23 @@ class _Meter:
                     times, io = process.cpu_times(), process.io_counters()
                     own = times.user - times.system if process == self._rank else times.user + times.system
                     children = times.children_user + times.children_system
-                    uses[process.pid] = _Use(own, children, io.read_chars + io.write_chars)
+                    uses[process.pid] = (own, children, io.read_chars + io.write_chars)
         return uses
 
 
 def _waits_for_lock(pids: Iterable[int]) -> bool:
     """Whether one of the processes waits for a file lock: `1: -> FLOCK ADVISORY WRITE <pid> ...` in /proc/locks."""
-    try:
-        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    except OSError:
-        return False
-    return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)
+    with suppress(OSError):
+        rows = map(str.split, Path("/proc/locks").read_text().splitlines())
+        return any(row[1] == "->" and row[5] in set(map(str, pids)) for row in rows)
+    return False
 
 
 # The driver's side
 
 
 class Watch:
-    """Finds out that a job hangs.
-
-    Args:
-        ranks: number of ranks.
-        limit: seconds without progress; None never finds it.
-    """
+    """Finds out that a job of so many ranks hangs, after `limit` seconds without progress; None never finds it."""
 
     def __init__(self, ranks: int, limit: float | None) -> None:
         self._ranks, self._limit = ranks, limit
@@ -224,10 +193,7 @@ class Watch:
             self._idle = 0.0
 
     def look(self, ask: Callable[[], None]) -> bool:
-        """Look whether there was progress; True once the job is to be ended.
-
-        `ask` makes the ranks tell where they are; it is called once, a moment before.
-        """
+        """Look for progress; True once the job is to be ended. Before, `ask` lets the ranks tell where they are."""
         now = time.monotonic()
         passed, self._looked = min(_LONGEST_LOOK, now - self._looked), now
         self._idle += passed

@@ -1,10 +1,8 @@
 """One rank of a job: `mpirun ... python -m pfseg.launch.worker <run folder>`, started by `pfseg.launch.driver`.
 
-The rank gets the configuration by its environment, does the job that it describes and, on rank 0, writes
-`result.json`. A rank that fails leaves `errors/rank<k>.json` and ends with exit code 1, upon which mpirun ends the
-others. On a host without the run folder it tells the driver of its error instead.
-
-Loading processes started by `spawn` import this module again, so its imports stay light: no Jittor, no OpenCV.
+A rank that fails leaves `errors/rank<k>.json`, or tells the driver on a host without the run folder, and ends with exit
+code 1, upon which mpirun ends the others. Loading processes started by `spawn` import this module again, so its imports
+stay light: no Jittor, no OpenCV.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[
 
 
 def pack_config(text: str) -> dict[str, str]:
-    """Variable by which ranks get the resolved configuration, which is YAML text, on hosts without the run folder."""
+    """Pack the configuration, which is YAML text, into the variable by which ranks get it."""
     return {_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
 
 
@@ -55,15 +53,10 @@ def take_config() -> dict[str, Any]:
 
 
 def main(folder: Path, work: Job = job) -> int:
-    """Run this rank's part of the job in `folder`.
+    """Run this rank's part of the job in `folder`, which may not exist on this rank's host; returns 0.
 
-    Args:
-        folder: the run folder; it may not exist on this rank's host.
-        work: called with the configuration, the folder and `stop()`, which is True once SIGUSR1 has come;
-            what it returns goes into `result.json`.
-
-    Returns:
-        0. A failing rank doesn't return: it leaves at once, past MPI_Finalize, which would wait for the others.
+    `work` is called with the configuration, the folder and `stop()`, which is True once SIGUSR1 has come; what it
+    returns goes into `result.json`. A failing rank leaves at once, past MPI_Finalize, which would wait for the others.
     """
     # mpirun sends SIGUSR1 to the rank and all its children: a handler would leave compilers and loading processes to
     # die of it, and break Jittor's file lock. Ignored, also by children; and blocked, so that it stays pending for
@@ -101,7 +94,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _choose_devices(config: dict[str, Any]) -> None:
-    """Give each rank of a host its share of the cores, and a GPU of its own so that not all of them take the first."""
+    """Give each rank of a host its share of the cores, and a GPU of its own."""
     local_rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
     local_size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local_size)))

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from pfseg.errors import DataError
+from pfseg.metrics.confusion import check_labels, divide
 
 THRESHOLDS = (0.0005, 0.001875, 0.00375, 0.005)  # tolerances of the published scores, of the image diagonal
 _NONE = 255
@@ -41,23 +42,13 @@ class BoundaryScores:
     Boundary IoU: IoU of the parts of both masks within max(1, round(ratio * diagonal)) pixels (in a square) of another
     class, an ignored pixel or the image's edge; intersections and unions are summed over the images, as for the IoU.
 
-    Args:
-        num_classes: K, at most 255.
-        ignore_index: label that is not counted.
-        thresholds: tolerances of the F-score as shares of the image diagonal.
-        ratio: width of the band of the boundary IoU as a share of the image diagonal.
-
     Attributes:
         totals: (T + 3, K) float64, which may be summed over ranks: sums of the F-scores by threshold, number of images
             that count the class, intersections and unions in pixels.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        ignore_index: int = 255,
-        thresholds: Sequence[float] = THRESHOLDS,
-        ratio: float = 0.02,
+        self, num_classes: int, ignore_index: int = 255, thresholds: Sequence[float] = THRESHOLDS, ratio: float = 0.02
     ) -> None:
         assert num_classes <= _NONE
         self.num_classes, self.ignore_index = num_classes, ignore_index
@@ -65,15 +56,7 @@ class BoundaryScores:
         self.totals = np.zeros((len(self.thresholds) + 3, num_classes))
 
     def add(self, pred: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image.
-
-        Args:
-            pred: (H, W) integers in [0, K).
-            mask: (H, W) integers in [0, K) or `ignore_index`.
-
-        Raises:
-            DataError: shapes differ, or a label or prediction outside [0, K).
-        """
+        """Count an image by (H, W) integers in [0, K), in the mask also `ignore_index`; raises DataError for others."""
         if pred.shape != mask.shape or pred.ndim != 2:
             raise DataError(f"prediction of shape {pred.shape} and mask of shape {mask.shape} cannot be compared")
         ignored = mask == self.ignore_index
@@ -93,47 +76,28 @@ class BoundaryScores:
     def scores(self, class_names: Sequence[str], exclude: Collection[str] = ()) -> dict[str, float]:
         """Return the scores in percent; NaN for a class, or a mean, without an image that counts.
 
-        Args:
-            class_names: K names.
-            exclude: classes that the means leave out.
-
-        Returns:
-            `boundary_F@<threshold>` for each threshold and `boundary_IoU`, means over the classes; and of each class
-            under `<score>/<class>`.
+        These are `boundary_F@<threshold>` for each threshold and `boundary_IoU`, means over the classes but those of
+        `exclude`, and those of each class under `<score>/<class>`.
         """
         *sums, images, common, union = self.totals
-        values = {f"boundary_F@{t:g}": _percent(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
-        values["boundary_IoU"] = _percent(common, union)
+        values = {f"boundary_F@{t:g}": 100 * divide(row, images) for t, row in zip(self.thresholds, sums, strict=True)}
+        values["boundary_IoU"] = 100 * divide(common, union)
         kept = [name not in exclude for name in class_names]
         counted = {key: row[kept][~np.isnan(row[kept])] for key, row in values.items()}
         means = {key: float(row.mean()) if row.size else math.nan for key, row in counted.items()}
-        per_class = {
-            f"{key}/{name}": float(value)
-            for key, row in values.items()
-            for name, value in zip(class_names, row, strict=True)
-        }
-        return means | per_class
+        for key, row in values.items():
+            means |= {f"{key}/{name}": float(value) for name, value in zip(class_names, row, strict=True)}
+        return means
 
     def _labels(self, what: str, labels: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-        counted = labels[~ignored]
-        if counted.size and not 0 <= int(counted.min()) <= int(counted.max()) < self.num_classes:
-            raise DataError(
-                f"{what} has labels from {counted.min()} to {counted.max()}; expected 0..{self.num_classes - 1} "
-                f"or {self.ignore_index} (config: dataset.classes, dataset.ignore_index)"
-            )
+        check_labels(what, labels[~ignored], self.num_classes, self.ignore_index)
         return np.where(ignored, np.uint8(_NONE), labels.astype(np.uint8))
 
 
 def boundary_f(pred: np.ndarray, mask: np.ndarray, radii: Sequence[int]) -> dict[int, list[float]]:
-    """F-scores of one image for each class that occurs, as `BoundaryScores` defines them.
+    """F-scores (see `BoundaryScores`) in 0..1 of one image for each label that occurs, in the order of `radii`.
 
-    Args:
-        pred: (H, W) uint8, 255 for pixels without a class.
-        mask: likewise.
-        radii: tolerances in pixels, of at least 1.
-
-    Returns:
-        label -> scores in 0..1 in the order of `radii`.
+    Maps are (H, W) uint8, 255 for pixels without a class; `radii` tolerances in pixels, of at least 1.
     """
     present = [np.bincount(labels.ravel(), minlength=_NONE + 1)[:_NONE] > 0 for labels in (pred, mask)]
     scores = {int(label): [0.0] * len(radii) for label in np.flatnonzero(present[0] | present[1])}
@@ -171,9 +135,8 @@ def _edge_bits(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     table[chosen] = 1 << np.arange(len(chosen), dtype=word)
     bits = table[labels]
     edge: np.ndarray = np.zeros_like(bits)
-    edge[:-1, :-1] = (
-        (bits[:-1, :-1] ^ bits[:-1, 1:]) | (bits[:-1, :-1] ^ bits[1:, :-1]) | (bits[:-1, :-1] ^ bits[1:, 1:])
-    )
+    inner = bits[:-1, :-1]
+    edge[:-1, :-1] = (inner ^ bits[:-1, 1:]) | (inner ^ bits[1:, :-1]) | (inner ^ bits[1:, 1:])
     edge[-1, :-1] = bits[-1, :-1] ^ bits[-1, 1:]
     edge[:-1, -1] = bits[:-1, -1] ^ bits[1:, -1]
     return edge
@@ -216,8 +179,3 @@ def _band(labels: np.ndarray, width: int) -> np.ndarray:
     for side in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
         band[side] = labels[side]
     return band
-
-
-def _percent(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """100 times the quotient; NaN where the denominator is 0."""
-    return 100 * np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)

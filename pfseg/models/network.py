@@ -1,12 +1,6 @@
 """What every segmentation network is made of: a backbone, whose feature maps a head turns into logits.
 
-A backbone maps an image to feature maps from fine to coarse, a head maps these to logits at the finest map's size. Both
-are modules of their own, so that each can be exchanged by one YAML file and, if it is new, one module:
-
-    features = backbone(image)
-    logits, edges = head(features)
-
-Shapes: image (N, 3, H, W) float32, normalised; K classes.
+Each is exchanged by one YAML file and one module. Shapes: image (N, 3, H, W) float32, normalised; K classes.
 """
 
 from __future__ import annotations
@@ -16,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pfseg.ops.resampling import resize
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
 
@@ -85,16 +77,12 @@ class Head(jt.nn.Module):
 class SegmentationNetwork(jt.nn.Module):
     """A backbone and a head. Weights have the names of the published checkpoints: the backbone's stand beside `head.*`.
 
-    Args:
-        backbone: see `Backbone`; a module of the user's own needs the same attributes, not the same class, and instead
-            of `execute` may have `layer0` .. `layer4` (see `LayeredBackbone`).
-        head: see `Head`.
-        num_classes: K.
+    A backbone of the user's own needs the attributes of `Backbone`, not the class, and instead of `execute` may have
+    `layer0` .. `layer4` (see `LayeredBackbone`).
 
     Attributes:
         num_classes: K.
-        min_size: smallest side of the input in pixels; a network that needs more than one cell of the coarsest map
-            sets it.
+        min_size: smallest side of the input in pixels.
         output_stride: stride of the backbone's coarsest map; sides of batches are multiples of it.
     """
 
@@ -140,5 +128,4 @@ class SegmentationNetwork(jt.nn.Module):
         super().load_parameters({key if key in own else _BACKBONE + key: value for key, value in params.items()})
 
     def _describe(self) -> str:
-        """What `min_size` depends on, for messages."""
         return type(self).__name__

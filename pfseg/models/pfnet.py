@@ -13,10 +13,9 @@ from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import AdaptiveAvgPool, BatchNormReLU, ChannelDropout, ConvNormReLU
 from pfseg.ops.resampling import resize
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 # variant -> (sizes of the pyramid pooling, rule of adaptive pooling). The weights of the two families of published
 # checkpoints have equal names and shapes; only these settings tell them apart.
@@ -51,17 +50,7 @@ class PyramidPooling(jt.nn.Module):
 
 
 class PFNetHead(Head):
-    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest.
-
-    Args:
-        in_channels: channels of the backbone's maps, fine to coarse.
-        num_classes: K.
-        dim: D, channels of the pyramid.
-        match_dim: see `PointFlow`; likewise `num_edge_points`, `edge_pool` and `salient_pool`.
-        pool_sizes: sizes of the pyramid pooling.
-        pooling: rule of `pfseg.ops.resampling.pooling_windows`.
-        dropout: probability of the channel dropout behind the pyramid pooling.
-    """
+    """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest; arguments as of `PFNet`."""
 
     def __init__(
         self,
@@ -105,21 +94,9 @@ class PFNetHead(Head):
 class PFNet(SegmentationNetwork):
     """PFNet on any backbone, with the published names of weights (`layer0` .. `layer4`, `head.*`).
 
-    Args:
-        backbone: see `pfseg.models.network.Backbone`.
-        num_classes: K.
-        variant: `pytorch` (official repository) or `jittor` (Jittor port): sizes and rule of the poolings. A
-            checkpoint of one family loads into the other without complaint and scores badly.
-        num_edge_points: boundary points a level; 0 leaves their flow out.
-        match_dim: channels of the point matcher.
-        fpn_dim: channels of the pyramid.
-        edge_pool: side of the pooled certainty in the boundary branch.
-        salient_pool: side of the pooled certainty in the saliency branch; 0 leaves its flow out.
-        pool_sizes: sizes of the pyramid pooling; None for the variant's.
-        dropout: probability of the channel dropout behind the pyramid pooling.
-
-    Raises:
-        ValueError: unknown `variant`.
+    See `pfseg.config.model_settings.PFNet` for the settings. A checkpoint of the variant `pytorch` (official
+    repository) loads into `jittor` (Jittor port), which pools differently, without complaint and scores badly. Raises
+    ValueError for another variant.
     """
 
     def __init__(

@@ -1,10 +1,8 @@
 """PointFlow: semantics flow from a coarse map to a finer one through two sets of matched points (paper, section 3.2).
 
 Shapes: coarse (N, C, H, W), fine (N, C, h, w) with h = 2H for even sizes; P points. A point index counts the cells of
-the coarse map row by row; it lands in the fine map at (floor(y * h / H), floor(x * w / W)).
-
-Why each coordinate is floored on its own: multiplying the flat index first, as the published code does, lands on wrong
-rows unless h = 2H and w = 2W.
+the coarse map row by row; it lands in the fine map at (floor(y * h / H), floor(x * w / W)): multiplying the flat index
+first, as the published code does, lands on wrong rows unless h = 2H and w = 2W.
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ from pfseg.ops.layers import BatchNormReLU
 from pfseg.ops.points import gather_points, sample_points, scatter_points
 from pfseg.ops.resampling import adaptive_avg_pool, adaptive_max_pool, resize
 from pfseg.ops.selection import top_points
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 
 class PointMatcher(jt.nn.Module):
@@ -34,16 +31,10 @@ class PointMatcher(jt.nn.Module):
 
 
 class PointFlow(jt.nn.Module):
-    """Dual point matching and flow between two neighbouring pyramid levels.
+    """Dual point matching and flow between two neighbouring pyramid levels; for settings see `model_settings.PFNet`.
 
-    Args:
-        channels: channels of both maps.
-        match_dim: channels that the matcher works in.
-        num_edge_points: boundary points, at most; capped at H*W; 0 leaves the boundary flow out, not its edge map.
-        edge_pool: cells a side of the average-pooled certainty that thins out the boundary branch.
-        salient_pool: cells a side of the max-pooled certainty; salient_pool**2 salient points; 0 leaves
-            the saliency flow out.
-        pooling: rule of `pfseg.ops.resampling.pooling_windows`.
+    The boundary points, H*W at most, are the largest of the edge logits; 0 leaves their flow out, not the edge map. The
+    salient points are the maxima of the certainty in `salient_pool`² cells; 0 leaves their flow out.
     """
 
     def __init__(
@@ -63,11 +54,7 @@ class PointFlow(jt.nn.Module):
         )
 
     def execute(self, coarse: Var, fine: Var) -> tuple[Var, Var]:
-        """Let semantics flow.
-
-        Returns:
-            The fine map (N, C, h, w) with the points written over it, and edge logits (N, 1, H, W).
-        """
+        """Give the fine map (N, C, h, w) with the points written over it, and edge logits (N, 1, H, W)."""
         n, c, height, width = coarse.shape
         h, w = fine.shape[2:]
         certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))

@@ -1,19 +1,15 @@
-"""Res2Net 26w x 4s (Gao et al., "Res2Net", TPAMI 2019), first version.
-
-Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
-"""
+"""Res2Net 26w x 4s (Gao et al., TPAMI 2019), first version: c1..c4 at strides 4, 8, 16, 32."""
 
 from __future__ import annotations
 
 from pfseg.models.network import LayeredBackbone
-from pfseg.models.resnet import ResNet, initialise_convolutions
+from pfseg.models.resnet import ResNet, initialise_convolutions, make_layer
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
 _WIDTH, _SPLITS = 26, 4  # "26w x 4s": channels of a split in layer1, and number of splits
@@ -58,14 +54,7 @@ class Bottle2neck(jt.nn.Module):
 
 
 class Res2Net(LayeredBackbone):
-    """Res2Net with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
-
-    Args:
-        depth: 50 or 101.
-
-    Raises:
-        ValueError: another depth.
-    """
+    """Res2Net of depth 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others."""
 
     feature_strides = (4, 8, 16, 32)
     out_channels = (256, 512, 1024, 2048)
@@ -73,9 +62,8 @@ class Res2Net(LayeredBackbone):
     def __init__(self, depth: int) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(
-                f"Res2Net of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
-            )
+            known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
+            raise ValueError(f"Res2Net of depth {depth} is unknown; {known}")
         counts = _DEPTHS[depth]
         self.layer0 = nn.Sequential(
             Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
@@ -83,19 +71,10 @@ class Res2Net(LayeredBackbone):
             nn.Identity(),  # keeps the published numbers, in which ReLU is a module
             nn.Pool(3, stride=2, padding=1, op="maximum"),
         )
-        self.layer1 = _layer(64, 64, counts[0], stride=1)
-        self.layer2 = _layer(256, 128, counts[1], stride=2)
-        self.layer3 = _layer(512, 256, counts[2], stride=2)
-        self.layer4 = _layer(1024, 512, counts[3], stride=2)
+        self.layer1 = make_layer(Bottle2neck, 64, 64, counts[0], stride=1)
+        self.layer2 = make_layer(Bottle2neck, 256, 128, counts[1], stride=2)
+        self.layer3 = make_layer(Bottle2neck, 512, 256, counts[2], stride=2)
+        self.layer4 = make_layer(Bottle2neck, 1024, 512, counts[3], stride=2)
         initialise_convolutions(self)
 
     rename_pretrained = staticmethod(ResNet.rename_pretrained)
-
-
-def _layer(in_channels: int, channels: int, count: int, *, stride: int) -> nn.Sequential:
-    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
-    out = channels * Bottle2neck.expansion
-    downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-    blocks = [Bottle2neck(in_channels, channels, stride, downsample)]
-    blocks += [Bottle2neck(out, channels, 1, None) for _ in range(count - 1)]
-    return nn.Sequential(*blocks)

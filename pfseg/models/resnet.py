@@ -1,18 +1,17 @@
-"""ResNet-18/50/101 with the deep stem and the "variant D" dilation of the published PFNet.
-
-Shapes: image (N, 3, H, W); c1..c4 at strides 4, 8, 16, 32.
-"""
+"""ResNet with the deep stem and the "variant D" dilation of the published PFNet: c1..c4 at strides 4, 8, 16, 32."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from pfseg.models.network import LayeredBackbone
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
-Var = jt.Var
+Shortcut = nn.Sequential | None
 
 
 class BasicBlock(jt.nn.Module):
@@ -20,9 +19,7 @@ class BasicBlock(jt.nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Sequential | None
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: Shortcut, dilation: int) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -42,9 +39,7 @@ class Bottleneck(jt.nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, dilation: int, downsample: nn.Sequential | None
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: Shortcut, dilation: int) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = BatchNormReLU(channels)
@@ -62,25 +57,14 @@ class Bottleneck(jt.nn.Module):
         return jt.maximum(self.bn3(self.conv3(x)) + shortcut, 0.0)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
+_BLOCKS: dict[int, type[BasicBlock] | type[Bottleneck]] = {18: BasicBlock, 50: Bottleneck, 101: Bottleneck}
+_DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
 
 
 class ResNet(LayeredBackbone):
-    """ResNet with the weight names of the published segmentation checkpoints (`layer0` .. `layer4`).
+    """ResNet of depth 18, 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others.
 
     `layer3` and `layer4` dilate their 3x3 `conv2` while the strides stay 2, unlike the usual output-stride-8 networks.
-
-    Args:
-        depth: 18, 50 or 101.
-
-    Raises:
-        ValueError: another depth.
     """
 
     feature_strides = (4, 8, 16, 32)
@@ -88,37 +72,32 @@ class ResNet(LayeredBackbone):
     def __init__(self, depth: int) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(
-                f"ResNet of depth {depth} is unknown; use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
-            )
-        block, counts = _DEPTHS[depth]
+            known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
+            raise ValueError(f"ResNet of depth {depth} is unknown; {known}")
+        block, counts = _BLOCKS[depth], _DEPTHS[depth]
         c1, c2, c3, c4 = (width * block.expansion for width in (64, 128, 256, 512))
         self.out_channels = (c1, c2, c3, c4)
         self.layer0 = _deep_stem()
-        self.layer1 = _layer(block, 128, 64, counts[0], stride=1, dilation=1)
-        self.layer2 = _layer(block, c1, 128, counts[1], stride=2, dilation=1)
-        self.layer3 = _layer(block, c2, 256, counts[2], stride=2, dilation=2)
-        self.layer4 = _layer(block, c3, 512, counts[3], stride=2, dilation=4)
+        self.layer1 = make_layer(block, 128, 64, counts[0], stride=1, dilation=1)
+        self.layer2 = make_layer(block, c1, 128, counts[1], stride=2, dilation=1)
+        self.layer3 = make_layer(block, c2, 256, counts[2], stride=2, dilation=2)
+        self.layer4 = make_layer(block, c3, 512, counts[3], stride=2, dilation=4)
         initialise_convolutions(self)
 
     @staticmethod
     def rename_pretrained(key: str) -> str:
         """Name of a weight of an ImageNet file (`conv1.*`, `bn1.*`, ...) in this network."""
-        for old, new in (("conv1.", "layer0.0."), ("bn1.", "layer0.1.")):
-            if key.startswith(old):
-                return new + key[len(old) :]
-        return key
+        stem = {"conv1": "layer0.0", "bn1": "layer0.1"}
+        first, dot, rest = key.partition(".")
+        return stem[first] + dot + rest if first in stem and dot else key
 
 
 def _deep_stem() -> nn.Sequential:
-    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4.
-
-    The identities keep the published numbers, in which each ReLU is a module.
-    """
+    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4."""
     convolutions = nn.Sequential(
         Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
         BatchNormReLU(64),
-        nn.Identity(),
+        nn.Identity(),  # keeps the published numbers, in which ReLU is a module
         Conv2d(64, 64, 3, padding=1, bias=False),
         BatchNormReLU(64),
         nn.Identity(),
@@ -128,12 +107,14 @@ def _deep_stem() -> nn.Sequential:
     return nn.Sequential(convolutions, BatchNormReLU(128), nn.Identity(), pool)
 
 
-def _layer(block: Block, in_channels: int, channels: int, count: int, *, stride: int, dilation: int) -> nn.Sequential:
+def make_layer(
+    block: Any, in_channels: int, channels: int, count: int, *, stride: int, **options: int
+) -> nn.Sequential:
     """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
     out = channels * block.expansion
     downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-    blocks = [block(in_channels, channels, stride, dilation, downsample)]
-    blocks += [block(out, channels, 1, dilation, None) for _ in range(count - 1)]
+    blocks = [block(in_channels, channels, stride, downsample, **options)]
+    blocks += [block(out, channels, 1, None, **options) for _ in range(count - 1)]
     return nn.Sequential(*blocks)
 
 

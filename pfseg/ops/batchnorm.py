@@ -1,19 +1,14 @@
 """Batch normalisation by PyTorch's definition, synchronised over ranks.
 
 Jittor's own takes the variance as E[x²] - E[x]², which loses the deviation of inputs far from zero, stores the biased
-variance, and runs several passes over memory. Here the variance is taken around the mean, the running variance is
-unbiased, and on a CPU the statistics, the normalisation and the ReLU that often follows are one C++ loop each
-(`batchnorm.h`).
-
-Shapes: x (N, C, H, W) float32; everything per channel (C,).
+variance, and runs several passes over memory; here a CPU runs the C++ loops of `batchnorm.h`. Shapes: x (N, C, H, W)
+float32; everything per channel (C,).
 """
 
 from __future__ import annotations
 
-from pfseg.ops.source import header
-from pfseg.runtime import jt, world_size
-
-Var = jt.Var
+from pfseg.ops import header
+from pfseg.runtime import Var, jt, world_size
 
 _PLANES = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"  # N, C, L
 
@@ -42,7 +37,9 @@ class _Normalise(jt.Function):
     def execute(self, x: Var, weight: Var, bias: Var) -> tuple[Var, Var, Var]:
         mean, var = _per_channel(f"moments({_PLANES}, in0_p, out0_p, out1_p)", [x])
         if self.sync:
-            mean, var = _global_moments(mean, var)
+            # Every rank has equally many values: batches are whole.
+            own, mean = mean, mean.mpi_all_reduce("mean")
+            var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
         self.inverse = 1.0 / jt.sqrt(var + self.eps)
         self.x, self.mean, self.scale, self.bias = x, mean, weight * self.inverse, bias
         call = f"normalise<{self.template}>({_PLANES}, in0_p, in1_p, in2_p, in3_p, out0_p)"
@@ -61,13 +58,6 @@ class _Normalise(jt.Function):
         inputs += [total / count, product * self.inverse * self.inverse / count]
         x_grad = _per_value(f"gradient<{self.template}>({arguments}, in5_p, in6_p, out0_p)", inputs)
         return x_grad, weight_grad, bias_grad
-
-
-def _global_moments(mean: Var, var: Var) -> tuple[Var, Var]:
-    """Moments over all ranks from each rank's own, for equally many values on each: batches are whole."""
-    total = mean.mpi_all_reduce("mean")
-    var = (var + (mean - total) * (mean - total)).mpi_all_reduce("mean")
-    return total, var
 
 
 class BatchNorm2d(jt.nn.Module):

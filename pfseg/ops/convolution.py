@@ -1,16 +1,9 @@
-"""Convolutions and batched matrix products on a CPU, straight from oneDNN.
+"""Convolutions and batched matrix products on a CPU, straight from oneDNN (`convolution.h`); a GPU takes Jittor's own.
 
-Jittor writes a convolution as a broadcast product and a sum, compiles it for each kernel size and stride, and then
-finds out that oneDNN has it. Here oneDNN is called at once, which saves that compilation, and told how:
-
-* 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), a quarter of the multiplications, where the processor has
-  AVX-512; results differ from the direct sum by about 2e-6 of the largest value,
-* 1x1 convolutions as matrix products on the plain layout, without the copies into oneDNN's blocked one,
-* bias and ReLU of a network that only predicts within the same pass.
-
-A GPU takes Jittor's own. The C++ is in `convolution.h`.
-
-Shapes: x (N, C, H, W), weight (K, C, h, w), y (N, K, H', W'), all float32.
+Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
+of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
+2e-6 of the largest value), 1x1 ones are matrix products on the plain layout, and bias and ReLU of a network that only
+predicts are part of the pass. Shapes: x (N, C, H, W), weight (K, C, h, w), y (N, K, H', W'), all float32.
 """
 
 from __future__ import annotations
@@ -18,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pfseg.ops.source import header
-from pfseg.runtime import jt, onednn_flags
+from pfseg.ops import header
+from pfseg.runtime import Var, jt, onednn_flags
 
-Var = jt.Var
 Pair = tuple[int, int]
 
 # Smaller maps are as fast by the direct sum (measured with 64 to 512 channels on two cores).
@@ -33,15 +25,7 @@ _PLANES = "in0_shape2 * in0_shape3"
 
 
 def _call(call: str, shape: Sequence[int], inputs: list[Var], scratch: int = 0, **options: float) -> Var:
-    """Run a function of `convolution.h`.
-
-    Args:
-        call: the call; `in0_p` is the first input, `out0_p` the result, `out1_p` the scratch memory.
-        shape: of the result.
-        inputs: float32 arrays.
-        scratch: floats of working memory.
-        options: numbers that the call finds in `data`.
-    """
+    """Run a function of `convolution.h` with so many floats of scratch memory and, in `data`, the options."""
     y, memory = jt.code(
         [tuple(shape), (scratch,)],
         ["float32", "float32"],
@@ -75,7 +59,9 @@ class _Convolution(jt.Function):
         tiles = n * math.prod(-(-side // 4) for side in y_sides)
         winograd = plain and kernel == [3, 3] and min(c, k) >= _MIN_CHANNELS and tiles >= _MIN_TILES
         self.pointwise = plain and kernel == [1, 1] and self.padding == (0, 0)
-        self.options = self._options(winograd)
+        pairs = (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation))
+        self.options: dict[str, float] = {f"{name}{axis}": pair[axis] for name, pair in pairs for axis in (0, 1)}
+        self.options["winograd"] = winograd
         y_shape = [n, k, *y_sides]
         self.scratch = _scratch(x.shape, weight.shape, y_shape, winograd)
         self.x, self.weight, self.bias = x, weight, bias
@@ -102,10 +88,6 @@ class _Convolution(jt.Function):
         weight_grad = _call(call, weight.shape, [upstream, x], self.scratch, **self.options)
         return x_grad, weight_grad, None if self.bias is None else upstream.sum([0, 2, 3]), None
 
-    def _options(self, winograd: bool) -> dict[str, float]:
-        pairs = (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation))
-        return {f"{name}{axis}": float(pair[axis]) for name, pair in pairs for axis in (0, 1)} | {"winograd": winograd}
-
 
 def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: bool) -> int:
     """Floats that copies of all three take in oneDNN's layouts: channels in blocks of 16, Winograd's 6x6 weights."""
@@ -119,11 +101,7 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
 
 
 class Conv2d(jt.nn.Conv):
-    """`jittor.nn.Conv` without groups, computed by oneDNN on a CPU (same arguments, names and initial values).
-
-    Attributes:
-        relu: a ReLU follows within the same pass; only for prediction, it has no gradient.
-    """
+    """`jittor.nn.Conv` without groups by oneDNN on a CPU; `relu`, for prediction alone, adds a ReLU to the pass."""
 
     relu = False
 

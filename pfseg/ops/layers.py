@@ -7,9 +7,7 @@ import numpy as np
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.resampling import adaptive_avg_pool
-from pfseg.runtime import jt, rank, world_size
-
-Var = jt.Var
+from pfseg.runtime import Var, jt, rank, world_size
 
 
 class BatchNormReLU(BatchNorm2d):
@@ -40,9 +38,8 @@ class AdaptiveAvgPool(jt.nn.Module):
 class ChannelDropout(jt.nn.Module):
     """Zero whole channels with probability `p` in training mode and scale the others by 1 / (1 - p).
 
-    The mask comes from `generator`, which the trainer sets anew for each step from (seed, step): a resumed run then
-    drops what the undisturbed one would have dropped. It is drawn for the batches of all ranks, of which each takes
-    its part: what is dropped doesn't depend on how ranks share the global batch.
+    The trainer sets `generator` anew for each step from (seed, step), so that a resumed run drops what the undisturbed
+    one would have dropped. The mask is drawn for the batches of all ranks, of which each takes its part.
     """
 
     def __init__(self, p: float) -> None:

@@ -1,7 +1,6 @@
-"""Reading and writing features at points.
+"""Reading and writing features at points, which are row-major positions of cells in a flattened map, int32.
 
-Shapes: N samples, C channels, P points; (H, W) a coarse map, (h, w) a fine one, L = h * w. A point is the row-major
-position of a cell in a flattened map, int32.
+Shapes: N samples, C channels, P points; (H, W) a coarse map, (h, w) a fine one, L = h * w.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 
 def gather_points(x: Var, indices: Var) -> Var:
@@ -22,8 +19,6 @@ def gather_points(x: Var, indices: Var) -> Var:
 
 
 class _ScatterPoints(jt.Function):
-    """Forward and gradient of `scatter_points`."""
-
     def execute(self, base: Var, source: Var, indices: Var) -> Var:
         n, c, length = base.shape
         order = jt.array(np.arange(1, indices.shape[1] + 1, dtype=np.int32)).broadcast(indices, [0])
@@ -42,35 +37,25 @@ class _ScatterPoints(jt.Function):
 def scatter_points(base: Var, source: Var, indices: Var) -> Var:
     """Write `source` (N, C, P) over `base` (N, C, L) at `indices` (N, P) int32; the last of equal indices wins.
 
-    Gradients are those of PyTorch's `scatter`, which the published networks were trained with: `base` gets zero at
-    every written position, and every point of `source` gets the full gradient of its position, also those that lost
-    to a later one.
+    Gradients are those of PyTorch's `scatter`, as in the published training: `base` gets zero at every written
+    position, every point of `source` the full gradient of its position, also those that lost to a later one.
     """
     merged: Var = _ScatterPoints.apply(base, source, indices)
     return merged
 
 
 def sample_points(x: Var, grid: tuple[int, int], indices: Var) -> Var:
-    """Sample (N, C, h, w) bilinearly at the centres of cells of an (H, W) `grid` over the same area.
+    """Sample (N, C, h, w) bilinearly at `indices` (N, P) int32 of cells of an (H, W) `grid` over it; gives (N, C, P).
 
-    The rule is `grid_sample(align_corners=False, padding zeros)`: cell j of W lies at (j + 0.5) * w / W - 0.5.
-
-    Args:
-        x: map (N, C, h, w) with h >= H and w >= W.
-        grid: (H, W).
-        indices: cells (N, P) int32 of the grid.
-
-    Returns:
-        (N, C, P). With h = 2H and w = 2W each value is the mean of a 2x2 block.
+    The rule is `grid_sample(align_corners=False, padding zeros)`: cell j of W lies at (j + 0.5) * w / W - 0.5. With h =
+    2H and w = 2W each value is the mean of a 2x2 block.
     """
     n, c, h, w = x.shape
     points = indices.shape[1]
-    rows = _cell_positions(grid[0], h)
-    columns = _cell_positions(grid[1], w)
     row, column = indices // grid[1], indices % grid[1]
     corners = []
-    for y_position, y_weight in rows:
-        for x_position, x_weight in columns:
+    for y_position, y_weight in _cell_positions(grid[0], h):
+        for x_position, x_weight in _cell_positions(grid[1], w):
             cell = _look_up(y_position, row) * w + _look_up(x_position, column)
             weight = _look_up(y_weight, row) * _look_up(x_weight, column)
             corners.append(gather_points(x.reshape(n, c, h * w), cell) * weight.broadcast([n, c, points], [1]))

@@ -1,10 +1,7 @@
-"""Resizing and adaptive pooling as the published networks have them; Jittor computes them differently.
+"""Resizing and adaptive pooling as the published networks have them, from (N, C, H, W) to (N, C, h, w).
 
-Shapes: N samples, C channels, (H, W) the map before, (h, w) after.
-
-Resizing with `align_corners=True` and average pooling are linear and separable: a matrix for the rows and one for the
-columns (`_separable`), whose transposes give the gradient. A GPU multiplies by the full matrices; on a CPU one C++ loop
-(`resampling.h`) uses that each of their rows holds only a short range of weights.
+Both are linear and separable: a matrix for the rows and one for the columns (`_separable`), whose transposes give the
+gradient. A GPU multiplies by the full matrices; on a CPU one C++ loop (`resampling.h`) uses that their rows are sparse.
 """
 
 from __future__ import annotations
@@ -14,11 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from pfseg.ops import header
 from pfseg.ops.points import gather_points
-from pfseg.ops.source import header
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.runtime import Var, jt
 
 
 @lru_cache(maxsize=256)
@@ -34,16 +29,11 @@ def _resize_matrix(size: int, out: int) -> np.ndarray:
 
 
 def pooling_windows(size: int, out: int, rule: str) -> list[tuple[int, int]]:
-    """Windows `(start, stop)` of adaptive pooling from `size` to `out` cells.
+    """Windows `(start, stop)` of adaptive pooling of a side from `size` to `out` cells.
 
-    Args:
-        size: length of the side.
-        out: number of cells.
-        rule: `floor_ceil` (PyTorch: cell i covers floor(i*size/out) to ceil((i+1)*size/out)) or `fixed_window`
-            (Jittor: stride s = size // out, every window size - (out-1)*s wide).
-
-    Raises:
-        ValueError: `fixed_window` with fewer positions than cells.
+    The rule is `floor_ceil` (PyTorch: cell i covers floor(i*size/out) to ceil((i+1)*size/out)) or `fixed_window`
+    (Jittor: stride s = size // out, every window size - (out-1)*s wide), which raises ValueError for fewer positions
+    than cells.
     """
     if rule == "floor_ceil":
         return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
@@ -134,9 +124,8 @@ def _window_indices(height: int, width: int, out: int, rule: str) -> np.ndarray:
 def adaptive_max_pool(x: Var, out: int, rule: str) -> tuple[Var, Var]:
     """Max pooling of (N, 1, H, W) with the positions of the maxima.
 
-    Returns:
-        Values (N, 1, out, out), through which gradients flow, and flat positions (N, out*out) int32; of equal values
-        the first in row-major order within the window.
+    Gives values (N, 1, out, out), through which gradients flow, and flat positions (N, out*out) int32; of equal values
+    the first in row-major order within the window.
     """
     n, _, height, width = x.shape
     indices = _window_indices(height, width, out, rule)

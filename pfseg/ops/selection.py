@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfseg.ops.source import header
-from pfseg.runtime import jt
-
-Var = jt.Var
+from pfseg.ops import header
+from pfseg.runtime import Var, jt
 
 
 def top_points(x: Var, count: int) -> Var:
@@ -32,11 +30,8 @@ def kth_smallest(values: Var, k: int) -> Var:
 
 
 def global_kth_smallest(values: Var, k: int, least: float) -> Var:
-    """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1.
-
-    Bisection between `least` and 1 by counting: no rank sees another's values, and 30 halvings leave no float32
-    between the bounds.
-    """
+    """The k-th smallest (k from 1) of all ranks' values, but at least `least`; all values at most 1."""
+    # By bisection, as no rank sees another's values: 30 halvings leave no float32 between the bounds.
     low, high = jt.array([least], dtype="float32"), jt.ones((1,))
     for _ in range(30):
         middle = (low + high) * 0.5

@@ -1,13 +1,13 @@
 """Checkpoints: a safetensors file that is complete at any moment, and beside it a JSON file for people.
 
-`<name>.safetensors` holds the weights that validation saw, under their published names; further sections under `train/`
-and `optimizer/`, from which training continues; and in its header everything else as JSON, so that a single rename
-replaces all of it at once. `<name>.json` repeats the header.
+`<name>.safetensors` holds the weights that validation saw, under their published names; further sections `train/` and
+`optimizer/`, to continue from; and in its header everything else as JSON, which `<name>.json` repeats.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,7 @@ SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the netw
 
 
 def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write `path` (.safetensors) and its JSON file; a kill or a full disk leaves the previous ones intact.
-
-    Args:
-        path: file to write.
-        arrays: weights and further sections.
-        meta: values that JSON can hold: config, step, metrics, versions, ...
-
-    Raises:
-        WriteError: the disk is full or not writable.
-    """
+    """Write `path` (.safetensors) and its JSON file, or leave the previous ones intact and raise WriteError."""
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
@@ -61,14 +52,12 @@ def load_meta(path: Path) -> dict[str, Any]:
 
 def read_meta(path: Path) -> dict[str, Any] | None:
     """The metadata of a checkpoint, with its `config`; None for any other file."""
-    try:
+    with suppress(CheckpointError):
         return load_meta(path)
-    except CheckpointError:
-        return None
+    return None
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The metadata and the keys of the arrays."""
     try:
         with safe_open(path, framework="np") as file:
             header, keys = file.metadata() or {}, list(file.keys())

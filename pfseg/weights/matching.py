@@ -28,17 +28,14 @@ class WeightMatch:
     reshaped: list[str] = field(default_factory=list)
     mismatched: dict[str, str] = field(default_factory=dict)
 
-    def report(self) -> str:
-        """Return one to three lines: what was loaded, what the network lacks, what only the file has."""
+    def report(self, separator: str = "\n") -> str:
+        """One to three lines: what was loaded, what the network lacks, what only the file has."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         loaded = [f"loaded {len(self.loaded)} of the network's {total} weights", *summary("reshaped", self.reshaped)]
         mismatched = [f"{name}: {shapes}" for name, shapes in self.mismatched.items()]
-        lacking = [
-            *summary("missing in the file", self.missing),
-            *summary("of another shape, not loaded", mismatched),
-        ]
+        lacking = [*summary("missing in the file", self.missing), *summary("of another shape, not loaded", mismatched)]
         lines = ["; ".join(loaded), "; ".join(lacking), *summary("in the file only", self.skipped)]
-        return "\n".join(line for line in lines if line)
+        return separator.join(line for line in lines if line)
 
 
 def summary(what: str, names: Sequence[str]) -> list[str]:
@@ -48,20 +45,9 @@ def summary(what: str, names: Sequence[str]) -> list[str]:
 
 
 def match_weights(
-    shapes: Mapping[str, Sequence[int]],
-    weights: Mapping[str, np.ndarray],
-    rename: Callable[[str], str] | None = None,
+    shapes: Mapping[str, Sequence[int]], weights: Mapping[str, np.ndarray], rename: Callable[[str], str] | None = None
 ) -> WeightMatch:
-    """Sort a file's weights by whether they fit a network.
-
-    Args:
-        shapes: of the network's weights, by name.
-        weights: the file's.
-        rename: turns the file's names into the network's; None leaves them.
-
-    Raises:
-        CheckpointError: `rename` gives two weights the same name.
-    """
+    """Sort a file's weights, renamed, by whether they fit a network's `shapes`; CheckpointError if two become one."""
     match = WeightMatch()
     origin: dict[str, str] = {}
     for key, array in weights.items():

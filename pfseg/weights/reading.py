@@ -23,17 +23,15 @@ _JITTOR_TAIL = b"HCAJSLHD"  # the last 8 bytes of jt.save's files, after the pic
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the weights of a safetensors file, a PyTorch file (zip or legacy stream) or a Jittor pickle.
+    """Read the weights of a safetensors file, a PyTorch file (zip or legacy stream) or a Jittor pickle, by name.
 
-    The format is told from the content. The weights may be wrapped in `state_dict`, `model_state_dict` or
-    `model`; a leading `module.` is stripped; `num_batches_tracked`, whatever is no array, and the sections of our
-    own checkpoints beside the weights are left out. Nothing in the file is executed.
+    The format is told from the content. The weights may be wrapped in `state_dict`, `model_state_dict` or `model`; a
+    leading `module.` is stripped; `num_batches_tracked`, whatever is no array, and the sections of our own checkpoints
+    beside the weights are left out. Nothing in the file is executed. Arrays are C-contiguous copies; float16 and
+    bfloat16 become float32, other types stay.
 
-    Returns:
-        name -> C-contiguous array of its own; float16 and bfloat16 become float32, other types stay.
-
-    Raises:
-        CheckpointError: missing, empty, damaged, another kind of file, without weights, or asking for more than these.
+    Raises CheckpointError: missing, empty, damaged, another kind of file, without weights, or asking for more than
+    these.
     """
     path = Path(path)
     try:
@@ -94,20 +92,17 @@ def _parse(data: bytes, limit: int) -> tuple[Any, FetchStorage]:
     if data.startswith(b"PK\x03\x04"):
         return _parse_torch_zip(data, limit)
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 2**27:  # length of the JSON header
-        return _parse_safetensors(data), dict[str, bytes]().__getitem__
+        entries = sorted(deserialize(data))  # type: ignore[no-untyped-call]  # comes in no order
+        return {
+            name: np.frombuffer(entry["data"], TYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in entries
+            if not name.startswith(_OWN_SECTIONS)
+        }, dict[str, bytes]().__getitem__
     if data.endswith(_JITTOR_TAIL):
         checksum, data = data[-28:-8], data[:-28]
         if hashlib.sha1(data, usedforsecurity=False).digest() != checksum:
             raise ValueError("its checksum differs")
     return _parse_pickles(data)
-
-
-def _parse_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    return {
-        name: np.frombuffer(entry["data"], TYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in sorted(deserialize(data))  # type: ignore[no-untyped-call]  # comes in no order
-        if not name.startswith(_OWN_SECTIONS)
-    }
 
 
 def _parse_torch_zip(data: bytes, limit: int) -> tuple[Any, FetchStorage]:

@@ -1,7 +1,4 @@
-"""PyTorch's zip format, written without PyTorch: what `torch.load(file, weights_only=True)` takes.
-
-The archive holds `data.pkl`, a pickle (protocol 2) that names the tensors, and each tensor's values under `data/<n>`.
-"""
+"""PyTorch's zip format, written without PyTorch: a pickle that names the tensors, and each tensor's values."""
 
 from __future__ import annotations
 
@@ -9,33 +6,20 @@ import io
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from pfseg.errors import CheckpointError
+from pfseg.weights.unpickling import STORAGES, TYPES
 
 _FILE_HEADER = 30  # bytes before a file's name in the archive
 _ALIGNMENT = 64  # of the values in the file, as PyTorch maps them into memory
-_STORAGES = {
-    "bool": "BoolStorage",
-    "uint8": "ByteStorage",
-    "int8": "CharStorage",
-    "int16": "ShortStorage",
-    "int32": "IntStorage",
-    "int64": "LongStorage",
-    "float16": "HalfStorage",
-    "float32": "FloatStorage",
-    "float64": "DoubleStorage",
-}
+_STORAGES = {TYPES[code].name: name.removeprefix("torch.") for name, code in STORAGES.items() if code != "BF16"}
 
 
 def torch_bytes(weights: Mapping[str, np.ndarray]) -> bytes:
-    """Content of a `.pth` file that holds `weights` as a flat state dict.
-
-    Raises:
-        CheckpointError: an array of a type that PyTorch lacks.
-    """
+    """Content of a `.pth` file that holds `weights` as a flat state dict; raises CheckpointError for foreign types."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _state_dict(weights))
@@ -43,16 +27,12 @@ def torch_bytes(weights: Mapping[str, np.ndarray]) -> bytes:
         for index, array in enumerate(weights.values()):
             entry = zipfile.ZipInfo(f"archive/data/{index}")
             start = out.tell() + _FILE_HEADER + len(entry.filename)
-            entry.extra = _padding(-start % _ALIGNMENT)
+            size = -start % _ALIGNMENT
+            size += _ALIGNMENT if size < 4 else 0  # of the extra field, whose header takes 4 bytes
+            entry.extra = struct.pack("<2sH", b"FB", size - 4) + bytes(size - 4)
             archive.writestr(entry, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
     return out.getvalue()
-
-
-def _padding(size: int) -> bytes:
-    """An extra field of `size` bytes, or as many more as its header of 4 bytes needs."""
-    size += _ALIGNMENT if size < 4 else 0
-    return struct.pack("<2sH", b"FB", size - 4) + bytes(size - 4)
 
 
 def _state_dict(weights: Mapping[str, np.ndarray]) -> bytes:
@@ -66,7 +46,7 @@ def _tensor(name: str, array: np.ndarray, index: int) -> bytes:
         raise CheckpointError(f"{name} is of type {array.dtype}, which PyTorch lacks; expected {', '.join(_STORAGES)}")
     strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
     storage = _tuple(_text("storage"), _global("torch", kind), _text(str(index)), _text("cpu"), _whole(array.size))
-    parts = (storage + pickle.BINPERSID, _whole(0), _wholes(array.shape), _wholes(strides))
+    parts = (storage + pickle.BINPERSID, _whole(0), _tuple(*map(_whole, array.shape)), _tuple(*map(_whole, strides)))
     arguments = _tuple(*parts, pickle.NEWFALSE, _ORDERED_DICT)
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
@@ -82,10 +62,6 @@ def _text(text: str) -> bytes:
 
 def _whole(number: int) -> bytes:
     return pickle.BININT + struct.pack("<i", number)
-
-
-def _wholes(numbers: Sequence[int]) -> bytes:
-    return _tuple(*map(_whole, numbers))
 
 
 def _tuple(*items: bytes) -> bytes:

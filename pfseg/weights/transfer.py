@@ -1,17 +1,30 @@
-"""Weights of a network to and from NumPy arrays by their published keys, all float32."""
+"""Weights of a network by their published keys, all float32: to and from NumPy arrays, and from files to start from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pfseg.errors import CheckpointError
 from pfseg.runtime import jt
+from pfseg.weights.checkpoint import read_meta
+from pfseg.weights.matching import WeightMatch, match_weights
+from pfseg.weights.reading import read_weights
 
 Arrays = dict[str, np.ndarray]
 Module = jt.nn.Module
 Var = jt.Var
+
+
+class Network(Protocol):
+    """What starting weights need of a network; it may also have a `variant`."""
+
+    num_classes: int
+
+    def state_dict(self) -> dict[str, jt.Var]: ...  # noqa: D102
 
 
 def export_weights(model: Module) -> Arrays:
@@ -20,16 +33,7 @@ def export_weights(model: Module) -> Arrays:
 
 
 def load_weights(model: Module, arrays: Arrays, source: str) -> None:
-    """Replace all weights of a network.
-
-    Args:
-        model: the network.
-        arrays: at least its weights.
-        source: where they come from, for messages.
-
-    Raises:
-        CheckpointError: a key is missing or has another shape; the network stays as it was.
-    """
+    """Replace all weights of a network; raises CheckpointError, changing nothing, for keys or shapes of another."""
     state = model.state_dict()
     for key, var in state.items():
         if key not in arrays:
@@ -54,3 +58,53 @@ def assign(variables: Mapping[str, Var], arrays: Arrays) -> None:
         var.assign(jt.array(arrays[key]))
     # Otherwise Jittor fuses the copies with what follows, which then rounds differently than in an undisturbed run.
     jt.sync_all()
+
+
+def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | None) -> str:
+    """Load a file, its keys renamed, into all weights but `head.*`; returns a report, raises CheckpointError."""
+    state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
+    match = match_weights(_shapes(state), read_weights(path), rename)
+    if not match.loaded:
+        raise CheckpointError(
+            f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}; "
+            f"give a backbone file of this network (config: model.pretrained). {match.report('; ')}"
+        )
+    _assign(state, match)
+    return match.report()
+
+
+def load_network(model: Network, path: Path) -> str:
+    """Load all weights but layers of another class count; returns a report, CheckpointError for another network."""
+    state = model.state_dict()
+    weights = read_weights(path)
+    match = match_weights(_shapes(state), weights)
+    names = list(match.mismatched)
+    for_classes = [
+        name
+        for name in names
+        if state[name].shape[0] == model.num_classes and weights[name].shape[1:] == tuple(state[name].shape[1:])
+    ]
+    if match.missing or for_classes != names:
+        raise CheckpointError(
+            f"{path} holds another network: {match.report('; ')}. Give a file of the same network, with any number of "
+            "classes (config: model.init, model), or one of the backbone alone as model.pretrained"
+        )
+    meta, variant = read_meta(path), getattr(model, "variant", None)
+    stored = meta["config"].get("model", {}).get("variant") if meta else variant
+    if stored != variant:
+        raise CheckpointError(
+            f"{path} was trained with model.variant={stored}, this run has {variant}, which pools differently under "
+            f"the same names; set model.variant={stored} (config: model.init)"
+        )
+    _assign(state, match)
+    left = f"; left at their initialisation, of {model.num_classes} classes: {', '.join(names)}" if names else ""
+    return f"started from {path}: {len(match.loaded)} of {len(state)} weights{left}"
+
+
+def _shapes(state: Mapping[str, Var]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(var.shape) for key, var in state.items()}
+
+
+def _assign(state: Mapping[str, Var], match: WeightMatch) -> None:
+    for key, value in match.loaded.items():
+        state[key].assign(jt.array(value))

@@ -1,8 +1,7 @@
 """Arrays from pickles of PyTorch, Jittor and NumPy, without trust in the file.
 
-A pickle may name what `_NAMES` and `_CONTAINERS` list. Of these only the plain containers are made; every other name is
-recorded as a `Reference`, and so is a call of one, and nothing is looked up or executed. `view` turns the record of an
-array or tensor into a NumPy array afterwards.
+A pickle may name what `_NAMES` and `_CONTAINERS` list. Only the plain containers are made; every other name, and a call
+of one, is recorded as a `Reference`, never looked up or executed. `view` turns records into NumPy arrays afterwards.
 """
 
 from __future__ import annotations
@@ -23,24 +22,12 @@ TYPES: dict[str, np.dtype[Any]] = {
 }
 TYPES |= {"BOOL": np.dtype("?"), "BF16": np.dtype([("bf16", "<u2")])}  # NumPy has no bfloat16: told by a field's name
 
-_STORAGES = {
-    f"torch.{name}Storage": code
-    for name, code in {
-        "Bool": "BOOL",
-        "Byte": "U8",
-        "Char": "I8",
-        "Short": "I16",
-        "Int": "I32",
-        "Long": "I64",
-        "Half": "F16",
-        "BFloat16": "BF16",
-        "Float": "F32",
-        "Double": "F64",
-    }.items()
-}
+_KINDS = "Bool Byte Char Short Int Long Half BFloat16 Float Double".split()
+_CODES = "BOOL U8 I8 I16 I32 I64 F16 BF16 F32 F64".split()
+STORAGES = {f"torch.{kind}Storage": code for kind, code in zip(_KINDS, _CODES, strict=True)}
 
 _CONTAINERS: dict[str, type] = {f"collections.{kind.__name__}": kind for kind in (OrderedDict, defaultdict)}
-_NAMES = {*_STORAGES, "torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
+_NAMES = {*STORAGES, "torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
 _NAMES |= {"jittor.Var", "jittor.jittor_core.Var"}  # as versions of jt.save name it
 _NAMES |= {f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}
 for _core in ("numpy.core.", "numpy._core."):  # NumPy 1 and 2
@@ -77,9 +64,7 @@ class WeightsUnpickler(pickle._Unpickler):
     """Reads one pickle of a stream; raises ForbiddenNameError, or anything else for bytes that are no pickle.
 
     In pure Python: the C one allocates what a file claims to need, takes copyreg's extensions without `find_class`.
-
-    Attributes:
-        types: data type of each storage that the pickle mentions, by key.
+    `types` has the data type of each storage that the pickle mentions, by key.
     """
 
     def __init__(self, stream: io.BytesIO) -> None:
@@ -105,16 +90,12 @@ class WeightsUnpickler(pickle._Unpickler):
         kind, storage, key, _, length, *view = pid
         if kind != "storage" or not isinstance(key, str | int) or view not in ([], [None]):
             raise pickle.UnpicklingError("a storage of an unknown kind")
-        self.types[str(key)] = TYPES[_STORAGES[storage.name]]
-        return Reference("storage", (str(key), _STORAGES[storage.name], length))
+        self.types[str(key)] = TYPES[STORAGES[storage.name]]
+        return Reference("storage", (str(key), STORAGES[storage.name], length))
 
 
 def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
-    """The array that an unpickled value is or describes, without a copy; None for anything else.
-
-    Raises:
-        ValueError: sizes, strides or offsets that don't fit the stored values.
-    """
+    """The array that a value is or describes, without a copy, or None; ValueError for sizes that don't fit it."""
     if not isinstance(value, Reference):
         return value if isinstance(value, np.ndarray) else None
     fortran: object = False

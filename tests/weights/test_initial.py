@@ -16,8 +16,7 @@ from pfseg.config.compose import compose
 from pfseg.config.schema import Train
 from pfseg.errors import CheckpointError
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
-from pfseg.weights.initial import load_network
-from pfseg.weights.transfer import export_weights
+from pfseg.weights.transfer import export_weights, load_network
 
 SMALL = ["model.fpn_dim=32", "model.match_dim=16"]
 
