@@ -155,7 +155,7 @@ def test_a_network_is_trained_scored_and_applied_from_an_empty_folder(place: Pla
     assert where.startswith(str(place.installed.packages))
     place.pfseg("train", *ONE_STEP, "hydra.run.dir=run")
     assert [row["step"] for row in rows(place.folder / "run", "train")] == [1]
-    assert "mIoU" in place.pfseg("evaluate", "checkpoint=run", *ONE_CPU, "hydra.run.dir=scores")
+    assert "fwIoU" in place.pfseg("evaluate", "checkpoint=run", *ONE_CPU, "hydra.run.dir=scores")
     assert (place.folder / "scores" / "results.html").is_file()
     cv2.imwrite(str(place.folder / "image.png"), np.full((70, 80, 3), 99, np.uint8))
     place.pfseg("predict", "checkpoint=run", "input=image.png", "output=maps")

@@ -47,7 +47,7 @@ def test_the_checkpoint_scores_as_before(town: Path):
     results = json.loads((town / "scores" / "results.json").read_text())
     for name, value in EXPECTED["evaluate"].items():
         assert results[name] == pytest.approx(value, abs=0.05), name
-    assert json.loads((town / "scores" / "scenes" / "results.json").read_text())["images"] == 1
+    assert results["scenes"]["images"] == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_a_pruner_needs_a_stored_study():
 
 
 def test_without_optuna_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hydra_plugins.pfseg_optuna.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules[OptunaSweeper.__module__], "find_spec", lambda name: None)
     sweeper = OptunaSweeper(1, 1, {}, {})
     with pytest.raises(ConfigError, match=r"needs Optuna: pip install 'pfseg\[sweep\]'$"):
         sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))
