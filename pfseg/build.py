@@ -73,12 +73,10 @@ def instantiate(settings: Settings, **given: Any) -> Any:
     Raises:
         ConfigError: the class doesn't exist, or its constructor rejects a value.
     """
-    target = cast(Target, settings).target
-    return call(target, settings.values() | given)
+    return _call(cast(Target, settings).target, settings.values() | given)
 
 
-def call(target: str, keywords: Mapping[str, Any]) -> Any:
-    """Call `package.module.Name` with keywords; settings with a `_target_` among them are built first."""
+def _call(target: str, keywords: Mapping[str, Any]) -> Any:
     function = locate(target)
     arguments = {key: _built(value) for key, value in keywords.items()}
     try:
@@ -91,16 +89,12 @@ def _built(value: Any) -> Any:
     if isinstance(value, Settings) and hasattr(value, "target"):
         return instantiate(value)
     if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
-        return call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
+        return _call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
     return value
 
 
 def locate(target: str) -> Any:
-    """The object that `package.module.Name` names.
-
-    Raises:
-        ConfigError: it can't be imported.
-    """
+    """The object that `package.module.Name` names; raises ConfigError if it can't be imported."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)
@@ -120,12 +114,14 @@ def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
     if isinstance(settings, FolderData) and settings.source == "scenes":
         return _build_scenes(settings, split)
     keywords = {key: value for key, value in settings.values().items() if key in parameters}
-    return cast(SegmentationDataset, call(settings.target, keywords | {"split": split}))
+    return cast(SegmentationDataset, _call(settings.target, keywords | {"split": split}))
 
 
 def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     """Build a split whose samples are windows of whole scenes, without patches."""
-    scenes = find_scenes(settings, split)
+    splits = settings.splits or {split: split}
+    chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
+    scenes = find_scenes(settings, chosen)
     dataset = SceneDataset(
         split=split,
         scenes=scenes,
@@ -141,25 +137,38 @@ def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     return dataset
 
 
-def find_scenes(settings: FolderData, split: str) -> list[Scene]:
+def find_scenes(settings: FolderData, splits: Mapping[str, Any] | None) -> list[Scene]:
     """Find the scenes of a published archive, or of a data set's folders."""
     root = Path(str(settings.root))
     if settings.prepare.scenes is not None:
         return cast(list[Scene], instantiate(settings.prepare.scenes, src=root))
     patches = settings.model_copy(update={"source": "patches"})
-    splits = settings.splits or {split: split}
-    chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
 
-    def build(name: str) -> FolderDataset:
-        return cast(FolderDataset, build_dataset(patches, name))
+    def build(split: str) -> FolderDataset:
+        return cast(FolderDataset, build_dataset(patches, split))
 
-    return find_in_folders(root, chosen, build, settings.images, settings.mask_suffix)
+    return find_in_folders(root, splits, build, settings.images, settings.mask_suffix)
 
 
 def build_model(settings: Model, num_classes: int) -> Any:
     """Build a network with random weights."""
     keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
-    return call(settings.target, keywords | {"num_classes": num_classes})
+    return _call(settings.target, keywords | {"num_classes": num_classes})
+
+
+def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, dict[str, Any]]:
+    """Build the network of a checkpoint with its weights; returns it and the checkpoint's metadata.
+
+    Raises:
+        CheckpointError: unreadable, or not of the network that it says.
+    """
+    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.weights.transfer import load_weights
+
+    arrays, meta = load_checkpoint(path)
+    model = build_model(settings, num_classes)
+    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    return model, meta
 
 
 def load_initial(model: Any, settings: Model) -> str:
@@ -175,9 +184,8 @@ def load_initial(model: Any, settings: Model) -> str:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
         backbone = locate(cast(PFNet, settings).backbone.target)
-        return load_backbone(
-            model, on_every_rank(Path(settings.pretrained)), getattr(backbone, "rename_pretrained", None)
-        )
+        path = on_every_rank(Path(settings.pretrained))
+        return load_backbone(model, path, getattr(backbone, "rename_pretrained", None))
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 

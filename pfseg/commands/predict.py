@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pfseg.build import build_model
+from pfseg.build import restore_model
 from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
@@ -150,16 +150,12 @@ def load_predictor(settings: Predict) -> Predictor:
     """
     from pfseg.inference.folding import fold_batchnorm
     from pfseg.inference.network import as_function
-    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
-    from pfseg.weights.transfer import load_weights
 
     path = Path(settings.checkpoint)
     stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    arrays, _ = load_checkpoint(path)
-    model = build_model(stored.model, len(classes))
-    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    model, _ = restore_model(path, stored.model, len(classes))
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
