@@ -51,9 +51,9 @@ def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
     sinks: list[Sink] = [console]
     code = 1
     try:
-        trial = _trial(folder, settings, console)
-        sinks += [trial] if trial else []
         hydra = HydraConfig.get()
+        if trial := _trial(folder, settings, console):
+            sinks.append(trial)
         group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
         for logger in make_loggers(RunContext(folder, settings.dump(), console, group)):
             sinks.append(logger)  # one by one: if the next one can't start, this one is finished

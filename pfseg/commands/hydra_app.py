@@ -28,6 +28,8 @@ from pfseg.config.schema import Job
 from pfseg.config.settings import Settings
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.launch.lease import lease
+from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
 Run = Callable[[Any], float | None]
 _OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
@@ -47,8 +49,7 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         ranks = os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
         raise ConfigError(f"started by mpirun, which pfseg does by itself: type `pfseg {command} ranks={ranks} ...`")
     flags, rest, args = _split(arguments)
-    overrides = _expand(command, rest, words)
-    overrides = expand_resume(overrides, multirun=args.multirun)
+    overrides = expand_resume(_expand(command, rest, words), multirun=args.multirun)
     name = args.config_name or command
     folder = Path(args.config_dir) if args.config_dir else None
     config_path = Path(args.config_path).absolute() if args.config_path else None
@@ -77,7 +78,7 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     sys.argv = [sys.argv[0], *flags, *overrides]
     source = str(config_path or config_dir())
     try:
-        with _sweep(sweep_folder) if sweep_folder else nullcontext():
+        with sweep(sweep_folder) if sweep_folder else nullcontext():
             hydra.main(version_base=VERSION_BASE, config_path=source, config_name=name)(task)()
     except FAULTS as error:
         raise explain(error, name, overrides, folder, config_path, sweep=args.multirun) from error
@@ -159,18 +160,8 @@ def _task(
     return task
 
 
-def _sweep(folder: Path) -> Any:
-    """Prepare for the end of a sweep."""
-    from pfseg.launch.sweep import sweep
-
-    return sweep(folder)
-
-
 def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
     """Run one job of a sweep when its devices are free, perhaps in a process of its own."""
-    from pfseg.launch.lease import lease
-    from pfseg.launch.sweep import mark_stopped, stopped
-
     job = HydraConfig.get()
     folder = Path(job.sweep.dir)
     if stopped(folder) is not None:
