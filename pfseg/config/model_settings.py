@@ -71,9 +71,7 @@ ModelSettings: TypeAlias = Annotated[
 class ImageWeighted(Settings):
     """Cross entropy weighted by the class frequencies of each image or of the batch."""
 
-    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(
-        alias="_target_", description="class of the segmentation loss"
-    )
+    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(alias="_target_", description="class")
     upper_bound: t.NonNegative = setting("weight that a class without pixels approaches, above 1")
     per: Literal["image", "batch"] = setting("what class frequencies are counted over")
     reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
@@ -83,26 +81,24 @@ class ImageWeighted(Settings):
 class Relaxed(Settings):
     """Boundary label relaxation."""
 
-    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(
-        alias="_target_", description="class of the segmentation loss"
-    )
+    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(alias="_target_", description="class")
     until_epoch: t.Natural | None = setting("epoch from which labels are taken as they are; null: never")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
+
+
+Segmentation: TypeAlias = Annotated[
+    Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
+    | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
+    | Annotated[Target, Tag(CUSTOM)],
+    by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
+]
 
 
 class PFNetLoss(Settings):
     """Segmentation loss, and the edge loss of the three levels."""
 
     target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
-    segmentation: (
-        Annotated[
-            Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
-            | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
-            | Annotated[Target, Tag(CUSTOM)],
-            by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
-        ]
-        | None
-    ) = setting("segmentation loss; null: cross entropy, with hard-example mining if ohem is true")
+    segmentation: Segmentation | None = setting("null: cross entropy, with hard-example mining if ohem is true")
     ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
     ohem_threshold: t.Share = setting("probability of the true class above which a pixel counts as easy")
     min_kept: t.Count = setting("least number of pixels of a batch that count")
@@ -111,7 +107,7 @@ class PFNetLoss(Settings):
     edge_weight: t.NonNegative = setting("weight of the edge loss; 25 in the published recipes")
     ignore_index: t.Ignored = setting("label of pixels without a class")
     global_reduction: bool = setting(
-        "whether pixels are chosen and counted over the batches of all ranks, not rank by rank as published"
+        "whether pixels are chosen and counted over all ranks, not one by one as published"
     )
 
 

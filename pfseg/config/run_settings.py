@@ -21,9 +21,7 @@ class Trainer(Settings):
     clip_grad: t.Positive | None = setting("largest norm of the gradient; null: unlimited")
     freeze_bn: bool = setting("whether BatchNorm keeps its loaded statistics")
     sync_bn: bool = setting("whether BatchNorm takes its statistics over all ranks")
-    ema: t.Decay | None = setting(
-        "decay of the averaged weights that are validated and saved, such as 0.999; null: none"
-    )
+    ema: t.Decay | None = setting("decay of the averaged weights that are validated and saved; null: none")
     bn_batches: t.Natural = setting("batches that BatchNorm's statistics are re-estimated on before each validation")
     early_stop: t.Count | None = setting("validations without a better mIoU after which the run ends; null: never")
     num_samples: t.Natural = setting("images in the panels of each validation")
@@ -37,9 +35,7 @@ class Optimizer(Settings):
     """What every optimizer has."""
 
     lr: t.Positive = setting("learning rate")
-    scale_lr: Literal["none", "linear", "sqrt"] = setting(
-        "how lr grows with the global batch relative to reference_batch"
-    )
+    scale_lr: Literal["none", "linear", "sqrt"] = setting("how lr grows with global batch / reference_batch")
     reference_batch: t.Count = setting("images per step that lr is meant for")
     weight_decay: t.NonNegative = setting("weight decay")
 
@@ -160,9 +156,7 @@ class Launch(Settings):
     """What every launch of ranks has."""
 
     timeout: t.Positive | None = setting("seconds without progress after which the job counts as hung; null: unlimited")
-    interface: str | None = setting(
-        "network interface or subnet between hosts, such as eth0 or 10.0.0.0/24; null: MPI chooses"
-    )
+    interface: str | None = setting("network interface or subnet between hosts, eth0 or 10.0.0.0/24; null: any")
 
 
 class Mpi(Launch):

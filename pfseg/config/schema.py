@@ -67,11 +67,9 @@ class Evaluate(Job):
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"
     )
-    eval_size: t.Size | Literal["whole"] | None = setting(
-        "window in pixels, or [height, width]; whole: the whole image; null: as in training"
-    )
-    contrast: t.Contrast | Literal["own"] | None = setting(
-        "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
+    eval_size: t.Size | Literal["whole"] | None = setting("window in pixels; whole: whole image; null: as in training")
+    contrast: t.OwnContrast | None = setting(
+        "standard deviation of grey levels; own: the image's; null: the training's"
     )
     overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
     scales: t.Scales = setting("factors that windows are resized by; probabilities are averaged")
