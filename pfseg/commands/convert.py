@@ -78,13 +78,7 @@ def identify(weights: Mapping[str, np.ndarray]) -> Contents:
 
 
 def run(settings: Convert) -> None:
-    """Show what a weights file holds, and convert it if the settings say so.
-
-    Raises:
-        ConfigError: variant or data set are missing, or don't fit the weights.
-        CheckpointError: unreadable, or not what the conversion needs.
-        WriteError: the new file can't be written.
-    """
+    """Show what a weights file holds, and convert it if the settings say so."""
     path = Path(settings.file)
     weights = read_weights(path)
     contents, meta = identify(weights), read_meta(path)

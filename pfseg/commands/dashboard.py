@@ -16,12 +16,7 @@ from pfseg.tracking.wandb_access import has_key, server, unreachable
 
 
 def run(settings: Dashboard) -> None:
-    """Save a workspace with panels for what the runs have logged, online or to a file.
-
-    Raises:
-        ConfigError: a package, a run or a key is missing.
-        JobError: W&B is out of reach, or rejects the workspace.
-    """
+    """Save a workspace with panels for what the runs have logged, online or to a file."""
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError(
             "the dashboard needs wandb-workspaces, which is not installed: pip install 'pfseg[dashboard]'"

@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pfseg.config.check import check
 from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain, prepare_hydra, quote
-from pfseg.config.resume import expand_resume
 from pfseg.config.schema import Job
 from pfseg.config.settings import Settings
+from pfseg.config.stored import expand_resume
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
 from pfseg.launch.lease import lease

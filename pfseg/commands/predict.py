@@ -53,15 +53,7 @@ class Predictor:
 
 
 def run(settings: Predict) -> None:
-    """Predict as configured.
-
-    Raises:
-        ConfigError: settings, input and output don't fit together; nothing was written.
-        CheckpointError: unusable.
-        DataError: some images could not be predicted; the others were.
-        WriteError: the output can't be written.
-        JobStopped: SIGINT or SIGTERM came.
-    """
+    """Predict as configured."""
     console = terminal.console()
     output = Path(settings.output)
     root, images = find_images(settings.input, output)

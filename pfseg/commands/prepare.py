@@ -32,13 +32,7 @@ _TEST = "test"  # the split that may come without masks
 
 
 def run(settings: PrepareJob) -> None:
-    """Prepare as configured, or check what an earlier preparation wrote.
-
-    Raises:
-        ConfigError: settings, source or destination don't fit together; nothing was written.
-        DataError: no scenes, or some that could not be cut; the others were.
-        JobStopped: SIGINT or SIGTERM came.
-    """
+    """Prepare as configured, or check what an earlier preparation wrote."""
     console = terminal.console()
     workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     src, out, data = Path(settings.src), Path(settings.out), settings.dataset

@@ -66,12 +66,7 @@ class Stored:
 
 
 def run(settings: Reproduce) -> None:
-    """Show the command that repeats a run and what differs, and start it if the settings say so.
-
-    Raises:
-        ConfigError: no run folder, or code, settings or data differ.
-        JobError: the new run failed.
-    """
+    """Show the command that repeats a run and what differs, and start it if the settings say so."""
     stored = read_stored(Path(settings.run))
     overrides, lost = pinned_overrides(stored)
     findings = [*lost, *compare(stored.environment, environment()), *compare_data(stored)]

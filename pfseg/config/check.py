@@ -15,11 +15,10 @@ from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
 from pfseg.config.data_settings import Dataset
 from pfseg.config.model_settings import Model, PFNet
-from pfseg.config.resume import resumable
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
-from pfseg.config.stored import check_fits, current, training_settings
+from pfseg.config.stored import check_fits, current, resumable, training_settings
 from pfseg.config.validation import description, validate
 from pfseg.data.base import check_stretch, parse_classes
 from pfseg.data.tiling import windows

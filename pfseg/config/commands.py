@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
-from pfseg.config.schema import Evaluate, Train, TrainBase
+from pfseg.config.schema import Application, Evaluate, Train, TrainBase
 from pfseg.config.settings import Settings, setting
 
 Output = Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]
@@ -44,7 +44,7 @@ class StoredData(Settings):
     model_config = ConfigDict(extra="allow")
 
 
-class Predict(Settings):
+class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
@@ -55,18 +55,11 @@ class Predict(Settings):
     outputs: list[Output] = setting("what to write of each image")
     format: Literal["auto", "png", "tif"] = setting("auto: GeoTIFFs of TIFFs, PNGs of other images")
     window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
-    overlap: t.Decay = setting("share of a window that the next one covers too")
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
-    scales: t.Scales = setting("scales of the image that probabilities are averaged over")
-    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
     batch_size: t.Count = setting("windows at a time")
     bands: t.Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
     stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: as trained")
-    contrast: t.OwnContrast | None = setting(
-        "standard deviation of grey levels; own: the image's; null: the training's"
-    )
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
-    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
     dataset: StoredData
 
 

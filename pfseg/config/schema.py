@@ -49,6 +49,16 @@ class Train(TrainBase):
     job: Literal["train"] = setting("the command")
 
 
+class Application(Settings):
+    """How a trained network is applied to images."""
+
+    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
+    overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
+    scales: t.Scales = setting("factors that images are resized by; probabilities are averaged")
+    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    contrast: t.OwnContrast | None = setting("standard deviation of grey levels; own: the image's; null: as trained")
+
+
 class EvaluateData(Settings):
     """Settings of the data set that differ from the training's; `dataset.root` above all."""
 
@@ -57,23 +67,16 @@ class EvaluateData(Settings):
     root: str | None = setting("folder of the data set; null: as in training")
 
 
-class Evaluate(Job):
+class Evaluate(Application, Job):
     """Score checkpoints."""
 
     job: Literal["evaluate"] = setting("the command")
     checkpoint: str | list[str] = setting("run folder (its best checkpoint) or .safetensors file; several: [a,b,c]")
-    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
     split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"
     )
     eval_size: t.Size | Literal["whole"] | None = setting("window in pixels; whole: whole image; null: as in training")
-    contrast: t.OwnContrast | None = setting(
-        "standard deviation of grey levels; own: the image's; null: the training's"
-    )
-    overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
-    scales: t.Scales = setting("factors that windows are resized by; probabilities are averaged")
-    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
     exclude: list[str] = setting("classes that the means leave out; their pixels still count for the other classes")
     boundary: bool = setting("whether to compute the boundary F-score and the boundary IoU too")
     num_samples: t.Natural = setting("images in each picture: the first ones, the worst and the best by mIoU")
