@@ -39,7 +39,7 @@ def create_model(
     pretrained: str | Path | None = None,
     config_dir: str | Path | None = None,
 ) -> Any:
-    """Build a network of conf/model by its name.
+    """Build a network of conf/model by its name: a Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
 
     Args:
         name: `pfnet_r18`, `pfnet_r50`, `pfnet_r101`, `pfnet_r2n101` or another file of conf/model.
@@ -47,9 +47,6 @@ def create_model(
         variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
         pretrained: backbone weights (.pth, .pkl, .safetensors).
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
-
-    Returns:
-        A Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
 
     Raises:
         ConfigError: unknown name.
@@ -66,12 +63,9 @@ def create_model(
 
 
 def instantiate(settings: Settings, **given: Any) -> Any:
-    """Call the class or function that `_target_` names, with the other settings and `given` as keywords.
+    """Call what `_target_` names with the other settings and `given`; nested settings with a `_target_` come first.
 
-    Nested settings with a `_target_` are built first.
-
-    Raises:
-        ConfigError: the class doesn't exist, or its constructor rejects a value.
+    Raises ConfigError if the class doesn't exist, or its constructor rejects a value.
     """
     return _call(cast(Target, settings).target, settings.values() | given)
 
@@ -157,11 +151,7 @@ def build_model(settings: Model, num_classes: int) -> Any:
 
 
 def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, dict[str, Any]]:
-    """Build the network of a checkpoint with its weights; returns it and the checkpoint's metadata.
-
-    Raises:
-        CheckpointError: unreadable, or not of the network that it says.
-    """
+    """The network of a checkpoint with its weights, and the checkpoint's metadata; raises CheckpointError."""
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
     from pfseg.weights.transfer import load_weights
 
@@ -172,11 +162,7 @@ def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, d
 
 
 def load_initial(model: Any, settings: Model) -> str:
-    """Load the weights that a network starts from; returns what was loaded and what was not.
-
-    Raises:
-        CheckpointError: unreadable, or of another network.
-    """
+    """Load the weights that a network starts from; returns what was loaded, or raises CheckpointError."""
     from pfseg.engine.ranks import on_every_rank
     from pfseg.weights.initial import load_backbone, load_network
 
@@ -219,12 +205,8 @@ def loader_workers(settings: TrainBase) -> int:
 def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
     """Build what scores `model` on a data set as the settings of a training say.
 
-    Args:
-        settings: of the training.
-        dataset: what to score on.
-        model: the network, for its `output_stride` and smallest input.
-        kind: `Evaluator`, the default, or a class derived from it.
-        options: further keywords of `kind`; `loader` replaces the class of the loader.
+    `kind`: `Evaluator`, the default, or a class derived from it, with further keywords in `options`, of which `loader`
+    replaces the class of the loader.
     """
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size

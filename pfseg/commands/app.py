@@ -1,7 +1,7 @@
 """The command `pfseg`: start-up, errors and exit codes that all commands share.
 
-Whatever is wrong with the settings is found before Hydra writes anything, and said in one line that names the key and
-the remedy. Nothing heavy is imported before that.
+Each command raises PfsegError for what the user can mend. What is wrong with the settings is said in one line before
+Hydra writes anything, and before anything heavy is imported.
 """
 
 from __future__ import annotations

@@ -47,16 +47,10 @@ _CHOOSE_VARIANT = (
 
 
 class Contents(NamedTuple):
-    """What weights are of, as far as names and shapes tell.
+    """What weights are of, as far as names and shapes tell; the numbers are None where there is no whole PFNet."""
 
-    Attributes:
-        model: file of conf/model; None for a backbone that none of them has.
-        backbone: in words.
-        num_classes: None where there is no whole PFNet; likewise the channels of the pyramid and the point matcher.
-    """
-
-    model: str | None
-    backbone: str
+    model: str | None  # file of conf/model; None for a backbone that none of them has
+    backbone: str  # in words
     num_classes: int | None = None
     fpn_dim: int | None = None
     match_dim: int | None = None

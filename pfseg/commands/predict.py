@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -33,23 +32,14 @@ from pfseg.tracking.progress import ConsoleProgress, collected_signals
 _CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata")
 
 
-@dataclass
-class Predictor:
-    """A network and how it is applied to images.
-
-    Attributes:
-        sliding: the network in windows.
-        normalise: from pixels to what the network takes.
-        classes: the class table.
-        resize: (h, w) that images are resized to as a whole; None for windows.
-        reading: keywords of `pfseg.prediction.image.Image`.
-    """
+class Predictor(NamedTuple):
+    """A network and how it is applied to images."""
 
     sliding: SlidingWindows
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
-    resize: tuple[int, int] | None
-    reading: dict[str, Any]
+    resize: tuple[int, int] | None  # (h, w) that images are resized to as a whole; None for windows
+    reading: dict[str, Any]  # keywords of `pfseg.prediction.image.Image`
 
 
 def run(settings: Predict) -> None:

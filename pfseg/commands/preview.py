@@ -18,17 +18,11 @@ from pfseg.tracking.panels import save_preview
 
 
 class Shares(NamedTuple):
-    """How often each class comes up.
+    """How often each class comes up."""
 
-    Attributes:
-        pixels: (K,) share of the labelled pixels.
-        samples: (K,) share of the samples that hold any of the class.
-        ignored: share of all pixels without a class.
-    """
-
-    pixels: np.ndarray
-    samples: np.ndarray
-    ignored: float
+    pixels: np.ndarray  # (K,) share of the labelled pixels
+    samples: np.ndarray  # (K,) share of the samples that hold any of the class
+    ignored: float  # share of all pixels without a class
 
 
 def run(settings: Preview) -> None:

@@ -41,10 +41,9 @@ def config_dir() -> Path:
 
 
 def working_config_dir() -> Path | None:
-    """The folder `conf` of the working folder; None where there is none, or it is pfseg's own.
+    """The folder `conf` of the working folder, whose folders must not almost be named like groups of settings.
 
-    Raises:
-        ConfigError: a folder in it is almost named like a group of settings.
+    None where there is none, or it is pfseg's own.
     """
     folder = Path.cwd() / "conf"
     if not folder.is_dir() or folder.resolve() == config_dir():
@@ -93,7 +92,7 @@ def compose(
     config_path: Path | None = None,
     with_hydra: bool = False,
 ) -> DictConfig:
-    """Compose settings.
+    """Compose settings, which are not checked yet.
 
     Args:
         config_name: file in conf/ without its suffix, such as `train`.
@@ -101,9 +100,6 @@ def compose(
         folder: a further folder of YAML files, as `--config-dir`.
         config_path: replaces pfseg's own conf/, as `--config-path`.
         with_hydra: whether to compose a sweep's common settings, with Hydra's own under `hydra`.
-
-    Returns:
-        The settings, not checked yet.
 
     Raises:
         ConfigError: an unknown choice or key, or an override that can't be read.

@@ -40,15 +40,10 @@ class Target(Settings):
 
 @dataclass(frozen=True)
 class KindOf:
-    """Tells the kinds of a group apart, for pydantic's `Discriminator`.
+    """Tells the kinds of a group apart, for pydantic's `Discriminator`."""
 
-    Attributes:
-        key: that names the kind: `name`, or `_target_`.
-        kinds: its values for the kinds that pfseg ships.
-    """
-
-    key: str
-    kinds: tuple[str, ...]
+    key: str  # that names the kind: `name`, or `_target_`
+    kinds: tuple[str, ...]  # its values for the kinds that pfseg ships
     __name__ = "kind"  # pydantic names it in its own errors
 
     def __call__(self, value: Any) -> str | None:

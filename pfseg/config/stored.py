@@ -139,13 +139,9 @@ def _refuse_foreign(path: Path, node: Any) -> None:
 
 
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
-    """Replace `resume=<run>` by that run's own overrides, its folder, and whatever else is given now.
+    """Replace `resume=<run>` by the run's own overrides that aren't given anew, its folder, and those given now.
 
-    The run's own overrides are those of its start that aren't given anew. `multirun`: whether several runs were asked
-    for, of which none can be resumed.
-
-    Raises:
-        ConfigError: no such run folder, or none that can be resumed.
+    Raises ConfigError for a folder that can't be resumed, and for several runs (`multirun`).
     """
     given = [override for override in overrides if override.startswith("resume=")]
     value = given[-1].partition("=")[2].strip("'\"") if given else ""

@@ -42,12 +42,7 @@ CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 
 
 def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Score a checkpoint in this rank; returns what becomes `result.json`.
-
-    Raises:
-        CheckpointError: unreadable, or not of the network that it says.
-        DataError: no data, or data that can't be scored as asked for.
-    """
+    """Score a checkpoint in this rank; returns what becomes `result.json`."""
     seed_everything(settings.seed)
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))
