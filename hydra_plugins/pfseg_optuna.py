@@ -68,7 +68,7 @@ class OptunaSweeper(Sweeper):
             arguments: overrides of the command line; they take the place of `params` of the same key.
 
         Raises:
-            JobError: the sweep was stopped, or no trial of the study is complete.
+            JobError: the sweep was stopped, or each trial of the study failed.
         """
         import optuna
 
@@ -90,10 +90,12 @@ class OptunaSweeper(Sweeper):
                 _tell(study, trial, job)
             if stopped(folder) is not None:
                 raise JobError("the sweep was stopped")
-        if not any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)):
-            raise JobError(f"no trial of the study {study.study_name} is complete")
-        best = {"name": "optuna", "best_params": study.best_params, "best_value": study.best_value}
-        write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(best, sort_keys=False))
+        states = {trial.state.name for trial in study.get_trials(deepcopy=False)}
+        if "COMPLETE" in states:
+            best = {"name": "optuna", "best_params": study.best_params, "best_value": study.best_value}
+            write_atomic(folder / "optimization_results.yaml", yaml.safe_dump(best, sort_keys=False))
+        elif "PRUNED" not in states:
+            raise JobError(f"each trial of the study {study.study_name} failed")
 
     def _space(self, arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
         """What is searched, by setting, and the overrides that all jobs share."""

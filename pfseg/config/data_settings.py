@@ -18,10 +18,10 @@ class Edge(Settings):
 
 
 class About(Settings):
-    """Where the data comes from, for whoever reads the settings."""
+    """Where a data set comes from, for whoever reads its file."""
 
-    url: str | None = setting("page of the data set")
-    licence: str | None = setting("what the data may be used for")
+    url: str | None = setting("page to get the data from")
+    licence: str | None = setting("licence of the data")
     citation: str | None = setting("publication to cite")
 
 
@@ -30,7 +30,7 @@ class Dataset(Settings):
 
     target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
-    about: About | None = setting("where the data comes from; null: unknown")
+    about: About | None = Field(None, description="where the data set comes from")
     root: str | None = setting("folder of the data set")
     classes: list[Any] = setting('class table in order: {name, color: "3C1098" or [r, g, b], id: value in the masks}')
     on_error: Literal["raise", "skip"] = setting("what a damaged file does: end the run, or be skipped and counted")

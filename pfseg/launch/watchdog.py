@@ -94,6 +94,8 @@ def accompany(rank: int, limit: float) -> None:
             os._exit(0)
     os.close(dumps)
     faulthandler.register(signal.SIGUSR2, file=dump, all_threads=False)
+    # mpirun also signals what the rank forks, such as Jittor's pool of compilers: that must not answer in its place.
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGUSR2))
 
 
 def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> None:
@@ -240,10 +242,10 @@ class Watch:
         """Say that the job hangs, and where its ranks are; None if it doesn't."""
         if not self._asked:
             return None
-        places: dict[str, list[int]] = {}
+        places: dict[str, list[str]] = {}
         for rank in range(self._ranks):
             row = self._rows.get(rank)
-            where = f"on host {row['host']} {'in ' + row['at'] if 'at' in row else 'does not answer'}" if row else ""
-            places.setdefault(where or "has not started", []).append(rank)
-        listed = "; ".join(f"rank {', '.join(map(str, ranks))} {where}" for where, ranks in places.items())
+            where = f"on host {row['host']}: {row.get('at', 'no answer')}" if row else "not started"
+            places.setdefault(where, []).append(str(rank))
+        listed = "; ".join(f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} {at}" for at, ranks in places.items())
         return f"no progress for {self._limit:g} s (config: launch.timeout): {listed}"

@@ -263,6 +263,7 @@ def test_as_a_command_without_jittor(tmp_path: Path):
 # --- to a checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "variant", "file", "size"),
     [("zip", "pytorch", "pfnet_r50_256", 256), ("jittor", "jittor", "pfnet_r50_jittorpool_512", 512)],

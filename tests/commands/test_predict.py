@@ -386,10 +386,10 @@ def test_maps_never_replace_images_or_each_other(predict, tmp_path):
 
 def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
-    with pytest.raises(CheckpointError, match=r"wants to run tiny_network.Colour, .* refused, .*; add trust=true if"):
+    with pytest.raises(CheckpointError, match=r"names tiny_network.Colour, .* rejected, .*; add trust=true if"):
         predict("trust=false")
     save_checkpoint(tmp_path / "bare.safetensors", {}, {"config": {"model": {}, "dataset": {"classes": CLASSES}}})
-    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \('mean' is missing"):
+    with pytest.raises(CheckpointError, match=r"bare.safetensors doesn't say how it was trained \(.* is missing"):
         predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(

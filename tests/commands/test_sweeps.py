@@ -152,6 +152,7 @@ def reported(folder: Path) -> bool:
         return False
 
 
+@pytest.mark.filterwarnings("ignore:The value of the smallest subnormal")  # after Jittor was imported here
 def test_an_optuna_study_is_killed_continued_and_prunes(tmp_path: Path):
     # The sampler's seed gives a learning rate that is refused twice, then a good one.
     first = start("train.py", *study(tmp_path, "hydra.sweeper.sampler.seed=6", "hydra.sweeper.n_trials=9"))

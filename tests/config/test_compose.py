@@ -328,6 +328,7 @@ def test_checking_loads_neither_jittor_nor_opencv(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_its_folder(tmp_path: Path):
     folder = Path(command(tmp_path, "name=a=b c", "seed=5").stdout)
     assert folder.parts[-3] == "a=b c"

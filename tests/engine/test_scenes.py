@@ -148,7 +148,7 @@ def test_another_scale_is_scored_on_the_full_size(scale: float, scenes, patches,
 
 def test_pixels_of_patches_that_are_left_out_are_ignored(settings, tmp_path: Path, source: Path):
     sizes = ["dataset.prepare.size=64", f"dataset.prepare.stride={STEP}"]
-    data = prepared("folder", source, tmp_path / "out", *TABLE, *sizes) | {"on_error": "skip"}
+    data = prepared("folder", source, tmp_path / "out", *TABLE, *sizes).model_copy(update={"on_error": "skip"})
     whole = build_dataset(data, "val")
     (tmp_path / "out" / "val" / "images" / "b_0_64_0_64.png").write_bytes(b"no picture")
     (tmp_path / "out" / "val" / "images" / "c_6_70_136_200.png").unlink()
@@ -207,7 +207,7 @@ def test_what_cannot_be_put_together(scenes, patches, settings, source: Path, tm
     with pytest.raises(DataError, match=r"a.png \(3 of 3 images\) is not in the split 'val' of .*index.json: only pre"):
         scene_places(scenes, "val", root)
     lost = patches.files.pop()
-    with pytest.raises(DataError, match=rf"{lost[0].name} \(1 of \d+ patches\) is missing, so its scene can't be put"):
+    with pytest.raises(DataError, match=rf"{lost[0].name} \(1 of \d+ patches\) is missing, so its scene cannot be put"):
         scene_places(patches, "val", root)
 
 

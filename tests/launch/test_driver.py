@@ -160,14 +160,14 @@ def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text
 @pytest.mark.parametrize(
     ("behave", "text"),
     [
-        ("stop", r"rank 1 on host \S+ does not answer"),
-        ("deadlock", r"rank 1 on host \S+ in tests/stand_in\.py:\d+ \(wait_for_ever\)"),
+        ("stop", r"rank 1 on host \S+: no answer"),
+        ("deadlock", r"rank 1 on host \S+: tests/stand_in\.py:\d+ \(wait_for_ever\)"),
     ],
 )
 def test_a_rank_that_hangs_ends_all(tmp_path: Path, behave: str, text: str) -> None:
     text = (
         r"^no progress for 5 s \(config: launch\.timeout\): "
-        rf"rank 0 on host \S+ in tests/stand_in\.py:\d+ \(wait_for_others\); {text}; nothing was saved$"
+        rf"rank 0 on host \S+: tests/stand_in\.py:\d+ \(wait_for_others\); {text}; nothing was saved$"
     )
     with pytest.raises(JobError, match=text):
         run(tmp_path, ranks=2, behave=behave, mpi=True, launch={"timeout": 5.0})

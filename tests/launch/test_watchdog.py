@@ -127,8 +127,8 @@ def test_each_rank_is_named_with_its_place(job: Job) -> None:
     job.watch.hear({"rank": 3, "host": "b"})
     job.pass_time(101)
     assert job.watch.hung() == (
-        "no progress for 100 s (config: launch.timeout): rank 0, 2 on host a in engine/trainer.py:7 (step); "
-        "rank 1 has not started; rank 3 on host b does not answer"
+        "no progress for 100 s (config: launch.timeout): ranks 0, 2 on host a: engine/trainer.py:7 (step); "
+        "rank 1 not started; rank 3 on host b: no answer"
     )
 
 

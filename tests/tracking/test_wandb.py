@@ -138,6 +138,7 @@ def test_a_resumed_folder_keeps_its_run(tmp_path: Path) -> None:
     assert len(runs) == 2 and runs[0]["run_id"] == runs[1]["run_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("silent", "reason"), [(False, "can't be reached: .*refused"), (True, "no answer from .* in 5 s")]
 )
@@ -196,6 +197,7 @@ def test_a_stuck_service_does_not_hold_the_end(tmp_path: Path) -> None:
     assert "W&B took too long to finish; upload the rest with: wandb sync" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_its_rows(tmp_path: Path) -> None:
     script = """
         import sys, time

@@ -69,6 +69,7 @@ def test_other_networks_are_refused_and_nothing_is_changed(tmp_path: Path):
         np.testing.assert_array_equal(after[key], value)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_runs_checkpoint(tmp_path: Path):
     worked(tmp_path / "first", "trainer.max_steps=1")
     best = tmp_path / "first" / "checkpoints" / "best.safetensors"

@@ -264,7 +264,7 @@ def test_faulty_settings(tmp_path: Path, overrides: list[str], text: str):
 def test_missing_settings():
     with pytest.raises(ConfigError, match="dataset=synthetic has no files to cut"):
         check(compose("prepare", ["dataset=synthetic", "src=.", "out=x"]))
-    with pytest.raises(ConfigError, match="out is not set: add out=<folder for the patches>"):
+    with pytest.raises(ConfigError, match="out is not set: add out=<folder for the patches"):
         check(compose("prepare", ["dataset=isaid", "src=."]))
     with pytest.raises(ConfigError, match="src is not set: add src=<folder of the unpacked archive"):
         check(compose("prepare", ["dataset=isaid", "out=x"]))
