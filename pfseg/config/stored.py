@@ -27,7 +27,7 @@ _MOVED = {  # classes by `_target_`
 }
 # Settings that came later, with the value that means what was done before.
 _LATER: dict[str, dict[str, Any]] = {
-    "dataset": {"about": None, "eval_contrast": None, "class_uniform": 0.0},
+    "dataset": {"eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
     "trainer": {"log_grad_norm": False, "bn_batches": 0},
     "": {"pruner": None, "resume": None},

@@ -196,7 +196,7 @@ def test_a_file_that_wants_to_run_something_is_refused(form: str, tmp_path: Path
     assert convert(tmp_path / "bad.pth", content, "to=pth", f"out={tmp_path}/o.pth") == 1
     told = capsys.readouterr()
     assert told.err.startswith(f"error: weights file {tmp_path}/bad.pth asks for `posix.system`")
-    assert "refused, nothing was executed" in told.err and told.err.count("\n") == 1 and not told.out
+    assert "rejected, nothing was executed" in told.err and told.err.count("\n") == 1 and not told.out
     assert not mark.exists() and not (tmp_path / "o.pth").exists()
     pickle.loads(pickle.dumps(Touch(mark)))
     assert mark.exists(), "otherwise the file above would have been harmless"
