@@ -198,8 +198,9 @@ def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: i
 
 def loader_workers(settings: TrainBase) -> int:
     """Number of loading processes of a rank."""
-    wanted = settings.trainer.workers
-    return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else wanted
+    if settings.trainer.workers == "auto":
+        return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2"))))
+    return settings.trainer.workers
 
 
 def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:

@@ -32,17 +32,22 @@ from pfseg.launch.lease import lease
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
 Run = Callable[[Any], float | None]
+# Hydra's flags.
+_SWITCHES = (
+    "--help -h",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run -r",
+    "--multirun -m",
+    "--shell-completion -sc",
+)
+_OPTIONS = ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun")
 _OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
 
 
 def run(command: str, arguments: list[str], words: str | None) -> int:
-    """Run a command with settings; returns the exit code.
-
-    Args:
-        command: its module in pfseg.commands, and its file in conf/.
-        arguments: of the command line, Hydra's flags among them.
-        words: setting that bare words are values of.
-    """
+    """Run a command with the settings of a command line; returns the exit code. Bare words are values of `words`."""
     if other_slurm_process():
         return 0
     if "OMPI_COMM_WORLD_RANK" in os.environ:
@@ -90,20 +95,21 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Namespace]:
     """Hydra's flags, everything else, and the flags as read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _reject_flag  # type: ignore[method-assign]
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("rest", nargs="*")
-    for flag in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r")):
-        parser.add_argument(*flag, action="store_true")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    for flag in _SWITCHES:
+        parser.add_argument(*flag.split(), action="store_true")
+    for flag in _OPTIONS:
+        parser.add_argument(*flag.split())
     parser.add_argument("--info", "-i", nargs="?", const="all")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    for flag in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd")):
-        parser.add_argument(*flag)
-    parser.add_argument("--experimental-rerun")
     args = parser.parse_intermixed_args(arguments)
     flags = [text for text in arguments if text not in args.rest]
     for name in ("--config-path", "-cp"):  # Hydra takes it from the folder of this file
@@ -112,29 +118,21 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Nam
     return flags, args.rest, args
 
 
-def _reject_flag(message: str) -> NoReturn:
-    raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
-
-
 def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[str]:
     """Overrides as Hydra reads them: bare words become a setting's value, plain values with a `=` are quoted."""
     bare = [text for text in arguments if "=" not in text and not text.startswith("~")] if words else []
-    overrides = [_quote_value(text) for text in arguments if text not in bare]
-    if command in _OPEN_GROUPS:
-        overrides = [f"++{text}" if text.startswith("dataset.") else text for text in overrides]
-    if bare:
-        several = words == "runs"
-        value = f"[{','.join(map(quote, bare))}]" if several else quote(bare[0])
-        if len(bare) > 1 and not several:
-            raise ConfigError(f"{words} takes one value, got {len(bare)}: {' '.join(bare)}")
-        overrides.append(f"{words}={value}")
-    return overrides
-
-
-def _quote_value(override: str) -> str:
-    """Quote a plain value that holds a `=`, as paths of runs may: Hydra would not read it."""
-    key, _, value = override.partition("=")
-    return f"{key}='{value}'" if "=" in value and not set(value) & set("'\"[]{}()$,") else override
+    overrides = []
+    for text in arguments:
+        key, _, value = text.partition("=")
+        if "=" in value and not set(value) & set("'\"[]{}()$,"):  # as in paths of runs; Hydra would not read it
+            text = f"{key}='{value}'"
+        if text not in bare:
+            overrides.append(f"++{text}" if command in _OPEN_GROUPS and text.startswith("dataset.") else text)
+    if words == "runs" and bare:
+        overrides.append(f"runs=[{','.join(map(quote, bare))}]")
+    elif len(bare) > 1:
+        raise ConfigError(f"{words} takes one value, got {len(bare)}: {' '.join(bare)}")
+    return overrides + [f"{words}={quote(text)}" for text in bare if words != "runs"]
 
 
 def _task(
@@ -213,5 +211,4 @@ def _keep_failure(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text.rstrip()}\n")
-    sys.stderr.flush()
+    print(text.rstrip(), file=sys.stderr, flush=True)

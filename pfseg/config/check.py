@@ -70,9 +70,18 @@ def checked(cfg: DictConfig, schema: type[S]) -> S:
 
 
 def _check_train(settings: Train) -> None:
-    _check_lengths(settings)
+    model, schedule, epochs = settings.model, settings.schedule, settings.trainer.max_epochs
+    if epochs is None and settings.trainer.max_steps is None:
+        raise ConfigError(
+            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
+        )
+    if getattr(schedule, "legacy", False) and schedule.per != "epoch":
+        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
+    if isinstance(schedule, SclPoly) and epochs is not None and schedule.relax_epoch >= epochs:
+        raise ConfigError(
+            f"schedule.relax_epoch={schedule.relax_epoch} is not below trainer.max_epochs={epochs}: lower it"
+        )
     _check_samples(settings)
-    model = settings.model
     if model.pretrained is not None and model.init is not None:
         raise ConfigError(
             "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
@@ -87,21 +96,6 @@ def _check_train(settings: Train) -> None:
         last = folder / "checkpoints" / "last.safetensors"
         check_fits(last, validate(current(stored), Train, targets=False), settings)
     _check_job(settings)
-
-
-def _check_lengths(settings: Train) -> None:
-    """A training needs an end, and a schedule that fits its length."""
-    schedule, epochs = settings.schedule, settings.trainer.max_epochs
-    if epochs is None and settings.trainer.max_steps is None:
-        raise ConfigError(
-            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
-        )
-    if getattr(schedule, "legacy", False) and schedule.per != "epoch":
-        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
-    if isinstance(schedule, SclPoly) and epochs is not None and schedule.relax_epoch >= epochs:
-        raise ConfigError(
-            f"schedule.relax_epoch={schedule.relax_epoch} is not below trainer.max_epochs={epochs}: lower it"
-        )
 
 
 def _check_samples(settings: TrainBase) -> None:
