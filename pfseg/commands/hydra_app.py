@@ -64,10 +64,8 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     if args.experimental_rerun:
         if overrides:
             raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
-        if not Path(args.experimental_rerun).is_file():
-            raise ConfigError(
-                f"--experimental-rerun {args.experimental_rerun} does not exist: give a run's config.pickle"
-            )
+        if not Path(old := args.experimental_rerun).is_file():
+            raise ConfigError(f"--experimental-rerun {old} does not exist: give a run's config.pickle")
     elif args.multirun:
         cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
         sweep_folder = Path(cfg.hydra.sweep.dir).absolute()

@@ -42,7 +42,7 @@ def run(settings: PrepareJob) -> None:
     source, target = src.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ConfigError(
-            f"out={out} and src={src} lie in each other: patches and scenes would mix; give a folder beside src"
+            f"out={out} and src={src} lie in each other: give a folder beside src, so that they don't mix"
         )
     scenes = _find_scenes(data)
     splits = dict.fromkeys(scene.split for scene in scenes)

@@ -66,15 +66,10 @@ def checked(cfg: DictConfig, schema: type[S]) -> S:
     return settings
 
 
-# Training
-
-
 def _check_train(settings: Train) -> None:
     model, schedule, epochs = settings.model, settings.schedule, settings.trainer.max_epochs
     if epochs is None and settings.trainer.max_steps is None:
-        raise ConfigError(
-            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
-        )
+        raise ConfigError("trainer.max_epochs and trainer.max_steps are both null: set one of them")
     if getattr(schedule, "legacy", False) and schedule.per != "epoch":
         raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
     if isinstance(schedule, SclPoly) and epochs is not None and schedule.relax_epoch >= epochs:
@@ -83,9 +78,7 @@ def _check_train(settings: Train) -> None:
         )
     _check_samples(settings)
     if model.pretrained is not None and model.init is not None:
-        raise ConfigError(
-            "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
-        )
+        raise ConfigError("model.pretrained and model.init are both set: init has a backbone, leave out the other")
     for name, what in _WEIGHTS.items():
         if (file := getattr(model, name)) is not None:
             setattr(model, name, _existing(f"model.{name}", file, f"{what} (.pth, .pkl, .safetensors)"))
@@ -129,15 +122,10 @@ def smallest_side(model: Model) -> int:
 def _check_job(settings: Train | Evaluate) -> None:
     """Check loggers, ranks and devices."""
     if settings.logger.tensorboard is not None and importlib.util.find_spec("tensorboardX") is None:
-        raise ConfigError(
-            "logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg[tensorboard]'"
-        )
+        raise ConfigError("logger=tensorboard needs the package tensorboardX: pip install 'pfseg[tensorboard]'")
     settings.ranks = plan_ranks(settings)[0]
     if settings.launch.name == "inline" and settings.ranks != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={settings.ranks}: add ranks=1 or use launch=mpi")
-
-
-# Evaluation
 
 
 def _check_evaluate(settings: Evaluate) -> None:
@@ -192,9 +180,6 @@ def _check_window(settings: Evaluate, window: tuple[int, int] | None, path: Path
         )
 
 
-# Other commands
-
-
 def _check_prepare(settings: PrepareJob) -> None:
     parse_classes(settings.dataset.classes)
     settings.src = _existing("src", settings.src, "the folder of the archive or the scenes", folder=True)
@@ -206,8 +191,7 @@ def _check_prepare(settings: PrepareJob) -> None:
         windows((1, 1), prepare.size, prepare.stride)
     elif prepare.stride is not None:
         raise ConfigError(
-            f"dataset.prepare.stride={_shown_size(prepare.stride)} needs a size: set dataset.prepare.size, or "
-            "stride=null"
+            f"dataset.prepare.stride={_shown_size(prepare.stride)} needs a size: set dataset.prepare.size"
         )
 
 
@@ -254,9 +238,6 @@ _CHECKS: dict[type[Settings], Callable[[Any], None]] = {
     Predict: _check_predict,
     Convert: _check_convert,
 }
-
-
-# Files
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -135,9 +135,6 @@ def run_folder(checkpoint: str | Sequence[str]) -> str:
     return str(path)
 
 
-# Errors
-
-
 def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))

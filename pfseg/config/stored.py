@@ -135,9 +135,6 @@ def _refuse_foreign(path: Path, node: Any) -> None:
         _refuse_foreign(path, part)
 
 
-# Runs that are resumed
-
-
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
     """Replace `resume=<run>` by the run's own overrides that aren't given anew, its folder, and those given now.
 

@@ -53,9 +53,8 @@ def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
     group, _, name = key.rpartition(".")
     names = sorted(known)
     hint = nearest(name, names, f"{group}.{{}}" if group else "{}")
-    return ConfigError(
-        f"unknown key `{key}`: {hint}known keys{f' of {group}' if group else ''}{note}: {', '.join(names)}"
-    )
+    where = f" of {group}" if group else ""
+    return ConfigError(f"unknown key `{key}`: {hint}known keys{where}{note}: {', '.join(names)}")
 
 
 def describe(hint: Any) -> str:
@@ -115,9 +114,6 @@ def description(schema: type[Settings], raw: Any, key: str) -> str:
     if field is not None and rest:
         return description(_chosen(field_type(field), raw[group])[0], raw[group], rest)
     return field.description or "value" if field else "value"
-
-
-# Errors
 
 
 def _faults(raw: Mapping[str, Any], schema: type[Settings], group: str = "", note: str = "") -> Iterator[ConfigError]:
@@ -195,9 +191,6 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "nothing" if value == "" else describe(type(value))
-
-
-# Classes of the user's own
 
 
 def _check_targets(settings: Settings, key: str) -> None:

@@ -1,11 +1,6 @@
 """The evaluation of one checkpoint in every rank, and the files that rank 0 leaves in its folder.
 
-results.json                           all scores, classes and the confusion matrix
-results.html                           the same to look at, with the pictures
-classes.csv, confusion.csv, images.csv per class, [truth][prediction] in pixels, per image
-confusion.png, samples.png, worst.png, best.png
-samples/                               maps of the worst and best images, for loggers that overlay them
-scenes/                                the same files for whole scenes, with score=both
+Scores and pictures of whole scenes, with score=both, lie in `scenes/`.
 """
 
 from __future__ import annotations
