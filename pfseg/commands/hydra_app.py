@@ -32,16 +32,7 @@ from pfseg.launch.lease import lease
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
 Run = Callable[[Any], float | None]
-# Hydra's flags.
-_SWITCHES = (
-    "--help -h",
-    "--hydra-help",
-    "--version",
-    "--resolve",
-    "--run -r",
-    "--multirun -m",
-    "--shell-completion -sc",
-)
+_FLAGS = ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m", "--shell-completion -sc")
 _OPTIONS = ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun")
 _OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
 
@@ -75,7 +66,7 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     else:
         checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
     failures: list[Exception] = []
-    task = _task(command, checked, failures, rerun=bool(args.experimental_rerun))
+    task = _task(command, checked, failures, args.experimental_rerun)
     prepare_hydra()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     sys.argv = [sys.argv[0], *flags, *overrides]
@@ -102,7 +93,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Nam
     """Hydra's flags, everything else, and the flags as read."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("rest", nargs="*")
-    for flag in _SWITCHES:
+    for flag in _FLAGS:
         parser.add_argument(*flag.split(), action="store_true")
     for flag in _OPTIONS:
         parser.add_argument(*flag.split())
@@ -133,9 +124,7 @@ def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[s
     return overrides + [f"{words}={quote(text)}" for text in bare if words != "runs"]
 
 
-def _task(
-    command: str, checked: list[Settings], failures: list[Exception], *, rerun: bool
-) -> Callable[[DictConfig], Any]:
+def _task(command: str, checked: list[Settings], failures: list[Exception], rerun: str | None) -> Run:
     """What Hydra calls with the settings of a run, or of each job of a sweep."""
 
     def task(cfg: DictConfig) -> float | None:

@@ -78,7 +78,8 @@ def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, t
         raise CheckpointError(f"{path} doesn't say how it was trained ({error}); use another checkpoint") from error
     if not dataset:
         return settings
-    return validate(stored | {"dataset": _merge(stored["dataset"], dataset)}, Train, targets=False)
+    merged = OmegaConf.to_container(OmegaConf.merge(stored["dataset"], dataset))
+    return validate(stored | {"dataset": merged}, Train, targets=False)
 
 
 def check_fits(path: Path, stored: Train, settings: Train) -> None:
@@ -111,15 +112,6 @@ def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
             value = _rename(value, group or key)
         renamed[_RENAMED.get(group, {}).get(key, key)] = value
     return renamed
-
-
-def _merge(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings with changes; groups are merged, but for mappings whose keys are data."""
-    merged = dict(stored)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _refuse_foreign(path: Path, node: Any) -> None:

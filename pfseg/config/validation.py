@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import Discriminator, Tag, ValidationError, create_model
 from pydantic.fields import FieldInfo
+from typing_extensions import Doc
 
-from pfseg.config import data_settings, model_settings
+from pfseg.config.data_settings import AugmentSettings, DatasetSettings
+from pfseg.config.model_settings import Backbone, LossSettings, ModelSettings, Segmentation
 from pfseg.config.run_settings import Loggers
 from pfseg.config.settings import CUSTOM, KindOf, Settings
-from pfseg.config.types import Words
 from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -61,7 +62,7 @@ def describe(hint: Any) -> str:
     """A type in words, such as "a whole number of at least 1 or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        text = next((extra.text for extra in args[1:] if isinstance(extra, Words)), None)
+        text = next((extra.documentation for extra in args[1:] if isinstance(extra, Doc)), None)
         return text or describe(args[0]) + _range(args[1:])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(describe, args)))
@@ -199,20 +200,14 @@ def _check_targets(settings: Settings, key: str) -> None:
         if isinstance(value, Settings):
             _check_targets(value, f"{key}{name}.")
     target = getattr(settings, "target", None)
-    field = type(settings).model_fields.get("target")
-    if target is not None and field is not None and field.annotation is str and target not in _shipped():
+    if target is not None and target not in _shipped():
         _check_target(target, f"{key}_target_", nearest(target, _shipped()))
 
 
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    groups = (
-        data_settings.DatasetSettings,
-        data_settings.AugmentSettings,
-        model_settings.ModelSettings,
-        model_settings.LossSettings,
-    )
+    groups = (DatasetSettings, AugmentSettings, ModelSettings, Backbone, LossSettings, Segmentation)
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 
