@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
@@ -38,10 +38,8 @@ class PrepareJob(Settings):
     dataset: FolderData
 
 
-class StoredData(Settings):
+class StoredData(Settings, extra="allow"):
     """Settings of the data set that differ from those stored in the checkpoint."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class Predict(Application):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from pfseg.config import types as t
 from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
@@ -25,8 +25,8 @@ class About(Settings):
     citation: str | None = setting("publication to cite")
 
 
-class Dataset(Settings):
-    """What every data set has."""
+class Dataset(Settings, extra="allow"):
+    """What every data set has; one of the user's own may have further keys."""
 
     target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
@@ -48,12 +48,6 @@ class Dataset(Settings):
     edge: Edge
 
 
-class CustomDataset(Dataset):
-    """A data set class of the user's own, with keys of its own besides the common ones."""
-
-    model_config = ConfigDict(extra="allow")
-
-
 class Prepare(Settings):
     """How whole scenes are found and cut."""
 
@@ -63,7 +57,7 @@ class Prepare(Settings):
     expected: dict[str, Any] | None = setting("{size, stride, train, val}: patches that a complete archive gives")
 
 
-class SyntheticData(Dataset):
+class SyntheticData(Dataset, extra="forbid"):
     """Procedural aerial scenes, drawn by seed and index."""
 
     size: Annotated[int, Field(ge=64)] = setting("side of a scene in pixels")
@@ -72,7 +66,7 @@ class SyntheticData(Dataset):
     seed: t.Natural = setting("seed of the scenes, apart from the run's own")
 
 
-class FolderData(Dataset):
+class FolderData(Dataset, extra="forbid"):
     """Folders of images and masks."""
 
     images: str = setting("name of the folders with images")
@@ -91,7 +85,7 @@ class FolderData(Dataset):
 DatasetSettings: TypeAlias = Annotated[
     Annotated[SyntheticData, Tag("pfseg.data.synthetic.SyntheticDataset")]
     | Annotated[FolderData, Tag("pfseg.data.folder.FolderDataset")]
-    | Annotated[CustomDataset, Tag(CUSTOM)],
+    | Annotated[Dataset, Tag(CUSTOM)],
     by_target("pfseg.data.synthetic.SyntheticDataset", "pfseg.data.folder.FolderDataset"),
 ]
 

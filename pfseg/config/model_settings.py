@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from pfseg.config import types as t
 from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
@@ -32,8 +32,8 @@ Backbone: TypeAlias = Annotated[
 ]
 
 
-class Model(Settings):
-    """What every network has."""
+class Model(Settings, extra="allow"):
+    """What every network has; one of the user's own may have further keys."""
 
     target: str = Field(alias="_target_", description="class of the network, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
@@ -42,13 +42,7 @@ class Model(Settings):
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 
-class CustomModel(Model):
-    """A network of the user's own, with keys of its own besides the common ones."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class PFNet(Model):
+class PFNet(Model, extra="forbid"):
     """PFNet (Li et al., CVPR 2021)."""
 
     variant: t.Variant = setting("family of published checkpoints that the network equals")
@@ -63,7 +57,7 @@ class PFNet(Model):
 
 
 ModelSettings: TypeAlias = Annotated[
-    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[CustomModel, Tag(CUSTOM)],
+    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[Model, Tag(CUSTOM)],
     by_target("pfseg.models.pfnet.PFNet"),
 ]
 

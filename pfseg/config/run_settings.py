@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag, model_serializer
+from pydantic import Field, Tag, model_serializer
 
 from pfseg.config import types as t
 from pfseg.config.settings import Settings, Target, by_name, setting
@@ -128,10 +128,9 @@ class TensorBoard(Settings):
     """TensorBoard files in tensorboard/ of the run folder."""
 
 
-class Loggers(Settings):
+class Loggers(Settings, extra="allow"):
     """Where a run is shown besides the terminal and its own files: any of these, classes of the user's own, or none."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Target] = Field(init=False)
 
     wandb: Wandb = None  # type: ignore[assignment]

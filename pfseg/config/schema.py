@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
-
 from pfseg.config import types as t
 from pfseg.config.data_settings import AugmentSettings, DatasetSettings
 from pfseg.config.model_settings import LossSettings, ModelSettings
@@ -59,10 +57,8 @@ class Application(Settings):
     contrast: t.OwnContrast | None = setting("standard deviation of grey levels; own: the image's; null: as trained")
 
 
-class EvaluateData(Settings):
+class EvaluateData(Settings, extra="allow"):
     """Settings of the data set that differ from the training's; `dataset.root` above all."""
-
-    model_config = ConfigDict(extra="allow")
 
     root: str | None = setting("folder of the data set; null: as in training")
 

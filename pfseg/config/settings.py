@@ -30,10 +30,8 @@ def setting(description: str, **limits: float) -> Any:
     return Field(description=description, **limits)  # type: ignore[call-overload]
 
 
-class Target(Settings):
+class Target(Settings, extra="allow"):
     """A class or function of the user's own, with whatever keywords it takes."""
-
-    model_config = ConfigDict(extra="allow")
 
     target: str = Field(alias="_target_", description="class or function, as package.module.Name")
 
