@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag, model_serializer
+from pydantic import Field, model_serializer
 
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Target, by_name, setting
+from pfseg.config.settings import Settings, Target, setting
 
 
 class Trainer(Settings):
@@ -56,10 +56,7 @@ class Adam(Optimizer):
     eps: t.Positive = setting("term added to the denominator")
 
 
-OptimizerSettings: TypeAlias = Annotated[
-    Annotated[Sgd, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[Adam, Tag("adamw")],
-    by_name("sgd", "adam", "adamw"),
-]
+OptimizerSettings: TypeAlias = Annotated[Sgd | Adam, Field(discriminator="name")]
 
 
 class Schedule(Settings):
@@ -105,13 +102,7 @@ class Cosine(Schedule):
     end: t.Share = setting("fraction of lr at the end")
 
 
-ScheduleSettings: TypeAlias = Annotated[
-    Annotated[Poly, Tag("poly")]
-    | Annotated[SclPoly, Tag("scl_poly")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[Constant, Tag("constant")],
-    by_name("poly", "scl_poly", "cosine", "constant"),
-]
+ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant, Field(discriminator="name")]
 
 
 class Wandb(Settings):
@@ -182,7 +173,4 @@ class Slurm(Launch):
     submit: bool = setting("whether to hand the script to sbatch")
 
 
-LaunchSettings: TypeAlias = Annotated[
-    Annotated[Mpi, Tag("mpi")] | Annotated[Slurm, Tag("slurm")] | Annotated[Inline, Tag("inline")],
-    by_name("mpi", "slurm", "inline"),
-]
+LaunchSettings: TypeAlias = Annotated[Mpi | Slurm | Inline, Field(discriminator="name")]

@@ -38,10 +38,10 @@ class Target(Settings, extra="allow"):
 
 @dataclass(frozen=True)
 class KindOf:
-    """Tells the kinds of a group apart, for pydantic's `Discriminator`."""
+    """Tells the kinds of a group apart by a key, `_target_` or `name`; any other `_target_` is a custom one."""
 
-    key: str  # that names the kind: `name`, or `_target_`
-    kinds: tuple[str, ...]  # its values for the kinds that pfseg ships
+    key: str
+    kinds: tuple[str, ...]
     __name__ = "kind"  # pydantic names it in its own errors
 
     def __call__(self, value: Any) -> str | None:
@@ -56,10 +56,5 @@ class KindOf:
 
 
 def by_target(*targets: str) -> Discriminator:
-    """Tell classes apart by `_target_`; any that pfseg doesn't ship is a custom one."""
+    """Tell classes apart by `_target_`, for pydantic."""
     return Discriminator(KindOf("_target_", targets))
-
-
-def by_name(*names: str) -> Discriminator:
-    """Tell kinds apart by their `name`."""
-    return Discriminator(KindOf("name", names))

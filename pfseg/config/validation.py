@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import Discriminator, Tag, ValidationError, create_model
+from pydantic import Tag, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from typing_extensions import Doc
 
@@ -91,7 +91,8 @@ def field_type(field: FieldInfo) -> Any:
 def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
     """The classes of settings that a type stands for, each with the kind that it is; none for plain values."""
     if isinstance(hint, type) and issubclass(hint, Settings):
-        return [(None, hint)]
+        names = get_args(hint.model_fields["name"].annotation) if "name" in hint.model_fields else ()
+        return [(name, hint) for name in names or (None,)]
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         tags = [extra.tag for extra in extras if isinstance(extra, Tag)]
@@ -179,11 +180,10 @@ def _chosen(hint: Any, node: Any) -> tuple[type[Settings], str]:
 
 def _kinds(hint: Any) -> KindOf | None:
     """What tells the kinds of a type apart; None for a type without kinds."""
-    for extra in getattr(hint, "__metadata__", ()):
-        if isinstance(extra, Discriminator) and isinstance(extra.discriminator, KindOf):
-            return extra.discriminator
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType, Annotated) else ()
-    return next((found for part in parts if (found := _kinds(part)) is not None), None)
+    tags = [tag for tag, _ in members(hint) if tag]
+    return (
+        KindOf("_target_" if CUSTOM in tags else "name", tuple(tag for tag in tags if tag != CUSTOM)) if tags else None
+    )
 
 
 def _kind(value: Any) -> str:
