@@ -6,7 +6,6 @@ YAML files are looked for in pfseg's own conf/, in a folder `conf` of the workin
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,9 +49,8 @@ def working_config_dir() -> Path | None:
         return None
     groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir())
     for path in sorted(folder.iterdir()):
-        near = difflib.get_close_matches(path.name, groups, n=1)
-        if path.is_dir() and near and path.name not in groups:
-            raise ConfigError(f"{path} is no group of settings: did you mean {near[0]}? groups: {', '.join(groups)}")
+        if path.is_dir() and path.name not in groups and (hint := nearest(path.name, groups)):
+            raise ConfigError(f"{path} is no group of settings: {hint}groups: {', '.join(groups)}")
     return folder
 
 
