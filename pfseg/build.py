@@ -39,7 +39,7 @@ def create_model(
     pretrained: str | Path | None = None,
     config_dir: str | Path | None = None,
 ) -> Any:
-    """Build a network of conf/model by its name.
+    """Build a network of conf/model by its name: a Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
 
     Args:
         name: `pfnet_r18`, `pfnet_r50`, `pfnet_r101`, `pfnet_r2n101` or another file of conf/model.
@@ -47,9 +47,6 @@ def create_model(
         variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
         pretrained: backbone weights (.pth, .pkl, .safetensors).
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
-
-    Returns:
-        A Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
 
     Raises:
         ConfigError: unknown name.
@@ -66,19 +63,14 @@ def create_model(
 
 
 def instantiate(settings: Settings, **given: Any) -> Any:
-    """Call the class or function that `_target_` names, with the other settings and `given` as keywords.
+    """Call what `_target_` names with the other settings and `given`; nested settings with a `_target_` come first.
 
-    Nested settings with a `_target_` are built first.
-
-    Raises:
-        ConfigError: the class doesn't exist, or its constructor rejects a value.
+    Raises ConfigError if the class doesn't exist, or its constructor rejects a value.
     """
-    target = cast(Target, settings).target
-    return call(target, settings.values() | given)
+    return _call(cast(Target, settings).target, settings.values() | given)
 
 
-def call(target: str, keywords: Mapping[str, Any]) -> Any:
-    """Call `package.module.Name` with keywords; settings with a `_target_` among them are built first."""
+def _call(target: str, keywords: Mapping[str, Any]) -> Any:
     function = locate(target)
     arguments = {key: _built(value) for key, value in keywords.items()}
     try:
@@ -91,16 +83,12 @@ def _built(value: Any) -> Any:
     if isinstance(value, Settings) and hasattr(value, "target"):
         return instantiate(value)
     if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
-        return call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
+        return _call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
     return value
 
 
 def locate(target: str) -> Any:
-    """The object that `package.module.Name` names.
-
-    Raises:
-        ConfigError: it can't be imported.
-    """
+    """The object that `package.module.Name` names; raises ConfigError if it can't be imported."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)
@@ -120,12 +108,14 @@ def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
     if isinstance(settings, FolderData) and settings.source == "scenes":
         return _build_scenes(settings, split)
     keywords = {key: value for key, value in settings.values().items() if key in parameters}
-    return cast(SegmentationDataset, call(settings.target, keywords | {"split": split}))
+    return cast(SegmentationDataset, _call(settings.target, keywords | {"split": split}))
 
 
 def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     """Build a split whose samples are windows of whole scenes, without patches."""
-    scenes = find_scenes(settings, split)
+    splits = settings.splits or {split: split}
+    chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
+    scenes = find_scenes(settings, chosen)
     dataset = SceneDataset(
         split=split,
         scenes=scenes,
@@ -141,33 +131,38 @@ def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     return dataset
 
 
-def find_scenes(settings: FolderData, split: str) -> list[Scene]:
+def find_scenes(settings: FolderData, splits: Mapping[str, Any] | None) -> list[Scene]:
     """Find the scenes of a published archive, or of a data set's folders."""
     root = Path(str(settings.root))
     if settings.prepare.scenes is not None:
         return cast(list[Scene], instantiate(settings.prepare.scenes, src=root))
     patches = settings.model_copy(update={"source": "patches"})
-    splits = settings.splits or {split: split}
-    chosen = {key: value for key, value in splits.items() if key == split or isinstance(splits.get("val"), float)}
 
-    def build(name: str) -> FolderDataset:
-        return cast(FolderDataset, build_dataset(patches, name))
+    def build(split: str) -> FolderDataset:
+        return cast(FolderDataset, build_dataset(patches, split))
 
-    return find_in_folders(root, chosen, build, settings.images, settings.mask_suffix)
+    return find_in_folders(root, splits, build, settings.images, settings.mask_suffix)
 
 
 def build_model(settings: Model, num_classes: int) -> Any:
     """Build a network with random weights."""
     keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
-    return call(settings.target, keywords | {"num_classes": num_classes})
+    return _call(settings.target, keywords | {"num_classes": num_classes})
+
+
+def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, dict[str, Any]]:
+    """The network of a checkpoint with its weights, and the checkpoint's metadata; raises CheckpointError."""
+    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
+    from pfseg.weights.transfer import load_weights
+
+    arrays, meta = load_checkpoint(path)
+    model = build_model(settings, num_classes)
+    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    return model, meta
 
 
 def load_initial(model: Any, settings: Model) -> str:
-    """Load the weights that a network starts from; returns what was loaded and what was not.
-
-    Raises:
-        CheckpointError: unreadable, or of another network.
-    """
+    """Load the weights that a network starts from; returns what was loaded, or raises CheckpointError."""
     from pfseg.engine.ranks import on_every_rank
     from pfseg.weights.transfer import load_backbone, load_network
 
@@ -175,9 +170,8 @@ def load_initial(model: Any, settings: Model) -> str:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
         backbone = locate(cast(PFNet, settings).backbone.target)
-        return load_backbone(
-            model, on_every_rank(Path(settings.pretrained)), getattr(backbone, "rename_pretrained", None)
-        )
+        path = on_every_rank(Path(settings.pretrained))
+        return load_backbone(model, path, getattr(backbone, "rename_pretrained", None))
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
 
 
@@ -204,19 +198,16 @@ def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: i
 
 def loader_workers(settings: TrainBase) -> int:
     """Number of loading processes of a rank."""
-    wanted = settings.trainer.workers
-    return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2")))) if wanted == "auto" else wanted
+    if settings.trainer.workers == "auto":
+        return max(1, min(4, int(os.environ.get("OMP_NUM_THREADS", "2"))))
+    return settings.trainer.workers
 
 
 def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, kind: Any = None, **options: Any) -> Any:
     """Build what scores `model` on a data set as the settings of a training say.
 
-    Args:
-        settings: of the training.
-        dataset: what to score on.
-        model: the network, for its `output_stride` and smallest input.
-        kind: `Evaluator`, the default, or a class derived from it.
-        options: further keywords of `kind`; `loader` replaces the class of the loader.
+    `kind`: `Evaluator`, the default, or a class derived from it, with further keywords in `options`, of which `loader`
+    replaces the class of the loader.
     """
     from pfseg.engine.evaluator import Evaluator
     from pfseg.runtime import rank, world_size

@@ -1,44 +1,38 @@
 """The command `pfseg`: start-up, errors and exit codes that all commands share.
 
-Whatever is wrong with the settings is found before Hydra writes anything, and said in one line that names the key and
-the remedy. Nothing heavy is imported before that.
+Each command raises PfsegError for what the user can mend. What is wrong with the settings is said in one line before
+Hydra writes anything, and before anything heavy is imported.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from pfseg.errors import ConfigError, PfsegError
 
-
-class Command(NamedTuple):
-    """A command.
-
-    Attributes:
-        summary: what it does.
-        words: setting that bare words on the command line are values of; None where there is none.
-    """
-
-    summary: str
-    words: str | None = None
-
-
 COMMANDS = {
-    "train": Command("train a network"),
-    "evaluate": Command("score checkpoints"),
-    "predict": Command("make maps of images"),
-    "prepare": Command("cut the scenes of an archive into patches"),
-    "preview": Command("show training samples as the network would get them"),
-    "profile": Command("measure parameters, multiply-adds, time and memory of a network"),
-    "convert": Command("show what a weights file holds, or convert it", "file"),
-    "report": Command("compare runs", "runs"),
-    "reproduce": Command("repeat a run", "run"),
-    "dashboard": Command("save a W&B workspace for runs", "runs"),
-    "settings": Command("print all settings with types, ranges and documentation"),
+    "train": "train a network",
+    "evaluate": "score checkpoints",
+    "predict": "make maps of images",
+    "prepare": "cut the scenes of an archive into patches",
+    "preview": "show training samples as the network would get them",
+    "profile": "measure parameters, multiply-adds, time and memory of a network",
+    "convert": "show what a weights file holds, or convert it",
+    "report": "compare runs",
+    "reproduce": "repeat a run",
+    "dashboard": "save a W&B workspace for runs",
+    "settings": "print all settings with types, ranges and documentation",
 }
+_WORDS = {"convert": "file", "report": "runs", "reproduce": "run", "dashboard": "runs"}  # what bare words are values of
+_HELP = """usage: pfseg <command> [key=value ...]
+
+{rows}
+pfseg <command> --help lists its choices and settings; pfseg settings explains all of them.
+"""
 
 
 def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoReturn:
@@ -48,10 +42,8 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
         command: its name; None takes the first argument.
         argv: arguments; None takes those of the process.
     """
-    code = 0
     try:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        code = run(command, arguments)
+        code = run(command, list(sys.argv[1:] if argv is None else argv))
     except PfsegError as error:
         prefix = "error: " if error.exit_code in (1, 2) else ""  # others say that a job was stopped
         sys.stderr.write(f"{prefix}{' '.join(str(error).splitlines())}\n")
@@ -65,26 +57,22 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
 
 
 def run(command: str | None, arguments: list[str]) -> int:
-    """Run a command; returns the exit code.
-
-    Raises:
-        PfsegError: what the user can mend.
-    """
+    """Run a command; returns the exit code, and raises PfsegError for what the user can mend."""
     if command is None:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            _show_help()
+        first = arguments[0] if arguments else "--help"
+        if first in ("-h", "--help"):
+            rows = "".join(f"  {name:<10} {summary}\n" for name, summary in COMMANDS.items())
+            sys.stdout.write(_HELP.format(rows=rows))
             return 0
-        if arguments[0] == "--version":
+        if first == "--version":
             from pfseg import __version__
 
             sys.stdout.write(f"pfseg {__version__}\n")
             return 0
-        if arguments[0] in ("-sc", "--shell-completion"):
+        if first in ("-sc", "--shell-completion"):
             return _complete(arguments)
         command, *arguments = arguments
     if command not in COMMANDS:
-        import difflib
-
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean `pfseg {near[0]}`? " if near else ""
         raise ConfigError(f"unknown command `{command}`: {hint}commands: {', '.join(COMMANDS)}")
@@ -96,7 +84,7 @@ def run(command: str | None, arguments: list[str]) -> int:
         return show_settings(arguments)
     from pfseg.commands.hydra_app import run as run_hydra
 
-    return run_hydra(command, arguments, COMMANDS[command].words)
+    return run_hydra(command, arguments, _WORDS.get(command))
 
 
 def _complete(arguments: list[str]) -> int:
@@ -118,13 +106,3 @@ def _complete(arguments: list[str]) -> int:
     os.environ["COMP_LINE"] = f"{program} {settings}"
     os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
     return run_hydra(command, arguments, None)
-
-
-def _show_help() -> None:
-    width = max(map(len, COMMANDS))
-    rows = "".join(f"  {name:<{width}}  {command.summary}\n" for name, command in COMMANDS.items())
-    sys.stdout.write(
-        "usage: pfseg <command> [key=value ...]\n\n"
-        f"{rows}\n"
-        "pfseg <command> --help lists its choices and settings; pfseg settings explains all of them.\n"
-    )

@@ -39,24 +39,17 @@ _MODELS: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
 _CLASSIFIER = "head.conv_last.1.weight"
 _MATCHER = "head.fpn_out_align.0.down_h.weight"
 _CHOOSE_VARIANT = (
-    "variant is not given, and the file can't tell: the two families of published checkpoints have equal names and "
-    "shapes but pool differently, and the wrong one loads without complaint and scores badly (a third of the pixels "
-    "gets another label). Give variant=pytorch for a file of the official repository (.pth, pools of 1, 2, 3, 6) or "
-    "of pfseg's default, variant=jittor for one of the Jittor port (.pkl, pools of 1, 2, 3, 7)"
+    "variant is not given, and the file can't tell: the two families of published checkpoints differ in their pools "
+    "alone, and the wrong one scores badly without complaint. Give variant=pytorch for a file of the official "
+    "repository (.pth) or of pfseg's default, variant=jittor for one of the Jittor port (.pkl)"
 )
 
 
 class Contents(NamedTuple):
-    """What weights are of, as far as names and shapes tell.
+    """What weights are of, as far as names and shapes tell; the numbers are None where there is no whole PFNet."""
 
-    Attributes:
-        model: file of conf/model; None for a backbone that none of them has.
-        backbone: in words.
-        num_classes: None where there is no whole PFNet; likewise the channels of the pyramid and the point matcher.
-    """
-
-    model: str | None
-    backbone: str
+    model: str | None  # file of conf/model; None for a backbone that none of them has
+    backbone: str  # in words
     num_classes: int | None = None
     fpn_dim: int | None = None
     match_dim: int | None = None
@@ -78,13 +71,7 @@ def identify(weights: Mapping[str, np.ndarray]) -> Contents:
 
 
 def run(settings: Convert) -> None:
-    """Show what a weights file holds, and convert it if the settings say so.
-
-    Raises:
-        ConfigError: variant or data set are missing, or don't fit the weights.
-        CheckpointError: unreadable, or not what the conversion needs.
-        WriteError: the new file can't be written.
-    """
+    """Show what a weights file holds, and convert it if the settings say so."""
     path = Path(settings.file)
     weights = read_weights(path)
     contents, meta = identify(weights), read_meta(path)
@@ -125,8 +112,16 @@ def _make_checkpoint(
             f"dataset is not given, and the file can't tell: name the file of conf/dataset whose "
             f"{contents.num_classes} classes the weights were trained on, such as dataset=isaid"
         )
+    from pfseg.build import build_model  # starts Jittor
+
     training = _training(settings, contents)
-    return _complete(path, weights, training), {
+    network = build_model(training.model, contents.num_classes)
+    match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights)
+    if match.missing or match.mismatched:
+        report = match.report().replace("\n", "; ")
+        raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
+    terminal.line(terminal.console(), match.report())
+    return match.loaded, {
         "progress": {"step": 0},
         "epoch": 0,
         "scores": {},
@@ -153,19 +148,6 @@ def _training(settings: Convert, contents: Contents) -> Train:
         )
     training.model.num_classes = count
     return training
-
-
-def _complete(path: Path, weights: dict[str, np.ndarray], training: Train) -> dict[str, np.ndarray]:
-    """The weights that the network takes, each in its shape; raises CheckpointError for a file that lacks some."""
-    from pfseg.build import build_model  # starts Jittor
-
-    network = build_model(training.model, training.model.num_classes or 0)
-    match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights)
-    if match.missing or match.mismatched:
-        report = match.report().replace("\n", "; ")
-        raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
-    terminal.line(terminal.console(), match.report())
-    return match.loaded
 
 
 def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -16,16 +16,9 @@ from pfseg.tracking.wandb import has_key, server, unreachable
 
 
 def run(settings: Dashboard) -> None:
-    """Save a workspace with panels for what the runs have logged, online or to a file.
-
-    Raises:
-        ConfigError: a package, a run or a key is missing.
-        JobError: W&B is out of reach, or rejects the workspace.
-    """
+    """Save a workspace with panels for what the runs have logged, online or to a file."""
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise ConfigError(
-            "the dashboard needs wandb-workspaces, which is not installed: pip install 'pfseg[dashboard]'"
-        )
+        raise ConfigError("the dashboard needs the package wandb-workspaces: pip install 'pfseg[dashboard]'")
     from pfseg.reporting.workspace import build_workspace, spec
 
     runs = [run for run in read_runs(find_runs(settings.runs)) if (run.folder / "wandb").is_dir()]
@@ -58,10 +51,10 @@ def _save(runs: Sequence[Run], entity: str, project: str) -> str:
 
     if not has_key():
         raise ConfigError(
-            "no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write the workspace to a file with json=FILE"
+            "no W&B key is known: run `wandb login`, set WANDB_API_KEY, or write to a file with json=<file>"
         )
     if fault := unreachable(server()):
-        raise JobError(f"{fault}; try again with a network, or write the workspace to a file with json=FILE")
+        raise JobError(f"{fault}; try again with a network, or write the workspace to a file with json=<file>")
     wandb.setup(wandb.Settings(silent=True))
     try:
         workspace = build_workspace(runs, entity or wandb.Api().default_entity, project)

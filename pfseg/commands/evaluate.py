@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pfseg.commands.driving import drive, output_dir, submit_script
+from pfseg.commands.train import drive, output_dir, submit_script
 from pfseg.config.compose import run_folder
 from pfseg.config.run_settings import Slurm
 from pfseg.config.schema import Evaluate
@@ -18,10 +18,6 @@ def run(settings: Evaluate) -> float:
 
     Several checkpoints are scored one after the other, each below its own run, and compared in the run folder; the
     highest mIoU is returned.
-
-    Raises:
-        JobError: the job failed or was stopped.
-        CheckpointError: no checkpoint, or one that doesn't fit.
     """
     if isinstance(settings.launch, Slurm):
         return submit_script(settings, settings.launch)
@@ -32,17 +28,6 @@ def run(settings: Evaluate) -> float:
         name = f"{output_dir().name}-{number}-{Path(checkpoint).stem}"
         folders.append(Path(run_folder(checkpoint)) / "evaluate" / name)
         scores.append(_score(settings.model_copy(update={"checkpoint": checkpoint}), folders[-1]))
-    _compare(folders)
-    return max(scores, key=lambda miou: -1.0 if math.isnan(miou) else miou)
-
-
-def _score(settings: Evaluate, folder: Path) -> float:
-    miou = drive(settings, folder)["mIoU"]
-    return math.nan if miou is None else float(miou)  # JSON has no NaN
-
-
-def _compare(folders: list[Path]) -> None:
-    """Show a table of evaluations, and leave it as a page and a CSV file."""
     from pfseg.reporting.page import to_html
     from pfseg.reporting.runs import read_runs
     from pfseg.reporting.table import build_table, print_table, to_csv
@@ -51,3 +36,9 @@ def _compare(folders: list[Path]) -> None:
     print_table(table, RunConsole().console)
     write_atomic(output_dir() / "comparison.html", to_html(table))
     write_atomic(output_dir() / "comparison.csv", to_csv(table))
+    return max(scores, key=lambda miou: -1.0 if math.isnan(miou) else miou)
+
+
+def _score(settings: Evaluate, folder: Path) -> float:
+    miou = drive(settings, folder)["mIoU"]
+    return math.nan if miou is None else float(miou)  # JSON has no NaN

@@ -23,32 +23,29 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pfseg.config.check import check
 from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain, prepare_hydra, quote
-from pfseg.config.resume import expand_resume
 from pfseg.config.schema import Job
 from pfseg.config.settings import Settings
+from pfseg.config.stored import expand_resume
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.launch.lease import lease
+from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
 Run = Callable[[Any], float | None]
+_FLAGS = ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m", "--shell-completion -sc")
+_OPTIONS = ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun")
 _OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
 
 
 def run(command: str, arguments: list[str], words: str | None) -> int:
-    """Run a command with settings; returns the exit code.
-
-    Args:
-        command: its module in pfseg.commands, and its file in conf/.
-        arguments: of the command line, Hydra's flags among them.
-        words: setting that bare words are values of.
-    """
+    """Run a command with the settings of a command line; returns the exit code. Bare words are values of `words`."""
     if other_slurm_process():
         return 0
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         ranks = os.environ.get("OMPI_COMM_WORLD_SIZE", "N")
         raise ConfigError(f"started by mpirun, which pfseg does by itself: type `pfseg {command} ranks={ranks} ...`")
     flags, rest, args = _split(arguments)
-    overrides = _expand(command, rest, words)
-    overrides = expand_resume(overrides, multirun=args.multirun)
+    overrides = expand_resume(_expand(command, rest, words), multirun=args.multirun)
     name = args.config_name or command
     folder = Path(args.config_dir) if args.config_dir else None
     config_path = Path(args.config_path).absolute() if args.config_path else None
@@ -58,10 +55,8 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     if args.experimental_rerun:
         if overrides:
             raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
-        if not Path(args.experimental_rerun).is_file():
-            raise ConfigError(
-                f"--experimental-rerun {args.experimental_rerun} does not exist: give a run's config.pickle"
-            )
+        if not Path(old := args.experimental_rerun).is_file():
+            raise ConfigError(f"--experimental-rerun {old} does not exist: give a run's config.pickle")
     elif args.multirun:
         cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
         sweep_folder = Path(cfg.hydra.sweep.dir).absolute()
@@ -71,13 +66,13 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     else:
         checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
     failures: list[Exception] = []
-    task = _task(command, checked, failures, rerun=bool(args.experimental_rerun))
+    task = _task(command, checked, failures, args.experimental_rerun)
     prepare_hydra()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     sys.argv = [sys.argv[0], *flags, *overrides]
     source = str(config_path or config_dir())
     try:
-        with _sweep(sweep_folder) if sweep_folder else nullcontext():
+        with sweep(sweep_folder) if sweep_folder else nullcontext():
             hydra.main(version_base=VERSION_BASE, config_path=source, config_name=name)(task)()
     except FAULTS as error:
         raise explain(error, name, overrides, folder, config_path, sweep=args.multirun) from error
@@ -89,20 +84,21 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Namespace]:
     """Hydra's flags, everything else, and the flags as read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _reject_flag  # type: ignore[method-assign]
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("rest", nargs="*")
-    for flag in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r")):
-        parser.add_argument(*flag, action="store_true")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    for flag in _FLAGS:
+        parser.add_argument(*flag.split(), action="store_true")
+    for flag in _OPTIONS:
+        parser.add_argument(*flag.split())
     parser.add_argument("--info", "-i", nargs="?", const="all")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    for flag in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd")):
-        parser.add_argument(*flag)
-    parser.add_argument("--experimental-rerun")
     args = parser.parse_intermixed_args(arguments)
     flags = [text for text in arguments if text not in args.rest]
     for name in ("--config-path", "-cp"):  # Hydra takes it from the folder of this file
@@ -111,34 +107,24 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Nam
     return flags, args.rest, args
 
 
-def _reject_flag(message: str) -> NoReturn:
-    raise ConfigError(f"{message}: settings are given as key=value, without dashes; --help lists them all")
-
-
 def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[str]:
     """Overrides as Hydra reads them: bare words become a setting's value, plain values with a `=` are quoted."""
     bare = [text for text in arguments if "=" not in text and not text.startswith("~")] if words else []
-    overrides = [_quote_value(text) for text in arguments if text not in bare]
-    if command in _OPEN_GROUPS:
-        overrides = [f"++{text}" if text.startswith("dataset.") else text for text in overrides]
-    if bare:
-        several = words == "runs"
-        value = f"[{','.join(map(quote, bare))}]" if several else quote(bare[0])
-        if len(bare) > 1 and not several:
-            raise ConfigError(f"{words} takes one value, got {len(bare)}: {' '.join(bare)}")
-        overrides.append(f"{words}={value}")
-    return overrides
+    overrides = []
+    for text in arguments:
+        key, _, value = text.partition("=")
+        if "=" in value and not set(value) & set("'\"[]{}()$,"):  # as in paths of runs; Hydra would not read it
+            text = f"{key}='{value}'"
+        if text not in bare:
+            overrides.append(f"++{text}" if command in _OPEN_GROUPS and text.startswith("dataset.") else text)
+    if words == "runs" and bare:
+        overrides.append(f"runs=[{','.join(map(quote, bare))}]")
+    elif len(bare) > 1:
+        raise ConfigError(f"{words} takes one value, got {len(bare)}: {' '.join(bare)}")
+    return overrides + [f"{words}={quote(text)}" for text in bare if words != "runs"]
 
 
-def _quote_value(override: str) -> str:
-    """Quote a plain value that holds a `=`, as paths of runs may: Hydra would not read it."""
-    key, _, value = override.partition("=")
-    return f"{key}='{value}'" if "=" in value and not set(value) & set("'\"[]{}()$,") else override
-
-
-def _task(
-    command: str, checked: list[Settings], failures: list[Exception], *, rerun: bool
-) -> Callable[[DictConfig], Any]:
+def _task(command: str, checked: list[Settings], failures: list[Exception], rerun: str | None) -> Run:
     """What Hydra calls with the settings of a run, or of each job of a sweep."""
 
     def task(cfg: DictConfig) -> float | None:
@@ -159,18 +145,8 @@ def _task(
     return task
 
 
-def _sweep(folder: Path) -> Any:
-    """Prepare for the end of a sweep."""
-    from pfseg.launch.sweep import sweep
-
-    return sweep(folder)
-
-
 def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
     """Run one job of a sweep when its devices are free, perhaps in a process of its own."""
-    from pfseg.launch.lease import lease
-    from pfseg.launch.sweep import mark_stopped, stopped
-
     job = HydraConfig.get()
     folder = Path(job.sweep.dir)
     if stopped(folder) is not None:
@@ -222,5 +198,4 @@ def _keep_failure(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text.rstrip()}\n")
-    sys.stderr.flush()
+    print(text.rstrip(), file=sys.stderr, flush=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from pfseg.build import build_model
+from pfseg.build import restore_model
 from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
@@ -33,35 +32,18 @@ from pfseg.tracking.terminal import ConsoleProgress, collected_signals
 _CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata")
 
 
-@dataclass
-class Predictor:
-    """A network and how it is applied to images.
-
-    Attributes:
-        sliding: the network in windows.
-        normalise: from pixels to what the network takes.
-        classes: the class table.
-        resize: (h, w) that images are resized to as a whole; None for windows.
-        reading: keywords of `pfseg.prediction.image.Image`.
-    """
+class Predictor(NamedTuple):
+    """A network and how it is applied to images."""
 
     sliding: SlidingWindows
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
-    resize: tuple[int, int] | None
-    reading: dict[str, Any]
+    resize: tuple[int, int] | None  # (h, w) that images are resized to as a whole; None for windows
+    reading: dict[str, Any]  # keywords of `pfseg.prediction.image.Image`
 
 
 def run(settings: Predict) -> None:
-    """Predict as configured.
-
-    Raises:
-        ConfigError: settings, input and output don't fit together; nothing was written.
-        CheckpointError: unusable.
-        DataError: some images could not be predicted; the others were.
-        WriteError: the output can't be written.
-        JobStopped: SIGINT or SIGTERM came.
-    """
+    """Predict as configured."""
     console = terminal.console()
     output = Path(settings.output)
     root, images = find_images(settings.input, output)
@@ -150,16 +132,12 @@ def load_predictor(settings: Predict) -> Predictor:
     """
     from pfseg.inference.folding import fold_batchnorm
     from pfseg.inference.network import as_function
-    from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
-    from pfseg.weights.transfer import load_weights
 
     path = Path(settings.checkpoint)
     stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    arrays, _ = load_checkpoint(path)
-    model = build_model(stored.model, len(classes))
-    load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
+    model, _ = restore_model(path, stored.model, len(classes))
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
 from pfseg import __version__
-from pfseg.build import build_dataset, instantiate
+from pfseg.build import find_scenes
 from pfseg.config.commands import PrepareJob
 from pfseg.config.data_settings import FolderData
-from pfseg.data.archives.folders import SceneList, find_in_folders
+from pfseg.data.archives.folders import SceneList
 from pfseg.data.base import Scene, class_ids, parse_classes
-from pfseg.data.folder import FolderDataset
 from pfseg.data.preparation.cutting import Cutter
 from pfseg.data.preparation.files import write_file
 from pfseg.data.preparation.folder import PatchFolder
@@ -33,29 +32,21 @@ _TEST = "test"  # the split that may come without masks
 
 
 def run(settings: PrepareJob) -> None:
-    """Prepare as configured, or check what an earlier preparation wrote.
-
-    Raises:
-        ConfigError: settings, source or destination don't fit together; nothing was written.
-        DataError: no scenes, or some that could not be cut; the others were.
-        JobStopped: SIGINT or SIGTERM came.
-    """
+    """Prepare as configured, or check what an earlier preparation wrote."""
     console = terminal.console()
     workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    out = Path(settings.out)
+    src, out, data = Path(settings.src), Path(settings.out), settings.dataset
     if settings.verify == "only":
         _check(out, workers, console)
         return
-    src, data = Path(settings.src), settings.dataset
-    _check_apart(src, out)
-    scenes = _find_scenes(src, data)
-    layout = make_layout(
-        dict.fromkeys(scene.split for scene in scenes),
-        data.splits,
-        data.images,
-        data.masks,
-        data.mask_suffix,
-    )
+    source, target = src.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ConfigError(
+            f"out={out} and src={src} lie in each other: give a folder beside src, so that they don't mix"
+        )
+    scenes = _find_scenes(data)
+    splits = dict.fromkeys(scene.split for scene in scenes)
+    layout = make_layout(splits, data.splits, data.images, data.masks, data.mask_suffix)
     cutter = Cutter(
         classes=parse_classes(data.classes),
         ignore=data.ignore,
@@ -69,54 +60,37 @@ def run(settings: PrepareJob) -> None:
     keys = {scene.key for scene in scenes}
     with (
         PatchFolder(out, layout, _settings(data), keys, overwrite=settings.overwrite) as folder,
-        collected_signals() as stopped,
+        collected_signals() as signals,
     ):
         console.print(f"{len(scenes):,} scenes of {data.name} from {src} to {out}", highlight=False, soft_wrap=True)
         with ConsoleProgress(console, "cutting") as progress:
-            preparation = Preparation(
-                src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(stopped)
-            )
-            outcome = preparation.run(scenes)
+            outcome = Preparation(
+                src, cutter, folder, workers=workers, progress=progress, stop=lambda: bool(signals)
+            ).run(scenes)
         if outcome.stopped:
             raise JobStopped(
                 f"stopped after {len(folder.done):,} of {len(scenes):,} scenes; the same command goes on from there",
-                128 + stopped[0],
+                128 + signals[0],
             )
         _conclude(data, cutter, layout, folder, scenes, outcome, console)
 
 
-def _check_apart(src: Path, out: Path) -> None:
-    source, target = src.resolve(), out.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ConfigError(
-            f"out={out} and src={src} lie in each other: patches and scenes would mix; give a folder beside src"
-        )
-
-
-def _find_scenes(src: Path, data: FolderData) -> SceneList:
+def _find_scenes(data: FolderData) -> SceneList:
     """Find the scenes that can be cut; the others become faults."""
-    if data.prepare.scenes is not None:
-        given = instantiate(data.prepare.scenes, src=src)
-    else:
-        folders = data.model_copy(update={"root": str(src), "on_error": "skip"})
-
-        def build(split: str) -> FolderDataset:
-            return cast(FolderDataset, build_dataset(folders, split))
-
-        given = find_in_folders(src, data.splits, build, data.images, data.mask_suffix)
-    found = SceneList()
-    found.faults, found.notes = list(getattr(given, "faults", ())), list(getattr(given, "notes", ()))
+    every = find_scenes(data.model_copy(update={"on_error": "skip"}), data.splits)
+    usable = SceneList()
+    usable.faults, usable.notes = list(getattr(every, "faults", ())), list(getattr(every, "notes", ()))
     known: dict[str, Scene] = {}
-    for scene in given:
+    for scene in every:
         if scene.mask is None and scene.split != _TEST:
-            found.faults.append(f"{scene.image} has no mask (split {scene.split})")
+            usable.faults.append(f"{scene.image} has no mask (split {scene.split})")
         elif (other := known.setdefault(scene.key, scene)) is not scene:
-            found.faults.append(f"{scene.image} would give patches of the same names as {other.image}: rename either")
+            usable.faults.append(f"{scene.image} would give patches of the same names as {other.image}: rename either")
         else:
-            found.append(scene)
-    if not found:
-        raise DataError(f"none of the {len(given)} images in {src} has a mask; the first: {found.faults[0]}")
-    return found
+            usable.append(scene)
+    if not usable:
+        raise DataError(f"none of the {len(every)} images in {data.root} has a mask; the first: {usable.faults[0]}")
+    return usable
 
 
 def _settings(data: FolderData) -> dict[str, Any]:
@@ -139,11 +113,9 @@ def _conclude(
     console: Console,
 ) -> None:
     """Write index and report, show a summary, and fail if something failed."""
-    prepared, out = data.prepare, folder.out
-    plain = prepared.dump()
+    plain, expected, out = data.prepare.dump(), data.prepare.expected, folder.out
     head = {"dataset": data.name, "pfseg": __version__, "size": plain["size"], "stride": plain["stride"]}
     index = make_index(head, cutter, layout, outcome.scenes, folder.done)
-    expected = prepared.expected
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)
     write_file(out / REPORT, report.encode())
@@ -155,9 +127,8 @@ def _conclude(
     lines = [*compare(index, expected), *scenes.notes]
     lines += [f"{oddities:,} masks have colours outside the class table, which are ignored"] if oddities else []
     lines += [f"{outcome.skipped:,} scenes had been finished before"] if outcome.skipped else []
-    lines += [f"report: {out / REPORT}", f"train: {_training_command(data, layout, out)}"]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in [*lines, f"report: {out / REPORT}", f"train: {_training_command(data, layout, out)}"]:
+        terminal.line(console, line)
     failures = [*(f"{key}: {reason}" for key, reason in outcome.failures.items()), *scenes.faults]
     if failures:
         raise DataError(
@@ -168,26 +139,22 @@ def _conclude(
 
 def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
     """How to train on the patches; what the preparation has done already is not to be done again."""
-    again = [f"dataset={data.name}", f"dataset.root={shlex.quote(str(out))}"]
+    command = f"pfseg train dataset={data.name} dataset.root={shlex.quote(str(out))}"
     kept = {split: layout.lists.get(split, folder) for split, folder in layout.folders.items()}
     if data.splits is not None and any(data.splits.get(split) != source for split, source in kept.items()):
-        again.append("dataset.splits=null")
-    if data.bands is not None:
-        again.append("dataset.bands=null")
-    return f"pfseg train {' '.join(again)}"
+        command += " dataset.splits=null"
+    return command + (" dataset.bands=null" if data.bands is not None else "")
 
 
 def _check(out: Path, workers: int, console: Console) -> None:
-    checked, faults = 0, []
-    for fault in find_faults(out, workers=workers):
-        checked += fault is None
-        if fault is not None:
-            faults.append(fault)
-            if len(faults) <= _SHOWN:
-                console.print(fault, highlight=False, markup=False, soft_wrap=True)
+    results = list(find_faults(out, workers=workers))
+    faults = [fault for fault in results if fault is not None]
+    intact = f"{len(results) - len(faults):,} patches"
+    for fault in faults[:_SHOWN]:
+        terminal.line(console, fault)
     if faults:
         raise DataError(
-            f"{out} has {len(faults):,} faults, {checked:,} patches are as they were written; the first: {faults[0]}; "
+            f"{out} has {len(faults):,} faults, {intact} are as they were written; the first: {faults[0]}; "
             "give the command without verify=only to write missing and damaged patches again"
         )
-    console.print(f"{checked:,} patches in {out} are as they were written", highlight=False, soft_wrap=True)
+    terminal.line(console, f"{intact} in {out} are as they were written")

@@ -8,30 +8,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from pfseg.build import build_dataset, build_loader
 from pfseg.config.commands import Preview
-from pfseg.config.data_settings import Dataset
-from pfseg.data.base import ClassInfo
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_preview
 
 
 class Shares(NamedTuple):
-    """How often each class comes up.
+    """How often each class comes up."""
 
-    Attributes:
-        pixels: (K,) share of the labelled pixels.
-        samples: (K,) share of the samples that hold any of the class.
-        ignored: share of all pixels without a class.
-    """
-
-    pixels: np.ndarray
-    samples: np.ndarray
-    ignored: float
+    pixels: np.ndarray  # (K,) share of the labelled pixels
+    samples: np.ndarray  # (K,) share of the samples that hold any of the class
+    ignored: float  # share of all pixels without a class
 
 
 def run(settings: Preview) -> None:
@@ -39,18 +30,26 @@ def run(settings: Preview) -> None:
     console = terminal.console()
     dataset = build_dataset(settings.dataset, "train")
     loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
+    mean, std = np.array(settings.dataset.mean), np.array(settings.dataset.std)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
     masks = []
     for image, mask, edge, name in islice(_samples(loader), max(settings.samples, settings.rows)):
         masks.append(mask.astype(np.uint8))
         if len(rows) < settings.rows:
-            rows.append((_visible(image, settings.dataset), mask, edge, name))
+            visible = np.clip(np.rint(255 * (image.transpose(1, 2, 0) * std + mean)), 0, 255).astype(np.uint8)
+            rows.append((visible, mask, edge, name))
     for warning in loader.pop_warnings():
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        terminal.line(console, f"warning: {warning}", "yellow")
     out = Path(settings.out)
     save_preview(out, rows, dataset.classes)
     found = class_shares(masks, dataset.num_classes)
-    console.print(_table(found, dataset.classes, f"{len(masks)} training samples, drawn from {len(dataset)}"))
+    shares = ("% of pixels", "in % of samples")
+    title = f"{len(masks)} training samples, drawn from {len(dataset)}"
+    table = terminal.table("class", *shares, numbers=shares, title=title)
+    for info, pixels, samples in zip(dataset.classes, found.pixels, found.samples, strict=True):
+        label = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
+        table.add_row(label, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
+    console.print(table)
     console.print(f"{out}: {len(rows)} of them, {100 * found.ignored:.2g} % of all pixels are ignored", soft_wrap=True)
 
 
@@ -67,19 +66,3 @@ def _samples(loader: TrainLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.n
     for epoch in count():
         for batch in loader.epoch(epoch):
             yield from zip(batch["image"], batch["mask"], batch["edge"], batch["name"], strict=True)
-
-
-def _visible(image: np.ndarray, data: Dataset) -> np.ndarray:
-    """(H, W, 3) uint8 RGB from normalised planes (3, H, W)."""
-    pixels = image.transpose(1, 2, 0) * np.array(data.std) + np.array(data.mean)
-    visible: np.ndarray = np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
-    return visible
-
-
-def _table(found: Shares, classes: Sequence[ClassInfo], title: str) -> Table:
-    shares = ("% of pixels", "in % of samples")
-    table = terminal.table("class", *shares, numbers=shares, title=title)
-    for info, pixels, samples in zip(classes, found.pixels, found.samples, strict=True):
-        name = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
-        table.add_row(name, f"{100 * pixels:.2f}", f"{100 * samples:.0f}")
-    return table

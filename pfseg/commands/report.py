@@ -17,12 +17,7 @@ _FORMS = {"html": to_html, "csv": to_csv, "markdown": to_markdown, "latex": to_l
 
 
 def run(settings: Report) -> None:
-    """Show the runs as a table, and write the files asked for.
-
-    Raises:
-        ConfigError: no runs, or an unknown column.
-        WriteError: a file can't be written.
-    """
+    """Show the runs as a table, and write the files asked for."""
     table = build_table(select(read_runs(find_runs(settings.runs)), settings.where), settings.sort)
     console = terminal.console()
     print_table(table, console)

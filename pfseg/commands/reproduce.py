@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,36 +41,20 @@ class Finding(NamedTuple):
     level: str
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What a run folder says about its start.
+class Stored(NamedTuple):
+    """What a run folder says about its start."""
 
-    Attributes:
-        folder: absolute path.
-        config: resolved settings.
-        overrides: as given on the command line, without those of folders and resumption.
-        environment: versions and code, as `pfseg.launch.provenance.environment` gives them.
-        config_dir: further folder of YAML files (`--config-dir`).
-        config_name: file in conf/.
-        command: the shell line of its start; a sweep's is that of all its jobs.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    overrides: list[str]
-    environment: dict[str, Any]
-    config_dir: str | None
-    config_name: str
-    command: str
+    folder: Path  # absolute
+    config: dict[str, Any]  # resolved settings
+    overrides: list[str]  # as on the command line, without those of folders and resumption
+    environment: dict[str, Any]  # see `pfseg.launch.provenance.environment`
+    config_dir: str | None  # further folder of YAML files (`--config-dir`)
+    config_name: str  # file in conf/
+    command: str  # shell line of its start; a sweep's is that of all its jobs
 
 
 def run(settings: Reproduce) -> None:
-    """Show the command that repeats a run and what differs, and start it if the settings say so.
-
-    Raises:
-        ConfigError: no run folder, or code, settings or data differ.
-        JobError: the new run failed.
-    """
+    """Show the command that repeats a run and what differs, and start it if the settings say so."""
     stored = read_stored(Path(settings.run))
     overrides, lost = pinned_overrides(stored)
     findings = [*lost, *compare(stored.environment, environment()), *compare_data(stored)]
@@ -101,11 +84,7 @@ def run(settings: Reproduce) -> None:
 
 
 def read_stored(folder: Path) -> Stored:
-    """Read what a run folder keeps of its start.
-
-    Raises:
-        ConfigError: no run folder, or one that lacks what is needed.
-    """
+    """What a run folder keeps of its start; raises ConfigError if it is none, or lacks what is needed."""
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"{folder} does not exist: give a run folder, outputs/<name>/<date>/<time>")

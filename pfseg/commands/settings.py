@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from itertools import groupby
 
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.reference import Row, reference
+from pfseg.config.validation import nearest
 from pfseg.errors import ConfigError
 
 
@@ -19,14 +19,13 @@ def run(arguments: list[str]) -> int:
     if any(text.startswith("-") for text in arguments):
         sys.stdout.write("usage: pfseg settings [command or key ...], such as `pfseg settings evaluate optimizer`\n")
         return 0
-    words = [text.replace("=", ".").split(".")[0] if "=" in text else text for text in arguments]
+    words = [text.partition("=")[0].split(".")[0] if "=" in text else text for text in arguments]
     rows = reference()
     chosen = [row for row in rows if not words or any(_matches(row, word) for word in words)]
     for word in words:
         if not any(_matches(row, word) for row in rows):
             names = sorted({*SCHEMAS, *(row.key for row in rows), *(row.key.partition(".")[0] for row in rows)})
-            near = difflib.get_close_matches(word, names, n=1)
-            hint = f"did you mean `{near[0]}`? " if near else ""
+            hint = nearest(word, names)
             raise ConfigError(f"unknown command or setting `{word}`: {hint}commands: {', '.join(SCHEMAS)}")
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for command, group in groupby(chosen, key=lambda row: row.command):
@@ -36,18 +35,13 @@ def run(arguments: list[str]) -> int:
             if choice:
                 console.print(Text(choice, "bold"))
             for row in part:
-                _print(row, console)
+                value = f"={row.value or '<must be given>'}"
+                console.print(Text("  ").append(row.key, "cyan").append(value, "green").append(f"  {row.type}", "dim"))
+                if row.doc:
+                    console.print(Text(f"      {row.doc}"))
             console.print()
     return 0
 
 
 def _matches(row: Row, word: str) -> bool:
     return word == row.command or row.key == word or row.key.startswith(f"{word}.")
-
-
-def _print(row: Row, console: Console) -> None:
-    value = f"={row.value}" if row.value else "=<must be given>"
-    line = Text("  ").append(row.key, "cyan").append(value, "green").append(f"  {row.type}", "dim")
-    console.print(line)
-    if row.doc:
-        console.print(Text(f"      {row.doc}"))

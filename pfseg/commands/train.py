@@ -1,18 +1,93 @@
-"""`pfseg train`: train a network."""
+"""`pfseg train`: train a network; also what it shares with `pfseg evaluate`.
+
+This process starts the job and shows what comes of it. The job runs in its ranks, see `pfseg.launch.driver` and
+`pfseg.jobs`.
+"""
 
 from __future__ import annotations
 
-from pfseg.commands.driving import drive, output_dir, submit_script
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from pfseg.build import instantiate
 from pfseg.config.run_settings import Slurm
-from pfseg.config.schema import Train
+from pfseg.config.schema import Evaluate, Train
+from pfseg.errors import PfsegError
+from pfseg.files import shown
+from pfseg.launch.driver import JobStopped, run_job
+from pfseg.launch.slurm import submit, write_script
+from pfseg.tracking.console import RunConsole
+from pfseg.tracking.loggers import RunContext, make_loggers
+from pfseg.tracking.optuna import TRIAL, TrialReporter
+from pfseg.tracking.records import Sink
 
 
 def run(settings: Train) -> float:
-    """Train; returns the best validation mIoU in percent, NaN where SLURM will start the job.
+    """Train; returns the best validation mIoU in percent, NaN where SLURM will start the job."""
+    if isinstance(settings.launch, Slurm):
+        return submit_script(settings, settings.launch)
+    return float(drive(settings, output_dir())["best/mIoU"])
+
+
+def output_dir() -> Path:
+    """The folder of this run, or of this job of a sweep."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def submit_script(settings: Train | Evaluate, launch: Slurm) -> float:
+    """Write a job script for SLURM, and hand it over if the settings say so; returns NaN, for there is no score yet."""
+    console = RunConsole()
+    script = write_script(output_dir(), settings, launch, HydraConfig.get().overrides.task)
+    console.message(submit(script) if launch.submit else f"submit it with: sbatch {shown(script)}")
+    return math.nan
+
+
+def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
+    """Run a job in `folder` and show its telemetry; returns its result.
 
     Raises:
         JobError: the job failed or was stopped.
     """
-    if isinstance(settings.launch, Slurm):
-        return submit_script(settings, settings.launch)
-    return float(drive(settings, output_dir())["best/mIoU"])
+    console = RunConsole(folder)
+    console.show_config(settings.dump())
+    sinks: list[Sink] = [console]
+    code = 1
+    try:
+        hydra = HydraConfig.get()
+        if trial := _trial(folder, settings, console):
+            sinks.append(trial)
+        group = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
+        for logger in make_loggers(RunContext(folder, settings.dump(), console, group)):
+            sinks.append(logger)  # one by one: if the next one can't start, this one is finished
+        try:
+            result = run_job(folder, settings, sinks=sinks)
+        except JobStopped:
+            stored = folder / "result.json"
+            if not (trial and trial.pruned and stored.exists()):
+                raise
+            result = json.loads(stored.read_text(encoding="utf-8"))
+        code = 0
+        return result
+    except PfsegError as error:
+        code = error.exit_code
+        raise
+    finally:
+        for sink in reversed(sinks):
+            sink.finish(code)
+
+
+def _trial(folder: Path, settings: Train | Evaluate, console: Sink) -> TrialReporter | None:
+    """The job's trial in an Optuna study, where it is part of one that cuts bad trials short."""
+    if not isinstance(settings, Train) or settings.pruner is None:
+        return None
+    if TRIAL not in os.environ:
+        console.message("pruner has no effect here: it acts in an Optuna study, -m hparams_search=...", "warning")
+        return None
+    sweeper, trial = HydraConfig.get().sweeper, int(os.environ[TRIAL])
+    return TrialReporter(folder, instantiate(settings.pruner), sweeper.storage, sweeper.study_name, trial, console)

@@ -15,11 +15,10 @@ from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
 from pfseg.config.data_settings import Dataset
 from pfseg.config.model_settings import Model, PFNet
-from pfseg.config.resume import resumable
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
-from pfseg.config.stored import check_fits, current, training_settings
+from pfseg.config.stored import check_fits, current, resumable, training_settings
 from pfseg.config.validation import description, validate
 from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
@@ -67,17 +66,19 @@ def checked(cfg: DictConfig, schema: type[S]) -> S:
     return settings
 
 
-# Training
-
-
 def _check_train(settings: Train) -> None:
-    _check_lengths(settings)
-    _check_samples(settings)
-    model = settings.model
-    if model.pretrained is not None and model.init is not None:
+    model, schedule, epochs = settings.model, settings.schedule, settings.trainer.max_epochs
+    if epochs is None and settings.trainer.max_steps is None:
+        raise ConfigError("trainer.max_epochs and trainer.max_steps are both null: set one of them")
+    if getattr(schedule, "legacy", False) and schedule.per != "epoch":
+        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
+    if isinstance(schedule, SclPoly) and epochs is not None and schedule.relax_epoch >= epochs:
         raise ConfigError(
-            "model.pretrained and model.init are both set: model.init holds a backbone already, leave out the other"
+            f"schedule.relax_epoch={schedule.relax_epoch} is not below trainer.max_epochs={epochs}: lower it"
         )
+    _check_samples(settings)
+    if model.pretrained is not None and model.init is not None:
+        raise ConfigError("model.pretrained and model.init are both set: init has a backbone, leave out the other")
     for name, what in _WEIGHTS.items():
         if (file := getattr(model, name)) is not None:
             setattr(model, name, _existing(f"model.{name}", file, f"{what} (.pth, .pkl, .safetensors)"))
@@ -88,21 +89,6 @@ def _check_train(settings: Train) -> None:
         last = folder / "checkpoints" / "last.safetensors"
         check_fits(last, validate(current(stored), Train, targets=False), settings)
     _check_job(settings)
-
-
-def _check_lengths(settings: Train) -> None:
-    """A training needs an end, and a schedule that fits its length."""
-    schedule, epochs = settings.schedule, settings.trainer.max_epochs
-    if epochs is None and settings.trainer.max_steps is None:
-        raise ConfigError(
-            "trainer.max_epochs and trainer.max_steps are both null: set one, such as trainer.max_epochs=20"
-        )
-    if getattr(schedule, "legacy", False) and schedule.per != "epoch":
-        raise ConfigError("schedule.legacy=true goes with epochs only: set schedule.per=epoch or schedule.legacy=false")
-    if isinstance(schedule, SclPoly) and epochs is not None and schedule.relax_epoch >= epochs:
-        raise ConfigError(
-            f"schedule.relax_epoch={schedule.relax_epoch} is not below trainer.max_epochs={epochs}: lower it"
-        )
 
 
 def _check_samples(settings: TrainBase) -> None:
@@ -136,15 +122,10 @@ def smallest_side(model: Model) -> int:
 def _check_job(settings: Train | Evaluate) -> None:
     """Check loggers, ranks and devices."""
     if settings.logger.tensorboard is not None and importlib.util.find_spec("tensorboardX") is None:
-        raise ConfigError(
-            "logger=tensorboard needs tensorboardX, which is not installed: pip install 'pfseg[tensorboard]'"
-        )
+        raise ConfigError("logger=tensorboard needs the package tensorboardX: pip install 'pfseg[tensorboard]'")
     settings.ranks = plan_ranks(settings)[0]
     if settings.launch.name == "inline" and settings.ranks != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={settings.ranks}: add ranks=1 or use launch=mpi")
-
-
-# Evaluation
 
 
 def _check_evaluate(settings: Evaluate) -> None:
@@ -199,9 +180,6 @@ def _check_window(settings: Evaluate, window: tuple[int, int] | None, path: Path
         )
 
 
-# Other commands
-
-
 def _check_prepare(settings: PrepareJob) -> None:
     parse_classes(settings.dataset.classes)
     settings.src = _existing("src", settings.src, "the folder of the archive or the scenes", folder=True)
@@ -213,8 +191,7 @@ def _check_prepare(settings: PrepareJob) -> None:
         windows((1, 1), prepare.size, prepare.stride)
     elif prepare.stride is not None:
         raise ConfigError(
-            f"dataset.prepare.stride={_shown_size(prepare.stride)} needs a size: set dataset.prepare.size, or "
-            "stride=null"
+            f"dataset.prepare.stride={_shown_size(prepare.stride)} needs a size: set dataset.prepare.size"
         )
 
 
@@ -260,9 +237,6 @@ _CHECKS: dict[type[Settings], Callable[[Any], None]] = {
     Predict: _check_predict,
     Convert: _check_convert,
 }
-
-
-# Files
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
-from pfseg.config.schema import Evaluate, Train, TrainBase
+from pfseg.config.schema import Application, Evaluate, Train, TrainBase
 from pfseg.config.settings import Settings, setting
+
+Output = Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]
 
 
 class Preview(TrainBase):
@@ -30,21 +32,17 @@ class PrepareJob(Settings):
     src: str = setting("folder of the unpacked archive or of the scenes; never written to")
     out: str = setting("folder for the patches: new, empty, or that of an earlier start of the same preparation")
     overwrite: bool = setting("whether to remove first what an earlier preparation wrote into out")
-    verify: bool | Literal["only"] = setting(
-        "true: read back what was written; false; only: check an earlier result and write nothing"
-    )
+    verify: bool | Literal["only"] = setting("whether to read back what was written; only: check an earlier result")
     compression: Annotated[int, Field(ge=0, le=3)] = setting("0 (fastest) to 3 (smallest files)")
     workers: Literal["auto"] | t.Count = setting("threads that write patches; auto: one per core")
     dataset: FolderData
 
 
-class StoredData(Settings):
+class StoredData(Settings, extra="allow"):
     """Settings of the data set that differ from those stored in the checkpoint."""
 
-    model_config = ConfigDict(extra="allow")
 
-
-class Predict(Settings):
+class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
@@ -52,25 +50,14 @@ class Predict(Settings):
     input: str = setting("image, folder of images, or pattern in quotes such as 'scenes/*.tif'")
     output: str = setting("folder for the maps, beside the images")
     overwrite: bool = setting("whether to make maps again that are there already")
-    outputs: list[Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]] = setting(
-        "what to write of each image"
-    )
+    outputs: list[Output] = setting("what to write of each image")
     format: Literal["auto", "png", "tif"] = setting("auto: GeoTIFFs of TIFFs, PNGs of other images")
     window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
-    overlap: t.Decay = setting("share of a window that the next one covers too")
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
-    scales: t.Scales = setting("scales of the image that probabilities are averaged over")
-    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
     batch_size: t.Count = setting("windows at a time")
     bands: t.Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
-    stretch: t.Percentiles | None = setting(
-        "percentiles that become black and white in images of more than 8 bits; null: as in training"
-    )
-    contrast: t.Contrast | Literal["own"] | None = setting(
-        "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
-    )
+    stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: as trained")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
-    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
     dataset: StoredData
 
 
@@ -117,9 +104,7 @@ class Dashboard(Settings):
     runs: list[str] = setting("run folders, folders above them, or patterns")
     entity: str | None = setting("user or team; null: as in the runs' settings, or the key's own")
     project: str | None = setting("project; null: as in the runs' settings")
-    json_file: str | None = Field(
-        alias="json", description="file to write the workspace to instead; needs no key and no network"
-    )
+    json_file: str | None = Field(alias="json", description="file to write the workspace to; needs no key or network")
 
 
 class Reproduce(Settings):

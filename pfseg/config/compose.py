@@ -6,7 +6,6 @@ YAML files are looked for in pfseg's own conf/, in a folder `conf` of the workin
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,19 +40,17 @@ def config_dir() -> Path:
 
 
 def working_config_dir() -> Path | None:
-    """The folder `conf` of the working folder; None where there is none, or it is pfseg's own.
+    """The folder `conf` of the working folder, whose folders must not almost be named like groups of settings.
 
-    Raises:
-        ConfigError: a folder in it is almost named like a group of settings.
+    None where there is none, or it is pfseg's own.
     """
     folder = Path.cwd() / "conf"
     if not folder.is_dir() or folder.resolve() == config_dir():
         return None
     groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir())
     for path in sorted(folder.iterdir()):
-        near = difflib.get_close_matches(path.name, groups, n=1)
-        if path.is_dir() and near and path.name not in groups:
-            raise ConfigError(f"{path} is no group of settings: did you mean {near[0]}? groups: {', '.join(groups)}")
+        if path.is_dir() and path.name not in groups and (hint := nearest(path.name, groups)):
+            raise ConfigError(f"{path} is no group of settings: {hint}groups: {', '.join(groups)}")
     return folder
 
 
@@ -93,7 +90,7 @@ def compose(
     config_path: Path | None = None,
     with_hydra: bool = False,
 ) -> DictConfig:
-    """Compose settings.
+    """Compose settings, which are not checked yet.
 
     Args:
         config_name: file in conf/ without its suffix, such as `train`.
@@ -101,9 +98,6 @@ def compose(
         folder: a further folder of YAML files, as `--config-dir`.
         config_path: replaces pfseg's own conf/, as `--config-path`.
         with_hydra: whether to compose a sweep's common settings, with Hydra's own under `hydra`.
-
-    Returns:
-        The settings, not checked yet.
 
     Raises:
         ConfigError: an unknown choice or key, or an override that can't be read.
@@ -137,9 +131,6 @@ def run_folder(checkpoint: str | Sequence[str]) -> str:
     if path.is_file():
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return str(path)
-
-
-# Errors
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

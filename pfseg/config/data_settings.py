@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from pfseg.config import types as t
 from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
@@ -13,9 +13,7 @@ from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
 class Edge(Settings):
     """Edge labels."""
 
-    rule: Literal["class", "foreground"] = setting(
-        "class: between any two classes; foreground: around class 0, as published"
-    )
+    rule: Literal["class", "foreground"] = setting("between any two classes, or around class 0, as published")
     thickness: t.Count = setting("thickness of the band in pixels")
 
 
@@ -27,8 +25,8 @@ class About(Settings):
     citation: str | None = setting("publication to cite")
 
 
-class Dataset(Settings):
-    """What every data set has."""
+class Dataset(Settings, extra="allow"):
+    """What every data set has; one of the user's own may have further keys."""
 
     target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
@@ -37,29 +35,17 @@ class Dataset(Settings):
     classes: list[Any] = setting('class table in order: {name, color: "3C1098" or [r, g, b], id: value in the masks}')
     on_error: Literal["raise", "skip"] = setting("what a damaged file does: end the run, or be skipped and counted")
     mean: tuple[float, float, float] = setting("mean of the channels of images scaled to 0..1")
-    std: tuple[t.Positive, t.Positive, t.Positive] = setting(
-        "standard deviation of the channels of images scaled to 0..1"
-    )
+    std: tuple[t.Positive, t.Positive, t.Positive] = setting("standard deviation of the same channels")
     ignore_index: t.Ignored = setting("label of pixels without a class")
     crop_size: t.Size = setting("training crop in pixels, or [height, width]")
-    eval_size: t.Size | None = setting(
-        "validation windows in pixels; null: whole images, about 2 GiB of memory per megapixel"
-    )
+    eval_size: t.Size | None = setting("validation windows in pixels; null: whole images, 2 GiB per megapixel")
     eval_contrast: t.Contrast | None = setting(
-        "standard deviation, in grey levels, that images to predict get around their mean; null: their own"
+        "standard deviation of grey levels in images to predict; null: their own"
     )
     scale: t.Positive = setting("factor that images are resized by; scores are on the masks' own size")
-    scale_range: t.ScaleRange | None = setting(
-        "random scale before the crop, [low, high]; null: the whole image is resized to crop_size"
-    )
+    scale_range: t.ScaleRange | None = setting("random scale before the crop; null: the whole image becomes crop_size")
     class_uniform: t.Share = setting("share of the samples that are drawn class by class")
     edge: Edge
-
-
-class CustomDataset(Dataset):
-    """A data set class of the user's own, with keys of its own besides the common ones."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class Prepare(Settings):
@@ -68,12 +54,10 @@ class Prepare(Settings):
     scenes: Target | None = setting("function that finds the scenes of a published archive; null: the folders above")
     size: t.Size | None = setting("window in pixels, or [height, width]; null: each scene as a whole")
     stride: t.Size | None = setting("distance between windows in pixels; null: the size, no overlap")
-    expected: dict[str, Any] | None = setting(
-        "{size, stride, train, val}: number of patches that a complete archive gives when cut like this"
-    )
+    expected: dict[str, Any] | None = setting("{size, stride, train, val}: patches that a complete archive gives")
 
 
-class SyntheticData(Dataset):
+class SyntheticData(Dataset, extra="forbid"):
     """Procedural aerial scenes, drawn by seed and index."""
 
     size: Annotated[int, Field(ge=64)] = setting("side of a scene in pixels")
@@ -82,7 +66,7 @@ class SyntheticData(Dataset):
     seed: t.Natural = setting("seed of the scenes, apart from the run's own")
 
 
-class FolderData(Dataset):
+class FolderData(Dataset, extra="forbid"):
     """Folders of images and masks."""
 
     images: str = setting("name of the folders with images")
@@ -93,9 +77,7 @@ class FolderData(Dataset):
     )
     ignore: list[Any] = setting("colours and values in masks that mean 'no class', besides 255")
     bands: t.Bands | None = setting("channels of the file, from 0, that become red, green and blue; null: as stored")
-    stretch: t.Percentiles | None = setting(
-        "percentiles that become black and white in images of more than 8 bits, such as [2, 98]; null: full range"
-    )
+    stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: full range")
     source: Literal["patches", "scenes"] = setting("patches: images as they are; scenes: windows cut while training")
     prepare: Prepare
 
@@ -103,7 +85,7 @@ class FolderData(Dataset):
 DatasetSettings: TypeAlias = Annotated[
     Annotated[SyntheticData, Tag("pfseg.data.synthetic.SyntheticDataset")]
     | Annotated[FolderData, Tag("pfseg.data.folder.FolderDataset")]
-    | Annotated[CustomDataset, Tag(CUSTOM)],
+    | Annotated[Dataset, Tag(CUSTOM)],
     by_target("pfseg.data.synthetic.SyntheticDataset", "pfseg.data.folder.FolderDataset"),
 ]
 
@@ -112,9 +94,7 @@ class Augment(Settings):
     """Joint augmentation of image and mask."""
 
     target: Literal["pfseg.data.transforms.Augment"] = Field(alias="_target_", description="class of the augmentation")
-    scale_range: t.ScaleRange | None = setting(
-        "random scale before the crop, [low, high]; null: the whole image is resized to crop_size"
-    )
+    scale_range: t.ScaleRange | None = setting("random scale before the crop; null: the whole image becomes crop_size")
     hflip: t.Share = setting("probability of a left-right flip")
     vflip: t.Share = setting("probability of an upside-down flip")
     rot90: bool = setting("whether to turn by a random multiple of 90 degrees")

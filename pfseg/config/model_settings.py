@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from pfseg.config import types as t
 from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
@@ -32,8 +32,8 @@ Backbone: TypeAlias = Annotated[
 ]
 
 
-class Model(Settings):
-    """What every network has."""
+class Model(Settings, extra="allow"):
+    """What every network has; one of the user's own may have further keys."""
 
     target: str = Field(alias="_target_", description="class of the network, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
@@ -42,13 +42,7 @@ class Model(Settings):
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 
-class CustomModel(Model):
-    """A network of the user's own, with keys of its own besides the common ones."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class PFNet(Model):
+class PFNet(Model, extra="forbid"):
     """PFNet (Li et al., CVPR 2021)."""
 
     variant: t.Variant = setting("family of published checkpoints that the network equals")
@@ -63,7 +57,7 @@ class PFNet(Model):
 
 
 ModelSettings: TypeAlias = Annotated[
-    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[CustomModel, Tag(CUSTOM)],
+    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[Model, Tag(CUSTOM)],
     by_target("pfseg.models.pfnet.PFNet"),
 ]
 
@@ -71,9 +65,7 @@ ModelSettings: TypeAlias = Annotated[
 class ImageWeighted(Settings):
     """Cross entropy weighted by the class frequencies of each image or of the batch."""
 
-    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(
-        alias="_target_", description="class of the segmentation loss"
-    )
+    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(alias="_target_", description="class")
     upper_bound: t.NonNegative = setting("weight that a class without pixels approaches, above 1")
     per: Literal["image", "batch"] = setting("what class frequencies are counted over")
     reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
@@ -83,26 +75,24 @@ class ImageWeighted(Settings):
 class Relaxed(Settings):
     """Boundary label relaxation."""
 
-    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(
-        alias="_target_", description="class of the segmentation loss"
-    )
+    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(alias="_target_", description="class")
     until_epoch: t.Natural | None = setting("epoch from which labels are taken as they are; null: never")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
+
+
+Segmentation: TypeAlias = Annotated[
+    Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
+    | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
+    | Annotated[Target, Tag(CUSTOM)],
+    by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
+]
 
 
 class PFNetLoss(Settings):
     """Segmentation loss, and the edge loss of the three levels."""
 
     target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
-    segmentation: (
-        Annotated[
-            Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
-            | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
-            | Annotated[Target, Tag(CUSTOM)],
-            by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
-        ]
-        | None
-    ) = setting("segmentation loss; null: cross entropy, with hard-example mining if ohem is true")
+    segmentation: Segmentation | None = setting("null: cross entropy, with hard-example mining if ohem is true")
     ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
     ohem_threshold: t.Share = setting("probability of the true class above which a pixel counts as easy")
     min_kept: t.Count = setting("least number of pixels of a batch that count")
@@ -111,7 +101,7 @@ class PFNetLoss(Settings):
     edge_weight: t.NonNegative = setting("weight of the edge loss; 25 in the published recipes")
     ignore_index: t.Ignored = setting("label of pixels without a class")
     global_reduction: bool = setting(
-        "whether pixels are chosen and counted over the batches of all ranks, not rank by rank as published"
+        "whether pixels are chosen and counted over all ranks, not one by one as published"
     )
 
 

@@ -28,23 +28,14 @@ _CHOICES = {
 
 
 class Row(NamedTuple):
-    """One setting.
+    """One setting."""
 
-    Attributes:
-        command: that takes it, such as train.
-        choice: of its group, such as optimizer=sgd; empty for settings of every choice.
-        key: dotted, such as optimizer.lr.
-        type: in words, with its range.
-        value: what conf/ sets it to; empty where it must be given.
-        doc: one line.
-    """
-
-    command: str
-    choice: str
-    key: str
-    type: str
-    value: str
-    doc: str
+    command: str  # that takes it, such as train
+    choice: str  # of its group, such as optimizer=sgd; empty for settings of every choice
+    key: str  # dotted, such as optimizer.lr
+    type: str  # in words, with its range
+    value: str  # what conf/ sets it to; empty where it must be given
+    doc: str  # one line
 
 
 def reference() -> list[Row]:

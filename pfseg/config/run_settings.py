@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag, model_serializer
+from pydantic import Field, model_serializer
 
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Target, by_name, setting
+from pfseg.config.settings import Settings, Target, setting
 
 
 class Trainer(Settings):
@@ -21,9 +21,7 @@ class Trainer(Settings):
     clip_grad: t.Positive | None = setting("largest norm of the gradient; null: unlimited")
     freeze_bn: bool = setting("whether BatchNorm keeps its loaded statistics")
     sync_bn: bool = setting("whether BatchNorm takes its statistics over all ranks")
-    ema: t.Decay | None = setting(
-        "decay of the averaged weights that are validated and saved, such as 0.999; null: none"
-    )
+    ema: t.Decay | None = setting("decay of the averaged weights that are validated and saved; null: none")
     bn_batches: t.Natural = setting("batches that BatchNorm's statistics are re-estimated on before each validation")
     early_stop: t.Count | None = setting("validations without a better mIoU after which the run ends; null: never")
     num_samples: t.Natural = setting("images in the panels of each validation")
@@ -37,9 +35,7 @@ class Optimizer(Settings):
     """What every optimizer has."""
 
     lr: t.Positive = setting("learning rate")
-    scale_lr: Literal["none", "linear", "sqrt"] = setting(
-        "how lr grows with the global batch relative to reference_batch"
-    )
+    scale_lr: Literal["none", "linear", "sqrt"] = setting("how lr grows with global batch / reference_batch")
     reference_batch: t.Count = setting("images per step that lr is meant for")
     weight_decay: t.NonNegative = setting("weight decay")
 
@@ -60,10 +56,7 @@ class Adam(Optimizer):
     eps: t.Positive = setting("term added to the denominator")
 
 
-OptimizerSettings: TypeAlias = Annotated[
-    Annotated[Sgd, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[Adam, Tag("adamw")],
-    by_name("sgd", "adam", "adamw"),
-]
+OptimizerSettings: TypeAlias = Annotated[Sgd | Adam, Field(discriminator="name")]
 
 
 class Schedule(Settings):
@@ -109,13 +102,7 @@ class Cosine(Schedule):
     end: t.Share = setting("fraction of lr at the end")
 
 
-ScheduleSettings: TypeAlias = Annotated[
-    Annotated[Poly, Tag("poly")]
-    | Annotated[SclPoly, Tag("scl_poly")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[Constant, Tag("constant")],
-    by_name("poly", "scl_poly", "cosine", "constant"),
-]
+ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant, Field(discriminator="name")]
 
 
 class Wandb(Settings):
@@ -132,10 +119,9 @@ class TensorBoard(Settings):
     """TensorBoard files in tensorboard/ of the run folder."""
 
 
-class Loggers(Settings):
+class Loggers(Settings, extra="allow"):
     """Where a run is shown besides the terminal and its own files: any of these, classes of the user's own, or none."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Target] = Field(init=False)
 
     wandb: Wandb = None  # type: ignore[assignment]
@@ -160,9 +146,7 @@ class Launch(Settings):
     """What every launch of ranks has."""
 
     timeout: t.Positive | None = setting("seconds without progress after which the job counts as hung; null: unlimited")
-    interface: str | None = setting(
-        "network interface or subnet between hosts, such as eth0 or 10.0.0.0/24; null: MPI chooses"
-    )
+    interface: str | None = setting("network interface or subnet between hosts, eth0 or 10.0.0.0/24; null: any")
 
 
 class Mpi(Launch):
@@ -189,7 +173,4 @@ class Slurm(Launch):
     submit: bool = setting("whether to hand the script to sbatch")
 
 
-LaunchSettings: TypeAlias = Annotated[
-    Annotated[Mpi, Tag("mpi")] | Annotated[Slurm, Tag("slurm")] | Annotated[Inline, Tag("inline")],
-    by_name("mpi", "slurm", "inline"),
-]
+LaunchSettings: TypeAlias = Annotated[Mpi | Slurm | Inline, Field(discriminator="name")]

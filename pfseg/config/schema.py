@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
-
 from pfseg.config import types as t
 from pfseg.config.data_settings import AugmentSettings, DatasetSettings
 from pfseg.config.model_settings import LossSettings, ModelSettings
@@ -49,33 +47,32 @@ class Train(TrainBase):
     job: Literal["train"] = setting("the command")
 
 
-class EvaluateData(Settings):
-    """Settings of the data set that differ from the training's; `dataset.root` above all."""
+class Application(Settings):
+    """How a trained network is applied to images."""
 
-    model_config = ConfigDict(extra="allow")
+    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
+    overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
+    scales: t.Scales = setting("factors that images are resized by; probabilities are averaged")
+    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    contrast: t.OwnContrast | None = setting("standard deviation of grey levels; own: the image's; null: as trained")
+
+
+class EvaluateData(Settings, extra="allow"):
+    """Settings of the data set that differ from the training's; `dataset.root` above all."""
 
     root: str | None = setting("folder of the data set; null: as in training")
 
 
-class Evaluate(Job):
+class Evaluate(Application, Job):
     """Score checkpoints."""
 
     job: Literal["evaluate"] = setting("the command")
     checkpoint: str | list[str] = setting("run folder (its best checkpoint) or .safetensors file; several: [a,b,c]")
-    trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
     split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"
     )
-    eval_size: t.Size | Literal["whole"] | None = setting(
-        "window in pixels, or [height, width]; whole: the whole image; null: as in training"
-    )
-    contrast: t.Contrast | Literal["own"] | None = setting(
-        "standard deviation of grey levels that images get around their mean; own: their own; null: as in training"
-    )
-    overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
-    scales: t.Scales = setting("factors that windows are resized by; probabilities are averaged")
-    flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
+    eval_size: t.Size | Literal["whole"] | None = setting("window in pixels; whole: whole image; null: as in training")
     exclude: list[str] = setting("classes that the means leave out; their pixels still count for the other classes")
     boundary: bool = setting("whether to compute the boundary F-score and the boundary IoU too")
     num_samples: t.Natural = setting("images in each picture: the first ones, the worst and the best by mIoU")

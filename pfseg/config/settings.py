@@ -30,22 +30,15 @@ def setting(description: str, **limits: float) -> Any:
     return Field(description=description, **limits)  # type: ignore[call-overload]
 
 
-class Target(Settings):
+class Target(Settings, extra="allow"):
     """A class or function of the user's own, with whatever keywords it takes."""
-
-    model_config = ConfigDict(extra="allow")
 
     target: str = Field(alias="_target_", description="class or function, as package.module.Name")
 
 
 @dataclass(frozen=True)
 class KindOf:
-    """Tells the kinds of a group apart, for pydantic's `Discriminator`.
-
-    Attributes:
-        key: that names the kind: `name`, or `_target_`.
-        kinds: its values for the kinds that pfseg ships.
-    """
+    """Tells the kinds of a group apart by a key, `_target_` or `name`; any other `_target_` is a custom one."""
 
     key: str
     kinds: tuple[str, ...]
@@ -63,10 +56,5 @@ class KindOf:
 
 
 def by_target(*targets: str) -> Discriminator:
-    """Tell classes apart by `_target_`; any that pfseg doesn't ship is a custom one."""
+    """Tell classes apart by `_target_`, for pydantic."""
     return Discriminator(KindOf("_target_", targets))
-
-
-def by_name(*names: str) -> Discriminator:
-    """Tell kinds apart by their `name`."""
-    return Discriminator(KindOf("name", names))

@@ -1,11 +1,15 @@
-"""Settings as earlier runs stored them, in checkpoints and run folders: old names and later keys are filled in."""
+"""Settings of earlier runs, from checkpoints and run folders: old names, later keys, and runs that are resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from pfseg.config.compose import quote
 from pfseg.config.schema import Train
 from pfseg.config.validation import validate
 from pfseg.errors import CheckpointError, ConfigError
@@ -23,10 +27,15 @@ _MOVED = {  # classes by `_target_`
 }
 # Settings that came later, with the value that means what was done before.
 _LATER: dict[str, dict[str, Any]] = {
-    "dataset": {"about": None, "eval_contrast": None, "class_uniform": 0.0},
+    "dataset": {"eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
     "trainer": {"log_grad_norm": False, "bn_batches": 0},
     "": {"pruner": None, "resume": None},
+}
+_NEEDED = {
+    ".hydra/overrides.yaml": "is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",
+    "resolved.yaml": "has no resolved.yaml: it never started; start a new run",
+    "checkpoints/last.safetensors": "has no checkpoints/last.safetensors to go on from: start a new run",
 }
 _OWN = ("pfseg.models.", "pfseg.data.")  # what a checkpoint may name without trust
 
@@ -69,7 +78,8 @@ def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, t
         raise CheckpointError(f"{path} doesn't say how it was trained ({error}); use another checkpoint") from error
     if not dataset:
         return settings
-    return validate(stored | {"dataset": _merge(stored["dataset"], dataset)}, Train, targets=False)
+    merged = OmegaConf.to_container(OmegaConf.merge(stored["dataset"], dataset))
+    return validate(stored | {"dataset": merged}, Train, targets=False)
 
 
 def check_fits(path: Path, stored: Train, settings: Train) -> None:
@@ -104,15 +114,6 @@ def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
     return renamed
 
 
-def _merge(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings with changes; groups are merged, but for mappings whose keys are data."""
-    merged = dict(stored)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def _refuse_foreign(path: Path, node: Any) -> None:
     """Raise CheckpointError for a `_target_` outside pfseg: building it would run whatever the file says."""
     if isinstance(node, dict):
@@ -124,3 +125,38 @@ def _refuse_foreign(path: Path, node: Any) -> None:
             )
     for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _refuse_foreign(path, part)
+
+
+def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """Replace `resume=<run>` by the run's own overrides that aren't given anew, its folder, and those given now.
+
+    Raises ConfigError for a folder that can't be resumed, and for several runs (`multirun`).
+    """
+    given = [override for override in overrides if override.startswith("resume=")]
+    value = given[-1].partition("=")[2].strip("'\"") if given else ""
+    if value in ("", "null"):
+        return list(overrides)
+    if multirun:
+        raise ConfigError("resume continues one run: leave out -m (--multirun)")
+    folder = resumable(value)
+    now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
+    keys = {override.partition("=")[0] for override in now}
+    try:
+        saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+        assert isinstance(saved, list) and all(isinstance(old, str) for old in saved)
+    except (AssertionError, YAMLError, OSError) as error:
+        raise ConfigError(f"resume={value}: .hydra/overrides.yaml is damaged; start a new run") from error
+    saved = [current_key(old) for old in saved]
+    kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]
+    return [*kept, *now, f"resume={quote(str(folder))}", f"hydra.run.dir={quote(str(folder))}"]
+
+
+def resumable(resume: str) -> Path:
+    """The run folder that `resume` names; raises ConfigError if it can't be continued."""
+    folder = Path(resume).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"resume={resume} does not exist (looked in {folder}): give outputs/<name>/<date>/<time>")
+    for file, fault in _NEEDED.items():
+        if not (folder / file).is_file():
+            raise ConfigError(f"resume={resume} {fault}")
+    return folder

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BeforeValidator
-
-
-@dataclass(frozen=True)
-class Words:
-    """A type in words, where they can't be derived from the type."""
-
-    text: str
+from typing_extensions import Doc
 
 
 def _pair(value: Any) -> Any:
@@ -40,17 +33,18 @@ Share = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Percent = Annotated[float, Ge(0), Le(100)]
 Contrast = Annotated[float, Gt(0), Le(127)]
+OwnContrast = Contrast | Literal["own"]
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Ignored = Annotated[int, Ge(255), Le(255)]
 Seed = Annotated[int, Ge(0), Lt(2**31)]
 ScaleRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
-Scales = Annotated[list[Positive], MinLen(1), Words("one or more numbers above 0 in brackets")]
+Scales = Annotated[list[Positive], MinLen(1), Doc("one or more numbers above 0 in brackets")]
 Percentiles = Annotated[tuple[Percent, Percent], AfterValidator(_apart)]
 Bands = tuple[Natural, Natural, Natural]
 Size = Annotated[
     tuple[Count, Count],
-    Words("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),
+    Doc("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),
     BeforeValidator(_pair),
 ]
 Gpus = Literal["auto"] | Natural | list[Natural]

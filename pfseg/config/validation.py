@@ -7,17 +7,19 @@ import difflib
 import importlib.util
 import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import Discriminator, Tag, ValidationError
+from pydantic import Tag, ValidationError, create_model
 from pydantic.fields import FieldInfo
+from typing_extensions import Doc
 
-from pfseg.config import data_settings, model_settings
-from pfseg.config.settings import CUSTOM, KindOf, Settings, Target
-from pfseg.config.types import Words
+from pfseg.config.data_settings import AugmentSettings, DatasetSettings
+from pfseg.config.model_settings import Backbone, LossSettings, ModelSettings, Segmentation
+from pfseg.config.run_settings import Loggers
+from pfseg.config.settings import CUSTOM, KindOf, Settings
 from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -34,9 +36,8 @@ def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -
     try:
         checked = schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
-        raise _explain((unknown or faults)[0], raw, schema) from None
+        faults = sorted(_faults(raw, schema), key=lambda fault: not str(fault).startswith("unknown key"))
+        raise faults[0] if faults else ConfigError(str(error)) from None
     if targets:
         _check_targets(checked, "")
     return checked
@@ -53,16 +54,15 @@ def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
     group, _, name = key.rpartition(".")
     names = sorted(known)
     hint = nearest(name, names, f"{group}.{{}}" if group else "{}")
-    return ConfigError(
-        f"unknown key `{key}`: {hint}known keys{f' of {group}' if group else ''}{note}: {', '.join(names)}"
-    )
+    where = f" of {group}" if group else ""
+    return ConfigError(f"unknown key `{key}`: {hint}known keys{where}{note}: {', '.join(names)}")
 
 
 def describe(hint: Any) -> str:
     """A type in words, such as "a whole number of at least 1 or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        text = next((extra.text for extra in args[1:] if isinstance(extra, Words)), None)
+        text = next((extra.documentation for extra in args[1:] if isinstance(extra, Doc)), None)
         return text or describe(args[0]) + _range(args[1:])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(describe, args)))
@@ -91,7 +91,8 @@ def field_type(field: FieldInfo) -> Any:
 def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
     """The classes of settings that a type stands for, each with the kind that it is; none for plain values."""
     if isinstance(hint, type) and issubclass(hint, Settings):
-        return [(None, hint)]
+        names = get_args(hint.model_fields["name"].annotation) if "name" in hint.model_fields else ()
+        return [(name, hint) for name in names or (None,)]
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         tags = [extra.tag for extra in extras if isinstance(extra, Tag)]
@@ -110,38 +111,52 @@ def show(value: Any) -> str:
 
 def description(schema: type[Settings], raw: Any, key: str) -> str:
     """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
-    *parts, name = key.split(".")
-    field = _field(_class_of(schema, raw, parts), name)
+    group, _, rest = key.partition(".")
+    field = _fields(schema).get(group)
+    if field is not None and rest:
+        return description(_chosen(field_type(field), raw[group])[0], raw[group], rest)
     return field.description or "value" if field else "value"
 
 
-# Errors
+def _faults(raw: Mapping[str, Any], schema: type[Settings], group: str = "", note: str = "") -> Iterator[ConfigError]:
+    """All that is wrong with a group of settings; `note` says of which kind it is."""
+    fields, prefix = _fields(schema), f"{group}." if group else ""
+    for key in raw:
+        others_fit = schema is not Loggers or (isinstance(raw[key], Mapping) and "_target_" in raw[key])
+        if key not in fields and not (schema.model_config.get("extra") == "allow" and others_fit):
+            yield unknown_key(f"{prefix}{key}", fields, note)
+    for key, field in fields.items():
+        where, value, hint = f"{prefix}{key}", raw.get(key), field_type(field)
+        if key not in raw:
+            if field.is_required():
+                yield ConfigError(f"{where} is missing: add it to the YAML file of `{group or 'the job'}`")
+        elif isinstance(value, Mapping) and members(hint):
+            kinds = _kinds(hint)
+            if kinds is not None and kinds(value) is None:
+                yield _unknown_kind(where, value, kinds)
+            else:
+                chosen, name = _chosen(hint, value)
+                yield from _faults(value, chosen, where, name)
+        elif (fault := _value_fault(value, hint)) is not None:
+            yield ConfigError(f"{where}={show(value)}: {fault}")
 
 
-def _explain(fault: Any, raw: Mapping[str, Any], schema: type[Settings]) -> ConfigError:
-    """Say one of pydantic's errors in one line."""
-    parts, node, group, note, hint = _locate(fault, raw, schema)
-    key = ".".join(parts)
-    if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
-        where = ".".join(parts[:-1]) or "the job"
-        if where == "logger" or (group is Target and where.startswith("logger.")):
-            return unknown_key(where, _keys(_class_of(schema, raw, parts[:-2])))
-        return ConfigError(f"{key} is missing: add it to the YAML file of `{where}`")
-    if fault["type"] == "extra_forbidden":
-        return unknown_key(key, _keys(group), note)
-    if fault["type"] == "value_error":  # of a validator of ours; one of a whole group names the keys itself
-        text = str(fault["ctx"]["error"])
-        return ConfigError(text if isinstance(node, Mapping) else f"{key}={show(node)}: {text}")
-    kinds = _kinds(hint)
-    if isinstance(node, Mapping) and kinds is not None:
-        return _explain_kind(key, node, kinds)
-    expected = "a group of settings" if members(hint) and not isinstance(node, Mapping) else describe(hint)
-    plain = isinstance(node, (int, float)) and not isinstance(node, bool) and "number" in expected
-    got = "" if plain else f", got {_kind(node)}"  # a number of the wrong size speaks for itself
-    return ConfigError(f"{key}={show(node)}: expected {expected}{got}")
+def _value_fault(value: Any, hint: Any) -> str | None:
+    """What is wrong with a value; None if nothing is."""
+    try:
+        holder = create_model("Holder", __base__=Settings, value=(hint, ...))
+        holder.model_validate_json(json.dumps({"value": value}))
+        return None
+    except ValidationError as error:
+        fault = error.errors()[0]
+    if fault["type"] == "value_error":  # of a validator of ours
+        return str(fault["ctx"]["error"])
+    expected = "a group of settings" if members(hint) else describe(hint)
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and "number" in expected
+    return f"expected {expected}" + ("" if plain else f", got {_kind(value)}")  # a number of the wrong size speaks
 
 
-def _explain_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigError:
+def _unknown_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigError:
     where, kind = f"{key}.{kinds.key}", node.get(kinds.key)
     if kind is None:
         return ConfigError(f"{where} is missing: add it to the YAML file of `{key}`")
@@ -150,66 +165,25 @@ def _explain_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigErr
     return ConfigError(f"{where}={kind}: {nearest(kind, kinds.kinds)}expected {' | '.join(kinds.kinds)}")
 
 
-def _locate(
-    fault: Any, raw: Mapping[str, Any], schema: type[Settings]
-) -> tuple[list[str], Any, type[Settings], str, Any]:
-    """Where an error is: dotted key, value there, class of its group, a note on its kind, and the type wanted."""
-    parts: list[str] = []
-    node: Any = raw
-    group, note = schema, ""
-    hint: Any = Any
-    location = fault["loc"]
-    for index, part in enumerate(location):
-        last = index == len(location) - 1
-        known = isinstance(node, Mapping) and part in node
-        added = isinstance(part, str) and fault["type"] in ("missing", "extra_forbidden")  # a number is of a list
-        if not known and not (last and added):
-            if isinstance(node, Mapping):
-                continue  # the tag of a kind
-            break  # an item of a list, or a branch of a union: the whole value is named
-        if parts:
-            group, note = _chosen(hint, node, group)
-        parts.append(str(part))
-        node = node[part] if known else None
-        field = _field(group, str(part))
-        hint = field_type(field) if field else Target if group.model_config.get("extra") == "allow" else Any
-    return parts, node, group, note, hint
+def _fields(group: type[Settings]) -> dict[str, FieldInfo]:
+    """The settings of a group by their keys."""
+    return {field.alias or name: field for name, field in group.model_fields.items()}
 
 
-def _field(group: type[Settings], key: str) -> FieldInfo | None:
-    return next((field for name, field in group.model_fields.items() if (field.alias or name) == key), None)
-
-
-def _keys(group: type[Settings]) -> list[str]:
-    return [field.alias or name for name, field in group.model_fields.items()]
-
-
-def _chosen(hint: Any, node: Any, default: type[Settings]) -> tuple[type[Settings], str]:
+def _chosen(hint: Any, node: Any) -> tuple[type[Settings], str]:
     """The class of settings that a group is of, and a note that names its kind."""
     classes, kinds = members(hint), _kinds(hint)
-    if kinds is None:
-        return (classes[0][1] if classes else default), ""
-    tag = kinds(node)
+    tag = kinds(node) if kinds else None
     chosen = next((member for name, member in classes if name == tag), classes[0][1])
     return chosen, "" if tag in (None, CUSTOM) else f" ({str(tag).rpartition('.')[2]})"
 
 
-def _class_of(schema: type[Settings], raw: Any, parts: list[str]) -> type[Settings]:
-    """The class of the group below a dotted key."""
-    group, node = schema, raw
-    for part in parts:
-        field, node = _field(group, part), node[part]
-        group = _chosen(field_type(field) if field else Any, node, group)[0]
-    return group
-
-
 def _kinds(hint: Any) -> KindOf | None:
     """What tells the kinds of a type apart; None for a type without kinds."""
-    for extra in getattr(hint, "__metadata__", ()):
-        if isinstance(extra, Discriminator) and isinstance(extra.discriminator, KindOf):
-            return extra.discriminator
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType, Annotated) else ()
-    return next((found for part in parts if (found := _kinds(part)) is not None), None)
+    tags = [tag for tag, _ in members(hint) if tag]
+    return (
+        KindOf("_target_" if CUSTOM in tags else "name", tuple(tag for tag in tags if tag != CUSTOM)) if tags else None
+    )
 
 
 def _kind(value: Any) -> str:
@@ -220,29 +194,20 @@ def _kind(value: Any) -> str:
     return "nothing" if value == "" else describe(type(value))
 
 
-# Classes of the user's own
-
-
 def _check_targets(settings: Settings, key: str) -> None:
     """Raise ConfigError for a `_target_` below `settings` that can't be imported."""
     for name, value in settings.values().items():
         if isinstance(value, Settings):
             _check_targets(value, f"{key}{name}.")
     target = getattr(settings, "target", None)
-    field = type(settings).model_fields.get("target")
-    if target is not None and field is not None and field.annotation is str and target not in _shipped():
+    if target is not None and target not in _shipped():
         _check_target(target, f"{key}_target_", nearest(target, _shipped()))
 
 
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    groups = (
-        data_settings.DatasetSettings,
-        data_settings.AugmentSettings,
-        model_settings.ModelSettings,
-        model_settings.LossSettings,
-    )
+    groups = (DatasetSettings, AugmentSettings, ModelSettings, Backbone, LossSettings, Segmentation)
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 

@@ -6,16 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pfseg import __version__
-from pfseg.build import (
-    build_dataset,
-    build_evaluator,
-    build_loader,
-    build_model,
-    instantiate,
-    load_initial,
-    loader_workers,
-)
+from pfseg import __version__, build
 from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
 from pfseg.data.base import find_overlap
@@ -33,15 +24,17 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     """Train in this rank; returns what becomes `result.json`."""
     seed_everything(settings.seed)
     data, trainer_settings = settings.dataset, settings.trainer
-    train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
+    train_set, val_set = build.build_dataset(data, "train"), build.build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
-    model = build_model(settings.model, train_set.num_classes)
+    model = build.build_model(settings.model, train_set.num_classes)
     if world_size() > 1:
         model.mpi_param_broadcast()
     optimizer = build_optimizer(settings.optimizer, model)
-    loader = build_loader(settings, train_set, rank=rank(), world_size=world_size(), workers=loader_workers(settings))
-    evaluator = build_evaluator(settings, val_set, model)
+    loader = build.build_loader(
+        settings, train_set, rank=rank(), world_size=world_size(), workers=build.loader_workers(settings)
+    )
+    evaluator = build.build_evaluator(settings, val_set, model)
     steps_per_epoch = loader.batches_per_epoch // trainer_settings.accumulate
     global_batch = settings.batch_size * trainer_settings.accumulate * world_size()
     base_lr = scale_lr(settings.optimizer, global_batch)
@@ -52,14 +45,15 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         steps_per_epoch=steps_per_epoch,
     )
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    hooks = standard_hooks(trainer_settings, model=model, evaluator=evaluator, classes=train_set.classes, stop=stop)
     trainer = Trainer(
         settings=trainer_settings,
         model=model,
-        loss=instantiate(settings.loss),
+        loss=build.instantiate(settings.loss),
         optimizer=optimizer,
         lr=lr,
         loader=loader,
-        hooks=standard_hooks(trainer_settings, model=model, evaluator=evaluator, classes=train_set.classes, stop=stop),
+        hooks=hooks,
         folder=folder,
         records=records,
         seed=settings.seed,
@@ -72,7 +66,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         if records:
             records.drop_after(trainer.state.step)
     else:
-        report = load_initial(model, settings.model)
+        report = build.load_initial(model, settings.model)
         if records:
             records.write("message", step=0, epoch=0, level="info", text=report)
     if records:

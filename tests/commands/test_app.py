@@ -24,7 +24,7 @@ def ended(*arguments: str) -> int:
 def test_the_help_names_each_command_and_what_it_does(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert ended(*arguments) == 0
     told = capsys.readouterr().out
-    assert all(name in told and command.summary in told for name, command in COMMANDS.items())
+    assert all(name in told and summary in told for name, summary in COMMANDS.items())
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]):

@@ -19,8 +19,8 @@ from pfseg.commands.app import main
 from pfseg.config.check import check, find_checkpoint
 from pfseg.config.compose import compose, config_dir, run_folder
 from pfseg.config.data_settings import Augment, FolderData, SyntheticData
-from pfseg.config.resume import expand_resume
 from pfseg.config.settings import Settings
+from pfseg.config.stored import expand_resume
 from pfseg.errors import ConfigError
 from pfseg.weights.checkpoint import save_checkpoint
 
