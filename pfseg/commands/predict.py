@@ -148,8 +148,7 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that the network doesn't take.
     """
-    from pfseg.inference.folding import fold_batchnorm
-    from pfseg.inference.network import as_function
+    from pfseg.inference.folding import as_function, fold_batchnorm
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
     from pfseg.weights.transfer import load_weights
 

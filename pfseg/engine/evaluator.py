@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,13 +19,15 @@ from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
 from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
-from pfseg.inference.network import as_function
+from pfseg.inference.folding import as_function
 from pfseg.inference.sliding import SlidingWindows, most_probable
 from pfseg.inference.views import Flips, Views
 from pfseg.inference.windows import WindowGrid
+from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Var
 
+_EDGE_WINDOW = (1024, 1024)  # part of an image whose edges are predicted, where whole images are
 Predict = Callable[[Var], Var]  # normalised batch (N, 3, h, w) -> logits (N, K, h, w), without gradients
 Progress = Callable[[int, int], None]  # images done, images in all, of this rank
 
@@ -48,19 +50,19 @@ class _Part(NamedTuple):
     planes: np.ndarray
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Predicts every image of a loader and scores it.
 
     Windows lie side by side, the last row and column shifted back inside the image (a later window wins where they
     meet); an image smaller than a window is padded with the mean colour, which is cut off again.
 
-    Args:
+    Attributes:
         loader: whole samples of this rank.
         num_classes: K.
         mean: per channel, of images scaled to 0..1.
         std: likewise.
-        contrast: standard deviation, in grey levels, that each image gets around its mean, see `even_contrast`; None
-            leaves images as they are.
+        contrast: see `even_contrast`.
         window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
         stride: output stride of the network.
         batch_size: windows per forward pass, at most.
@@ -73,37 +75,30 @@ class Evaluator:
         details: makes what collects the scores of single images; None for none.
     """
 
-    def __init__(
-        self,
-        loader: EvalLoader,
-        *,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        contrast: float | None,
-        window: tuple[int, int] | None,
-        stride: int,
-        batch_size: int,
-        batch_pixels: int | None,
-        min_size: int,
-        scale: float,
-        ignore_index: int,
-        num_panels: int,
-        boundary: bool = False,
-        details: Callable[[], ImageScores] | None = None,
-    ) -> None:
-        self.loader, self.num_classes, self.scale = loader, num_classes, scale
-        self.ignore_index, self.num_panels, self.boundary, self.details = ignore_index, num_panels, boundary, details
-        self.grid = WindowGrid(window, 0.0, stride, min_size)
-        self._normalise, self._contrast = Normalise(mean, std), contrast
-        self._batch_size, self._batch_pixels = batch_size, batch_pixels
+    loader: EvalLoader
+    _: KW_ONLY
+    num_classes: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    contrast: float | None
+    window: tuple[int, int] | None
+    stride: int
+    batch_size: int
+    batch_pixels: int | None
+    min_size: int
+    scale: float
+    ignore_index: int
+    num_panels: int
+    boundary: bool = False
+    details: Callable[[], ImageScores] | None = None
+
+    def __post_init__(self) -> None:
+        """Lay out the windows."""
+        self.grid = WindowGrid(self.window, 0.0, self.stride, self.min_size)
+        self._normalise = Normalise(self.mean, self.std)
 
     def run(self, predict: Predict, progress: Progress) -> Evaluation:
-        """Predict all images.
-
-        Raises:
-            DataError: no image, or none that can be read.
-        """
+        """Predict all images; raises DataError if there is none that can be read."""
         evaluation = self._new_evaluation()
         progress(0, len(self.loader))
         for finished in self._predictions(predict):
@@ -115,13 +110,33 @@ class Evaluator:
 
     def normalised(self, image: np.ndarray) -> np.ndarray:
         """An image at the network's scale, (3, H, W) float32."""
-        pixels = even_contrast(image, self._contrast)
+        pixels = even_contrast(image, self.contrast)
         if self.scale != 1.0:
             size = [max(1, round(side * self.scale)) for side in pixels.shape[:2]]
             pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC)
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
         self._normalise(pixels, planes)
         return planes
+
+    def edges(self, model: SegmentationNetwork, image: np.ndarray) -> np.ndarray | None:
+        """Finest edge map of a network, in evaluation mode, in the first window of an image.
+
+        Returns:
+            (h, w) uint8, the probability of an edge in 0..255 in the image's upper left part, in its own pixels; None
+            for a network without edge maps.
+        """
+        height, width = self.grid.size or _EDGE_WINDOW
+        planes = self.normalised(image)[:, :height, :width]
+        with jt.no_grad():
+            edges = model(jt.array(self.grid.pad(planes)[None])).edge_logits
+            if not edges:
+                return None
+            size = planes.shape[1:]
+            edge: np.ndarray = (255 * jt.sigmoid(edges[-1])).uint8().numpy()[0, 0, : size[0], : size[1]]
+        if self.scale == 1.0:
+            return edge
+        size = tuple(min(whole, round(side / self.scale)) for whole, side in zip(image.shape, size, strict=False))
+        return np.asarray(cv2.resize(edge, size[::-1], interpolation=cv2.INTER_LINEAR))
 
     def _new_evaluation(self, *, full: bool = True) -> Evaluation:
         """What counts the images; without boundary scores and those of single images unless `full`."""
@@ -137,7 +152,11 @@ class Evaluator:
         """After each batch the samples that are complete, with their label maps (H, W) uint8."""
         queue: list[_Part] = []
         for _, sample in self.loader:
-            queue += self._parts(sample)
+            planes = self.normalised(sample.image)
+            size = planes.shape[1], planes.shape[2]
+            windows = self.grid.windows(size)
+            pending = _Pending(sample, size, len(windows))
+            queue += [_Part(pending, window, self.grid.pad(planes[:, *window.slices])) for window in windows]
             while queue and (
                 len(queue) >= self._at_once(queue[0].planes.shape) or queue[0].planes.shape != queue[-1].planes.shape
             ):
@@ -145,17 +164,10 @@ class Evaluator:
         while queue:
             yield self._predict(predict, queue)
 
-    def _parts(self, sample: Sample) -> list[_Part]:
-        planes = self.normalised(sample.image)
-        size = planes.shape[1], planes.shape[2]
-        windows = self.grid.windows(size)
-        pending = _Pending(sample, size, len(windows))
-        return [_Part(pending, window, self.grid.pad(planes[:, *window.slices])) for window in windows]
-
     def _at_once(self, shape: Sequence[int]) -> int:
         """How many windows of this (..., h, w) share a forward pass."""
-        fitting = self._batch_size if self._batch_pixels is None else self._batch_pixels // math.prod(shape[-2:])
-        return max(1, min(self._batch_size, fitting))
+        fitting = self.batch_size if self.batch_pixels is None else self.batch_pixels // math.prod(shape[-2:])
+        return max(1, min(self.batch_size, fitting))
 
     def _predict(self, predict: Predict, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
         """Predict the first windows of one size in the queue; returns the samples that this completes."""
@@ -171,7 +183,7 @@ class Evaluator:
         for (image, window, _), result in zip(batch, logits.numpy(), strict=True):
             if image.result is None:
                 image.result = np.empty((*result.shape[:-2], *image.size), result.dtype)
-            image.result[..., *window.slices] = result[..., : window.y1 - window.y0, : window.x1 - window.x0]
+            image.result[..., *window.slices] = result[..., : window.shape[0], : window.shape[1]]
             image.windows_left -= 1
             if not image.windows_left:
                 finished.append((image.sample, self._labels(image.result, image.sample)))
@@ -189,23 +201,24 @@ class Evaluator:
         return np.array([cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) for plane in planes])
 
 
+@dataclass(eq=False, kw_only=True)
 class BlendingEvaluator(Evaluator):
     """Predicts overlapping windows in several views, see `SlidingWindows`.
 
-    Args:
-        loader: whole samples of this rank.
+    Attributes:
         overlap: share of a window that the next one covers too.
         scales: factors above 0.
         flips: mirrored views.
-        options: see `Evaluator`.
     """
 
-    def __init__(
-        self, loader: EvalLoader, *, overlap: float, scales: Sequence[float], flips: Flips, **options: Any
-    ) -> None:
-        super().__init__(loader, **options)
-        self.grid = replace(self.grid, overlap=overlap)
-        self._views = Views(scales, flips, self.grid.stride, self.grid.min_size)
+    overlap: float
+    scales: Sequence[float]
+    flips: Flips
+
+    def __post_init__(self) -> None:
+        """Lay out the windows."""
+        super().__post_init__()
+        self.grid = replace(self.grid, overlap=self.overlap)
 
     def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         sliding = self._sliding(predict)
@@ -216,4 +229,5 @@ class BlendingEvaluator(Evaluator):
 
     def _sliding(self, predict: Predict) -> SlidingWindows:
         at_once = self._at_once(self.grid.size) if self.grid.size else 1
-        return SlidingWindows(as_function(predict), self.num_classes, self.grid, self._views, at_once)
+        views = Views(self.scales, self.flips, self.stride, self.min_size)
+        return SlidingWindows(as_function(predict), self.num_classes, self.grid, views, at_once)

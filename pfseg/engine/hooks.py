@@ -12,16 +12,17 @@ from typing import Any
 from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.pictures import save_samples
-from pfseg.engine.ranks import agreed
-from pfseg.engine.scoring import Evaluation
-from pfseg.engine.telemetry import gradient_norms, memory_mib
+from pfseg.engine.optimizer import gradient_norms
+from pfseg.engine.ranks import agreed, memory_mib
+from pfseg.engine.scoring import Panel
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
 from pfseg.metrics.confusion import scores
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
+from pfseg.tracking.panels import save_panels
+from pfseg.tracking.samples import save_maps
 from pfseg.weights.transfer import Var, export_weights, load_weights
 
 
@@ -33,15 +34,7 @@ def standard_hooks(
     classes: Sequence[ClassInfo],
     stop: Callable[[], bool],
 ) -> list[Hook]:
-    """Hooks of every training.
-
-    Args:
-        settings: lengths and intervals.
-        model: the network that is trained.
-        evaluator: scores it.
-        classes: for scores and panels.
-        stop: True once the run is to save and leave.
-    """
+    """Hooks of the training of `model`, which `evaluator` scores; `stop` is True once the run is to save and leave."""
     norms = GradientNorms(settings.log_grad_norm)
     return [
         AveragedWeights(),
@@ -115,20 +108,15 @@ class LossTerms(Hook):
             trainer.losses = dict(zip(names, values.numpy().tolist(), strict=True))
             if not all(map(math.isfinite, trainer.losses.values())):
                 listed = ", ".join(f"{name}={value:.6g}" for name, value in trainer.losses.items())
-                rate = trainer.lr(step - 1)
-                raise JobError(
-                    f"the loss is not finite at step {step} ({listed}, learning rate {rate:.3g}); {DIVERGED}"
-                )
+                listed += f", learning rate {trainer.lr(step - 1):.3g}"
+                raise JobError(f"the loss is not finite at step {step} ({listed}); {DIVERGED}")
         self._pending = []
 
 
 class Logging(Hook):
     """Writes the row `train` of the steps that are logged.
 
-    The speed is that since the last row, or since the start of the epoch.
-
-    Args:
-        norms: measures the gradients.
+    The speed is that since the last row, or since the start of the epoch; `norms` measures the gradients.
     """
 
     def __init__(self, norms: GradientNorms) -> None:
@@ -170,12 +158,7 @@ class LoaderWarnings(Hook):
 
 
 class Stop(Hook):
-    """Ends the run on every rank once one is told to stop, without a validation, or its time is up, after a validation.
-
-    Args:
-        told: True once the run is to save and leave.
-        minutes: time limit; None without.
-    """
+    """Ends the run on every rank once one is `told` to, without a validation, or after `minutes`, with a validation."""
 
     def __init__(self, told: Callable[[], bool], minutes: float | None) -> None:
         self._told, self._end = told, None if minutes is None else time.monotonic() + 60 * minutes
@@ -206,11 +189,9 @@ class BatchNormStatistics(Hook):
     @contextmanager
     def around_validation(self, trainer: Trainer) -> Iterator[None]:
         """Estimate them."""
-        if self._batches:
-            self._estimate(trainer)
-        yield
-
-    def _estimate(self, trainer: Trainer) -> None:
+        if not self._batches:
+            yield
+            return
         trainer.model.train()
         momenta = [norm.momentum for norm in self._norms]
         for norm in self._norms:
@@ -225,15 +206,11 @@ class BatchNormStatistics(Hook):
                 trainer.show("estimating BatchNorm statistics", done, count)
         for norm, momentum in zip(self._norms, momenta, strict=True):
             norm.momentum = momentum
+        yield
 
 
 class Validation(Hook):
-    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`.
-
-    Args:
-        evaluator: scores it.
-        classes: for scores and panels.
-    """
+    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`."""
 
     def __init__(self, evaluator: Evaluator, classes: Sequence[ClassInfo]) -> None:
         self._evaluator, self._classes = evaluator, classes
@@ -254,12 +231,11 @@ class Validation(Hook):
             trainer.model.eval()
             evaluation = self._evaluator.run(trainer.model.predict, partial(trainer.show, "validating"))
             trainer.warn(self._evaluator.loader.pop_warnings())
-            best = self._judge(trainer, evaluation)
+            trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
+            best = trainer.state.judge(trainer.scores["mIoU"])
             pictures: dict[str, Any] = {}
             if evaluation.panels and rank() == 0:
-                pictures = save_samples(
-                    trainer.folder, step, evaluation.panels, self._classes, trainer.model, self._evaluator
-                )
+                pictures = self._pictures(trainer, evaluation.panels)
             if best:
                 trainer.save("best", export_weights(trainer.model))
         trainer.record("val", **{f"val/{key}": value for key, value in trainer.scores.items()}, best=best, **pictures)
@@ -267,17 +243,13 @@ class Validation(Hook):
         for hook in trainer.hooks:
             hook.after_validation(trainer)
 
-    def _judge(self, trainer: Trainer, evaluation: Evaluation) -> bool:
-        """Store the scores; returns whether they are the best so far."""
-        state = trainer.state
-        trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
-        miou = trainer.scores["mIoU"]
-        best = miou > state.best_miou
-        state.validated = state.step
-        state.validations_since_best = 0 if best else state.validations_since_best + 1
-        if best:
-            state.best_miou, state.best_step = miou, state.step
-        return best
+    def _pictures(self, trainer: Trainer, panels: Sequence[Panel]) -> dict[str, Any]:
+        """Write pictures and maps of samples; returns the fields of the row `val` that name the files."""
+        step = trainer.state.step
+        path = f"samples/step_{step:06d}.png"
+        save_panels(trainer.folder / path, panels, self._classes)
+        edges = [self._evaluator.edges(trainer.model, panel.image) for panel in panels]
+        return {"panels": path, "samples": save_maps(trainer.folder, step, panels, edges)}
 
 
 class EarlyStop(Hook):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from pfseg.data.base import Sample
-from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import Place
 from pfseg.engine.evaluator import BlendingEvaluator, Predict, Progress
 from pfseg.engine.scoring import Evaluation
@@ -17,32 +16,33 @@ from pfseg.inference.blending import Blender
 from pfseg.inference.sliding import SlidingWindows, most_probable
 
 
+@dataclass(eq=False, kw_only=True)
 class SceneEvaluator(BlendingEvaluator):
     """Stitches the scenes that patches were cut from.
 
     In a scene every pixel counts once: its probabilities are the mean over the patches that hold it, weighted by
     `blend_weights`. Pixels of patches that were left out are ignored.
 
-    Args:
-        loader: all of a scene's patches one after the other, row by row.
+    The loader gives all of a scene's patches one after the other, row by row.
+
+    Attributes:
         places: where each sample of the data set lies.
         patches: also score the patches.
-        options: see `BlendingEvaluator`.
     """
 
-    def __init__(self, loader: EvalLoader, *, places: Sequence[Place], patches: bool, **options: Any) -> None:
-        super().__init__(loader, **options)
-        self._places, self._count_patches = places, patches
+    places: Sequence[Place]
+    patches: bool
 
     def run(self, predict: Predict, progress: Progress) -> Evaluation:
         """Predict all scenes; returns what `Evaluator.run` does for patches, with `scenes`, or for the scenes alone."""
-        patches, scenes = self._new_evaluation(full=self._count_patches), self._new_evaluation()
+        patches, scenes = self._new_evaluation(full=self.patches), self._new_evaluation()
         sliding, samples = self._sliding(predict), self._samples(progress)
-        for name, indices in groupby(self.loader.indices, key=lambda index: self._places[index].scene):
-            places = [self._places[index] for index in indices]
-            scene, read = _blank(name, places[0].size, patches.ignore_index), patches.images
-            pred = np.zeros(places[0].size, np.uint8)
-            blender = Blender(self.num_classes, places[0].size, [place.window for place in places])
+        for name, indices in groupby(self.loader.indices, key=lambda index: self.places[index].scene):
+            places = [self.places[index] for index in indices]
+            size, read = places[0].size, patches.images
+            scene = Sample(np.zeros((*size, 3), np.uint8), np.full(size, self.ignore_index, np.uint8), name)
+            pred = np.zeros(size, np.uint8)
+            blender = Blender(self.num_classes, size, [place.window for place in places])
             probabilities = self._probabilities(sliding, zip(places, samples, strict=False), scene, patches)
             for row in blender.rows:
                 for block, mean in blender.add(row, probabilities):
@@ -50,7 +50,7 @@ class SceneEvaluator(BlendingEvaluator):
             if patches.images > read:
                 scenes.add(scene, pred)
         scenes.sum_ranks()
-        if not self._count_patches:
+        if not self.patches:
             return scenes
         patches.sum_ranks()
         patches.scenes = scenes
@@ -81,14 +81,9 @@ class SceneEvaluator(BlendingEvaluator):
             if sample is None:
                 yield None
                 continue
-            found = self._at_full_size(sliding.probabilities(self.normalised(sample.image)), sample)
+            planes = self._at_full_size(sliding.probabilities(self.normalised(sample.image)), sample)
             window = place.window
-            inside = np.s_[: window.y1 - window.y0, : window.x1 - window.x0]  # without padding
+            inside = np.s_[: window.shape[0], : window.shape[1]]  # without padding
             scene.image[window.slices], scene.mask[window.slices] = sample.image[inside], sample.mask[inside]
-            patches.add(sample, most_probable(found))
-            yield found
-
-
-def _blank(name: str, size: tuple[int, int], ignore_index: int) -> Sample:
-    """A scene of which nothing is known."""
-    return Sample(np.zeros((*size, 3), np.uint8), np.full(size, ignore_index, np.uint8), name)
+            patches.add(sample, most_probable(planes))
+            yield planes

@@ -17,13 +17,7 @@ Schedule = Callable[[int], float]
 
 
 class Time(NamedTuple):
-    """Where a run stands, in steps or in epochs.
-
-    Attributes:
-        now: steps or epochs that have passed.
-        end: length of the run.
-        epoch: length of an epoch.
-    """
+    """Where a run stands: time that has passed, length of the run and of an epoch, all in steps or all in epochs."""
 
     now: int
     end: int
@@ -46,10 +40,9 @@ def poly(settings: run_settings.PolyCurve, time: Time) -> float:
 
 def scl_poly(settings: run_settings.SclPoly, time: Time) -> float:
     """As `poly` until `relax_epoch`, then from `rescale` to 0 by left^repower."""
-    switch = settings.relax_epoch * time.epoch
-    return (
-        poly(settings, time) if time.now < switch else float(settings.rescale * time.left(switch) ** settings.repower)
-    )
+    if time.now < (switch := settings.relax_epoch * time.epoch):
+        return poly(settings, time)
+    return float(settings.rescale * time.left(switch) ** settings.repower)
 
 
 def cosine(settings: run_settings.Cosine, time: Time) -> float:
@@ -69,17 +62,12 @@ def make_schedule(
     epochs = math.ceil(total_steps / steps_per_epoch)
 
     def lr(step: int) -> float:
-        per_epoch = settings.per == "epoch"
-        time = (
-            Time(step // steps_per_epoch + ahead, epochs, 1) if per_epoch else Time(step, total_steps, steps_per_epoch)
-        )
-        return base_lr * _warm_up(settings, step) * SHAPES[settings.name](settings, time)
+        time = Time(step, total_steps, steps_per_epoch)
+        if settings.per == "epoch":
+            time = Time(step // steps_per_epoch + ahead, epochs, 1)
+        rise = 1.0
+        if step < settings.warmup_steps:
+            rise = settings.warmup_start + (1.0 - settings.warmup_start) * (step + 1) / settings.warmup_steps
+        return base_lr * rise * SHAPES[settings.name](settings, time)
 
     return lr
-
-
-def _warm_up(settings: run_settings.Schedule, step: int) -> float:
-    """Factor that rises linearly from `warmup_start` to 1 over the first `warmup_steps`."""
-    if step >= settings.warmup_steps:
-        return 1.0
-    return settings.warmup_start + (1.0 - settings.warmup_start) * (step + 1) / settings.warmup_steps

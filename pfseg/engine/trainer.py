@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ import numpy as np
 
 from pfseg.config import run_settings
 from pfseg.data.loader import TrainLoader
-from pfseg.engine.averaging import WeightAverage
 from pfseg.engine.optimizer import (
     Optimizer,
+    WeightAverage,
     average_gradients,
     export_optimizer,
     load_optimizer,
@@ -52,6 +52,15 @@ class TrainingState:
     best_miou: float = -1.0
     best_step: int = 0
     validations_since_best: int = 0
+
+    def judge(self, miou: float) -> bool:
+        """Count a validation; returns whether it is the best so far."""
+        best = miou > self.best_miou
+        self.validated = self.step
+        self.validations_since_best = 0 if best else self.validations_since_best + 1
+        if best:
+            self.best_miou, self.best_step = miou, self.step
+        return best
 
 
 def total_steps(settings: run_settings.Trainer, steps_per_epoch: int) -> int:
@@ -86,10 +95,11 @@ class Hook:
         """Called once at the end, when `trainer.status` says why it ended."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
     """Trains a network.
 
-    Args:
+    Attributes:
         settings: lengths and intervals.
         model: Jittor module that maps images to `SegOutput` and has `predict`.
         loss: maps (output, batch) to named terms, as `pfseg.losses.PFNetLoss`.
@@ -101,51 +111,43 @@ class Trainer:
         records: receives the rows; None on ranks other than 0.
         seed: of the run.
         meta: stored with every checkpoint (config, versions).
-
-    Attributes:
         state: where the run stands.
         status: why it ended: done, stopped, out_of_time or early_stop; None as long as it goes on.
-        terms: names and values (T,) of the loss terms of the last step, averaged over its batches and the ranks.
-        losses: the same as numbers, of the last step that they were read at.
+        losses: loss terms of the last step that they were read at.
         scores: of the last validation.
+        faults: number of faults in the data.
+        terms: names and values (T,) of the loss terms of the last step, averaged over its batches and the ranks.
         average: averaged weights; None without.
     """
 
-    def __init__(
-        self,
-        *,
-        settings: run_settings.Trainer,
-        model: SegmentationNetwork,
-        loss: Callable[..., dict[str, Var]],
-        optimizer: Optimizer,
-        lr: Callable[[int], float],
-        loader: TrainLoader,
-        hooks: Sequence[Hook],
-        folder: Path,
-        records: RecordWriter | None,
-        seed: int,
-        meta: dict[str, Any],
-    ) -> None:
-        self.settings, self.model, self.loss, self.optimizer, self.lr = settings, model, loss, optimizer, lr
-        self.loader, self.hooks, self.folder, self.records = loader, hooks, folder, records
-        self.seed, self.meta = seed, meta
-        self.steps_per_epoch = loader.batches_per_epoch // settings.accumulate
-        self.total_steps = total_steps(settings, self.steps_per_epoch)
-        self.average = WeightAverage(model, settings.ema) if settings.ema else None
-        self.state = TrainingState()
-        self.status: str | None = None
+    settings: run_settings.Trainer
+    model: SegmentationNetwork
+    loss: Callable[..., dict[str, Var]]
+    optimizer: Optimizer
+    lr: Callable[[int], float]
+    loader: TrainLoader
+    hooks: Sequence[Hook]
+    folder: Path
+    records: RecordWriter | None
+    seed: int
+    meta: dict[str, Any]
+    state: TrainingState = field(default_factory=TrainingState)
+    status: str | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    faults: int = 0
+
+    def __post_init__(self) -> None:
+        """Start from the model as it is."""
+        self.steps_per_epoch = self.loader.batches_per_epoch // self.settings.accumulate
+        self.total_steps = total_steps(self.settings, self.steps_per_epoch)
+        self.average = WeightAverage(self.model, self.settings.ema) if self.settings.ema else None
         self.terms: tuple[list[str], Var]
-        self.losses: dict[str, float] = {}
-        self.scores: dict[str, float] = {}
-        self.faults = 0
         self._batches: Iterator[dict[str, Any]] | None = None
-        self._dropouts = [module for module in model.modules() if isinstance(module, ChannelDropout)]
+        self._dropouts = [module for module in self.model.modules() if isinstance(module, ChannelDropout)]
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or until a hook sets a status.
-
-        Returns:
-            `status`, `step`, and the best and last mIoU in percent.
+        """Train to the end, or until a hook sets a status; returns `status`, `step`, best and last scores.
 
         Raises:
             JobError: a loss or a weight is not finite.
@@ -167,8 +169,13 @@ class Trainer:
 
     def before_step(self) -> None:
         """Set everything to the step that follows."""
-        if self._batches is None:
-            self._batches = self._start_epoch()
+        if self._batches is None:  # an epoch starts, or what is left of it
+            self.model.train()
+            epoch, done = divmod(self.state.step, self.steps_per_epoch)
+            if hasattr(self.loss, "start_epoch"):
+                self.loss.start_epoch(epoch)
+            indexing = partial(self.show, "finding where each class occurs")
+            self._batches = self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
         self.seed_dropout()
         self.optimizer.lr = self.lr(self.state.step)
         for hook in self.hooks:
@@ -205,15 +212,6 @@ class Trainer:
         for hook in self.hooks:
             hook.after_step(self)
 
-    def _start_epoch(self) -> Iterator[dict[str, Any]]:
-        """Batches of the epoch, or what is left of it."""
-        self.model.train()
-        epoch, done = divmod(self.state.step, self.steps_per_epoch)
-        if hasattr(self.loss, "start_epoch"):
-            self.loss.start_epoch(epoch)
-        indexing = partial(self.show, "finding where each class occurs")
-        return self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
-
     def seed_dropout(self, *use: int) -> None:
         """Draw the dropout of this step, and of another `use` of the network than training, from the seed."""
         for i, dropout in enumerate(self._dropouts):
@@ -238,14 +236,12 @@ class Trainer:
 
     def is_logged(self, step: int) -> bool:
         """Whether the update number `step` (from 1) is logged: every `log_every`-th, and the last of an epoch."""
-        return any(step % interval == 0 for interval in (self.settings.log_every, self.steps_per_epoch)) or (
-            step == self.total_steps
-        )
+        return 0 in (step % self.settings.log_every, step % self.steps_per_epoch) or step == self.total_steps
 
     @property
     def save_due(self) -> bool:
         """Whether `save_every` asks for a checkpoint after this step."""
-        return bool(self.settings.save_every) and self.state.step % (self.settings.save_every or 1) == 0
+        return self.settings.save_every is not None and self.state.step % self.settings.save_every == 0
 
     # Checkpoints and rows
 
@@ -253,18 +249,17 @@ class Trainer:
         """Write a checkpoint; without `weights` everything that training needs to go on."""
         if rank() != 0:
             return
-        arrays = self._everything() if weights is None else weights
+        arrays = weights
+        if arrays is None:
+            arrays = export_weights(self.model)
+            if self.average:
+                arrays = self.average.export() | {f"train/{key}": value for key, value in arrays.items()}
+            arrays |= export_optimizer(self.model, self.optimizer)
         for key, value in arrays.items():
             if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
                 raise JobError(f"{key} is not finite after step {self.state.step}; {DIVERGED}")
         standing = {"progress": asdict(self.state), "scores": self.scores, "epoch": self.epoch, "seed": self.seed}
         save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, standing | self.meta)
-
-    def _everything(self) -> Arrays:
-        weights, optimizer = export_weights(self.model), export_optimizer(self.model, self.optimizer)
-        if not self.average:
-            return weights | optimizer
-        return self.average.export() | {f"train/{key}": value for key, value in weights.items()} | optimizer
 
     def restore(self, path: Path) -> None:
         """Continue from a `last` checkpoint; raises CheckpointError if it is of another run."""

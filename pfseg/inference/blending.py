@@ -33,8 +33,7 @@ class Blender:
         windows: all windows, row by row; their parts inside the image.
         half: keep the rows of pixels, which grow with the width of the image, as means in half precision.
 
-    Attributes:
-        rows: the rows of windows, for `add`.
+    `rows` are the rows of windows, for `add`.
     """
 
     def __init__(
@@ -48,11 +47,7 @@ class Blender:
         self._kept = 0  # how many of these rows hold something for the windows to come
 
     def add(self, row: WindowRow, probabilities: Iterable[np.ndarray | None]) -> Iterator[tuple[Window, np.ndarray]]:
-        """Add the next row of windows.
-
-        Args:
-            row: its windows.
-            probabilities: of each whole window, which may be larger at the bottom and right; None leaves one out.
+        """Add the next row of windows; `probabilities` of whole windows, also beyond the image; None leaves one out.
 
         Yields:
             Blocks of the rows above `row.bottom`, from the image's left to its right edge, and their mean (K, r, c).
@@ -66,10 +61,10 @@ class Blender:
             new = self._above(left + sums.shape[2], max(window.x1, right), sums.shape[1], kept)
             sums = np.concatenate([sums, new], axis=2)
             if found is not None:
-                size = window.y1 - window.y0, window.x1 - window.x0
-                weight = blend_weights(*found.shape[1:])[: size[0], : size[1]]
-                part = sums[:, : size[0], window.x0 - left : window.x1 - left]
-                part[:-1] += found[:, : size[0], : size[1]] * weight
+                height, width = window.shape
+                weight = blend_weights(*found.shape[1:])[:height, :width]
+                part = sums[:, :height, window.x0 - left : window.x1 - left]
+                part[:-1] += found[:, :height, :width] * weight
                 part[-1] += weight
             done, sums = sums[:, :, : right - left], sums[:, :, right - left :]
             mean = done[:-1] / np.maximum(done[-1], _LEAST)

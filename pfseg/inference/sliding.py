@@ -1,21 +1,20 @@
 """Class probabilities of images of any size: overlapping windows in several views, averaged.
 
-Everything is NumPy; the network is a function of arrays.
-
-Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1 over
-K.
+Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pfseg.data.tiling import Window
+from pfseg.errors import ConfigError
 from pfseg.inference.blending import Blender
-from pfseg.inference.views import Network, Views, check_views
+from pfseg.inference.views import Network, Views
 from pfseg.inference.windows import WindowGrid
 
 
@@ -31,7 +30,7 @@ class SlidingWindows:
         batch_size: windows a call of `network`.
 
     Raises:
-        ConfigError: a value out of its range, or windows that are too small at some scale.
+        ConfigError: windows are too small for the network at some scale.
     """
 
     network: Network
@@ -41,16 +40,21 @@ class SlidingWindows:
     batch_size: int
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        check_views(self.grid.size, self.grid.overlap, self.views)
+        """Check the size of the windows."""
+        window, scale, least = self.grid.size, min(self.views.scales), self.views.min_size
+        if window is not None and round(min(window) * scale) < least:
+            raise ConfigError(
+                f"windows of {window[0]}x{window[1]} px at scale {scale:g} are too small for this network: it takes "
+                f"{least} px a side at least: use windows of {math.ceil(least / scale)} px or larger scales"
+            )
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(K, H, W) of an image; of a single window as it was predicted."""
         height, width = image.shape[1:]
         places = self.grid.windows((height, width))
         if len(places) == 1:
-            (found,) = self.window_probabilities([self.grid.pad(image)])
-            return np.ascontiguousarray(found[:, :height, :width])
+            (planes,) = self.window_probabilities([self.grid.pad(image)])
+            return np.ascontiguousarray(planes[:, :height, :width])
         whole = np.empty((self.num_classes, height, width), np.float32)
         blender, parts = Blender(self.num_classes, (height, width), places), self._batched(image, places)
         for row in blender.rows:

@@ -1,7 +1,4 @@
-"""Where windows lie in an image, and how images are padded to them.
-
-Shapes: image (C, H, W).
-"""
+"""Where windows lie in an image, and how images are padded to them.; shapes: image (C, H, W)."""
 
 from __future__ import annotations
 
@@ -33,33 +30,21 @@ class WindowGrid:
 
     def windows(self, shape: Sequence[int]) -> list[Window]:
         """Windows of an image of this (H, W), row by row; they end where the image does."""
-        height, width = shape
-        if self.size is None:
-            return [Window(0, height, 0, width)]
-        steps = [max(1, round(side * (1 - self.overlap))) for side in self.size]
-        return windows((height, width), self.size, (steps[0], steps[1]))
+        steps = [max(1, round(side * (1 - self.overlap))) for side in self.size or ()]
+        return windows(shape, self.size, steps or None)
 
     def pad(self, image: np.ndarray) -> np.ndarray:
-        """Add 0, the mean colour, at the bottom and right to the size of a window.
-
-        Args:
-            image: no larger than a window; of any size where there is none, which is padded to what the network takes.
-        """
+        """Add 0, the mean colour, at the bottom and right up to the window, or else to what the network takes."""
         size = self.size or [max(self.min_size, -(-side // self.stride) * self.stride) for side in image.shape[1:]]
         missing = [whole - side for whole, side in zip(size, image.shape[1:], strict=True)]
         return np.pad(image, ((0, 0), *((0, count) for count in missing))) if any(missing) else image
 
 
 class WindowRow(NamedTuple):
-    """Windows side by side.
-
-    Attributes:
-        windows: from left to right, all starting in one row of pixels.
-        bottom: the first row of pixels that the next row of windows covers, or the image's height.
-    """
+    """Windows side by side, from left to right, all starting in one row of pixels."""
 
     windows: list[Window]
-    bottom: int
+    bottom: int  # the first row of pixels that the next row of windows covers, or the image's height
 
     @property
     def top(self) -> int:
