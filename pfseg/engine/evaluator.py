@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -57,40 +58,24 @@ class Evaluator:
     Windows lie side by side, the last row and column shifted back inside the image (a later window wins where they
     meet); an image smaller than a window is padded with the mean colour, which is cut off again.
 
-    Attributes:
-        loader: whole samples of this rank.
-        num_classes: K.
-        mean: per channel, of images scaled to 0..1.
-        std: likewise.
-        contrast: see `even_contrast`.
-        window: (h, w) of the windows; None for whole images padded to a multiple of `stride`.
-        stride: output stride of the network.
-        batch_size: windows per forward pass, at most.
-        batch_pixels: pixels per forward pass, at most, where that leaves a window; None for any number.
-        min_size: smallest side that the network takes.
-        scale: factor that images are resized by for the network; logits are resized back.
-        ignore_index: label that is not counted.
-        num_panels: images to keep for the panels.
-        boundary: also measure boundary scores.
-        details: makes what collects the scores of single images; None for none.
     """
 
-    loader: EvalLoader
+    loader: EvalLoader  # whole samples of this rank
     _: KW_ONLY
     num_classes: int
-    mean: Sequence[float]
+    mean: Sequence[float]  # per channel, of images scaled to 0..1
     std: Sequence[float]
-    contrast: float | None
-    window: tuple[int, int] | None
-    stride: int
-    batch_size: int
-    batch_pixels: int | None
-    min_size: int
-    scale: float
-    ignore_index: int
-    num_panels: int
-    boundary: bool = False
-    details: Callable[[], ImageScores] | None = None
+    contrast: float | None  # see `even_contrast`
+    window: tuple[int, int] | None  # (h, w); None for whole images padded to a multiple of `stride`
+    stride: int  # output stride of the network
+    batch_size: int  # windows per forward pass, at most
+    batch_pixels: int | None  # pixels per forward pass, at most, where that leaves a window
+    min_size: int  # smallest side that the network takes
+    scale: float  # factor that images are resized by for the network; logits are resized back
+    ignore_index: int  # label that is not counted
+    num_panels: int  # images to keep for the panels
+    boundary: bool = False  # also measure boundary scores
+    details: Callable[[], ImageScores] | None = None  # makes what collects the scores of single images
 
     def __post_init__(self) -> None:
         """Lay out the windows."""
@@ -140,13 +125,9 @@ class Evaluator:
 
     def _new_evaluation(self, *, full: bool = True) -> Evaluation:
         """What counts the images; without boundary scores and those of single images unless `full`."""
-        return Evaluation(
-            self.num_classes,
-            ignore_index=self.ignore_index,
-            num_panels=self.num_panels,
-            boundary=self.boundary and full,
-            details=self.details if full else None,
-        )
+        boundary, details = self.boundary and full, self.details if full else None
+        common = partial(Evaluation, self.num_classes, ignore_index=self.ignore_index, num_panels=self.num_panels)
+        return common(boundary=boundary, details=details)
 
     def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         """After each batch the samples that are complete, with their label maps (H, W) uint8."""
@@ -203,15 +184,9 @@ class Evaluator:
 
 @dataclass(eq=False, kw_only=True)
 class BlendingEvaluator(Evaluator):
-    """Predicts overlapping windows in several views, see `SlidingWindows`.
+    """Predicts overlapping windows in several views, see `SlidingWindows`."""
 
-    Attributes:
-        overlap: share of a window that the next one covers too.
-        scales: factors above 0.
-        flips: mirrored views.
-    """
-
-    overlap: float
+    overlap: float  # share of a window that the next one covers too
     scales: Sequence[float]
     flips: Flips
 

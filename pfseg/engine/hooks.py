@@ -35,17 +35,15 @@ def standard_hooks(
     stop: Callable[[], bool],
 ) -> list[Hook]:
     """Hooks of the training of `model`, which `evaluator` scores; `stop` is True once the run is to save and leave."""
-    norms = GradientNorms(settings.log_grad_norm)
     return [
         AveragedWeights(),
         BatchNormStatistics(model, settings),  # in a validation those of the averaged weights
-        norms,
         LossTerms(),  # before anything is logged or saved
-        Logging(norms),
+        Logging(),
         LoaderWarnings(),
         Stop(stop, settings.max_time),  # before the validation, which depends on the reason
         Validation(evaluator, classes),
-        EarlyStop(settings.early_stop),
+        EarlyStop(),
         Checkpoints(),  # after all that changes the state
     ]
 
@@ -69,24 +67,6 @@ class AveragedWeights(Hook):
         yield
         trainer.average.load(export_weights(trainer.model))  # with the statistics as re-estimated
         load_weights(trainer.model, raw, "the weights before averaging")
-
-
-class GradientNorms(Hook):
-    """Measures the gradients of the steps that are logged, if they are `wanted`."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-        self._measured: tuple[list[str], Var] | None = None
-
-    def before_update(self, trainer: Trainer) -> None:
-        """Measure them before they are clipped."""
-        if self._wanted and trainer.is_logged(trainer.state.step + 1):
-            self._measured = gradient_norms(trainer.model, trainer.optimizer)
-
-    def values(self) -> dict[str, float]:
-        """The last norms by name."""
-        names, values = self._measured or ([], None)
-        return {} if values is None else dict(zip(names, values.tolist(), strict=True))
 
 
 class LossTerms(Hook):
@@ -114,18 +94,20 @@ class LossTerms(Hook):
 
 
 class Logging(Hook):
-    """Writes the row `train` of the steps that are logged.
+    """Writes the row `train` of the steps that are logged; the speed is that since the last row or epoch."""
 
-    The speed is that since the last row, or since the start of the epoch; `norms` measures the gradients.
-    """
-
-    def __init__(self, norms: GradientNorms) -> None:
-        self._norms = norms
+    def __init__(self) -> None:
         self._since: tuple[int, float] | None = None  # step and time
+        self._norms: tuple[list[str], Var] | None = None
 
     def before_step(self, trainer: Trainer) -> None:
         """Start the clock."""
         self._since = self._since or (trainer.state.step, time.monotonic())
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Measure the gradients before they are clipped."""
+        if trainer.settings.log_grad_norm and trainer.is_logged(trainer.state.step + 1):
+            self._norms = gradient_norms(trainer.model, trainer.optimizer)
 
     def after_step(self, trainer: Trainer) -> None:
         """Write the row."""
@@ -138,7 +120,8 @@ class Logging(Hook):
         self._since = None if trainer.epoch_ended else (step, now)
         row = {"loss": sum(trainer.losses.values()), **trainer.losses, "lr": trainer.lr(step - 1)}
         row |= {"images_per_s": speed, "eta_s": (trainer.total_steps - step) * images_per_step / max(speed, 1e-9)}
-        row |= self._norms.values() | memory_mib()
+        row |= dict(zip(self._norms[0], self._norms[1].tolist(), strict=True)) if self._norms else {}
+        row |= memory_mib()
         loading = {"data/worker_mib": trainer.loader.worker_mib} if trainer.loader.worker_mib else {}
         trainer.record("train", **{f"train/{name}": value for name, value in row.items()}, **loading)
 
@@ -253,14 +236,12 @@ class Validation(Hook):
 
 
 class EarlyStop(Hook):
-    """Ends the run after `patience` validations without a better mIoU; None never does."""
-
-    def __init__(self, patience: int | None) -> None:
-        self._patience = patience
+    """Ends the run after `early_stop` validations without a better mIoU."""
 
     def after_validation(self, trainer: Trainer) -> None:
         """Count."""
-        if self._patience and trainer.state.validations_since_best >= self._patience:
+        patience = trainer.settings.early_stop
+        if patience and trainer.state.validations_since_best >= patience:
             trainer.status = "early_stop"
 
 
@@ -269,9 +250,8 @@ class Checkpoints(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Save unless `after_validation` has."""
-        if trainer.state.validated == trainer.state.step:
-            return
-        if trainer.epoch_ended or trainer.ended or trainer.save_due:
+        due = trainer.epoch_ended or trainer.ended or trainer.save_due
+        if due and trainer.state.validated != trainer.state.step:
             trainer.save("last")
 
     def after_validation(self, trainer: Trainer) -> None:

@@ -24,14 +24,10 @@ class SceneEvaluator(BlendingEvaluator):
     `blend_weights`. Pixels of patches that were left out are ignored.
 
     The loader gives all of a scene's patches one after the other, row by row.
-
-    Attributes:
-        places: where each sample of the data set lies.
-        patches: also score the patches.
     """
 
-    places: Sequence[Place]
-    patches: bool
+    places: Sequence[Place]  # of each sample of the data set
+    patches: bool  # also score the patches
 
     def run(self, predict: Predict, progress: Progress) -> Evaluation:
         """Predict all scenes; returns what `Evaluator.run` does for patches, with `scenes`, or for the scenes alone."""

@@ -97,52 +97,31 @@ class Hook:
 
 @dataclass(kw_only=True, eq=False)
 class Trainer:
-    """Trains a network.
-
-    Attributes:
-        settings: lengths and intervals.
-        model: Jittor module that maps images to `SegOutput` and has `predict`.
-        loss: maps (output, batch) to named terms, as `pfseg.losses.PFNetLoss`.
-        optimizer: Jittor optimizer over the model.
-        lr: learning rate of a step.
-        loader: training batches of this rank.
-        hooks: called in this order.
-        folder: run folder.
-        records: receives the rows; None on ranks other than 0.
-        seed: of the run.
-        meta: stored with every checkpoint (config, versions).
-        state: where the run stands.
-        status: why it ended: done, stopped, out_of_time or early_stop; None as long as it goes on.
-        losses: loss terms of the last step that they were read at.
-        scores: of the last validation.
-        faults: number of faults in the data.
-        terms: names and values (T,) of the loss terms of the last step, averaged over its batches and the ranks.
-        average: averaged weights; None without.
-    """
+    """Trains a network."""
 
     settings: run_settings.Trainer
     model: SegmentationNetwork
-    loss: Callable[..., dict[str, Var]]
+    loss: Callable[..., dict[str, Var]]  # (output, batch) -> named terms, as `pfseg.losses.PFNetLoss`
     optimizer: Optimizer
-    lr: Callable[[int], float]
-    loader: TrainLoader
-    hooks: Sequence[Hook]
-    folder: Path
-    records: RecordWriter | None
+    lr: Callable[[int], float]  # of a step
+    loader: TrainLoader  # training batches of this rank
+    hooks: Sequence[Hook]  # called in this order
+    folder: Path  # of the run
+    records: RecordWriter | None  # None on ranks other than 0
     seed: int
-    meta: dict[str, Any]
+    meta: dict[str, Any]  # stored with every checkpoint: config, versions
     state: TrainingState = field(default_factory=TrainingState)
-    status: str | None = None
-    losses: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-    faults: int = 0
+    status: str | None = None  # why it ended: done, stopped, out_of_time or early_stop
+    losses: dict[str, float] = field(default_factory=dict)  # terms of the last step that they were read at
+    scores: dict[str, float] = field(default_factory=dict)  # of the last validation
+    faults: int = 0  # in the data
 
     def __post_init__(self) -> None:
         """Start from the model as it is."""
         self.steps_per_epoch = self.loader.batches_per_epoch // self.settings.accumulate
         self.total_steps = total_steps(self.settings, self.steps_per_epoch)
         self.average = WeightAverage(self.model, self.settings.ema) if self.settings.ema else None
-        self.terms: tuple[list[str], Var]
+        self.terms: tuple[list[str], Var]  # names and values (T,) of the last step, means over batches and ranks
         self._batches: Iterator[dict[str, Any]] | None = None
         self._dropouts = [module for module in self.model.modules() if isinstance(module, ChannelDropout)]
 
@@ -249,9 +228,8 @@ class Trainer:
         """Write a checkpoint; without `weights` everything that training needs to go on."""
         if rank() != 0:
             return
-        arrays = weights
-        if arrays is None:
-            arrays = export_weights(self.model)
+        arrays = weights or export_weights(self.model)
+        if weights is None:
             if self.average:
                 arrays = self.average.export() | {f"train/{key}": value for key, value in arrays.items()}
             arrays |= export_optimizer(self.model, self.optimizer)

@@ -22,13 +22,6 @@ from pfseg.inference.windows import WindowGrid
 class SlidingWindows:
     """Predicts images in windows.
 
-    Attributes:
-        network: maps a normalised batch (N, 3, h, w) float32 to logits (N, K, h, w) float32.
-        num_classes: K.
-        grid: where windows lie.
-        views: how each is predicted.
-        batch_size: windows a call of `network`.
-
     Raises:
         ConfigError: windows are too small for the network at some scale.
     """
@@ -37,7 +30,7 @@ class SlidingWindows:
     num_classes: int
     grid: WindowGrid
     views: Views
-    batch_size: int
+    batch_size: int  # windows a call of `network`
 
     def __post_init__(self) -> None:
         """Check the size of the windows."""
@@ -74,7 +67,6 @@ class SlidingWindows:
         return self.views.probabilities(self.network, np.stack(windows))
 
     def _batched(self, image: np.ndarray, places: Sequence[Window]) -> Iterator[np.ndarray]:
-        """Probabilities of each window."""
         for first in range(0, len(places), self.batch_size):
             some = places[first : first + self.batch_size]
             yield from self.window_probabilities([self.grid.pad(image[:, *place.slices]) for place in some])

@@ -55,18 +55,14 @@ class Views:
     A window is resized by every scale (to multiples of `stride`), mirrored in every way, and predicted; logits are
     mirrored and resized back before the softmax.
 
-    Attributes:
-        scales: factors above 0.
-        flips: `none`, `h` (left and right exchanged), `v` (top and bottom), `hv` (both, and half a turn) or `d4` (the
-            8 symmetries of a square); each with the unchanged view.
-        stride: output stride of the network.
-        min_size: smallest side that the network takes.
+    Flips are `none`, `h` (left and right exchanged), `v` (top and bottom), `hv` (both, and half a turn) or `d4` (the 8
+    symmetries of a square); each with the unchanged view.
     """
 
     scales: Sequence[float]
     flips: Flips
-    stride: int
-    min_size: int
+    stride: int  # output stride of the network
+    min_size: int  # smallest side that the network takes
 
     def __len__(self) -> int:
         """How often each window is predicted."""

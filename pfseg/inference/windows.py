@@ -14,19 +14,12 @@ from pfseg.data.tiling import Window, windows
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows of one size at multiples of their step, the last row and column shifted back inside the image.
+    """Windows of one size at multiples of their step, the last row and column shifted back inside the image."""
 
-    Attributes:
-        size: (h, w) of a window; None for one window over the whole image.
-        overlap: share of a window that the next one covers too, 0 <= overlap < 1.
-        stride: output stride of the network.
-        min_size: smallest side that the network takes.
-    """
-
-    size: tuple[int, int] | None
-    overlap: float
-    stride: int
-    min_size: int
+    size: tuple[int, int] | None  # (h, w); None for one window over the whole image
+    overlap: float  # share of a window that the next one covers too, 0 <= overlap < 1
+    stride: int  # output stride of the network
+    min_size: int  # smallest side that the network takes
 
     def windows(self, shape: Sequence[int]) -> list[Window]:
         """Windows of an image of this (H, W), row by row; they end where the image does."""

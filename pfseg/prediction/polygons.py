@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.errors import DataError
 from pfseg.prediction.files import PartFile, StreamFile
-from pfseg.prediction.image import Georeference, import_rasterio
+from pfseg.prediction.image import Georeference, import_geo
 
 _WGS84 = "EPSG:4326"  # GeoJSON (RFC 7946) knows no other
 _CHUNK = 5000  # polygons that are converted and written at a time
@@ -48,12 +47,8 @@ def write_polygons(
 
     Returns:
         Warnings for the user.
-
-    Raises:
-        DataError: pyogrio is needed and not installed.
-        WriteError: a file can't be written.
     """
-    rasterio = import_rasterio("polygons")
+    rasterio = import_geo("rasterio", "polygons")
     by_id = dict(zip(class_ids(classes), classes, strict=True))
     files = [(_GeoPackage if target.suffix == ".gpkg" else _GeoJson)(target, place) for target in targets]
     try:
@@ -74,15 +69,11 @@ def write_polygons(
 
 
 class _GeoJson(StreamFile):
-    """GeoJSON, a feature a line.
-
-    Attributes:
-        warnings: for the user.
-    """
+    """GeoJSON, a feature a line."""
 
     def __init__(self, path: Path, place: Georeference | None) -> None:
         super().__init__(path)
-        self._warp = import_rasterio("polygons").warp
+        self._warp = import_geo("rasterio", "polygons").warp
         self._crs, self.warnings = _crs(path, place)
         if place is not None and self._crs is not None:
             corner = place.profile["transform"]
@@ -92,9 +83,7 @@ class _GeoJson(StreamFile):
                 cause = f"its CRS can't be converted ({error})"
                 self.warnings.append(f"{path}: {cause}: the polygons are in the image's coordinates")
                 self._crs = None
-        self._begun = False
-        with self.writing():
-            self.file.write(b'{"type": "FeatureCollection", "features": [')
+        self._before = '{"type": "FeatureCollection", "features": ['
 
     def add(self, areas: Sequence[Area]) -> None:
         """Add polygons."""
@@ -105,43 +94,39 @@ class _GeoJson(StreamFile):
             properties = {"class": area.info.name, "id": area.id, "color": area.info.hex_color}
             feature = {"type": "Feature", "properties": properties, "geometry": polygon}
             with self.writing():
-                self.file.write(f"{',' if self._begun else ''}\n{json.dumps(feature)}".encode())
-            self._begun = True
+                self.file.write(f"{self._before}\n{json.dumps(feature)}".encode())
+            self._before = ","
 
     def close(self) -> None:
         """Write the end."""
         with self.writing():
-            self.file.write(b"\n]}\n")
+            self.file.write(f"{self._before.rstrip(',')}\n]}}\n".encode())
         super().close()
 
 
 class _GeoPackage(PartFile):
-    """GeoPackage with one layer, named as the file.
-
-    Attributes:
-        warnings: for the user.
-    """
+    """GeoPackage with one layer, named as the file."""
 
     def __init__(self, path: Path, place: Georeference | None) -> None:
         super().__init__(path, path.suffix)  # GDAL goes by the suffix
-        self._pyogrio, self._begun = import_pyogrio(path), False
+        self._pyogrio, self._begun = import_geo("pyogrio", path), False
         self._crs, self.warnings = _crs(path, place)
         self.discard()  # a journal that a kill left would be played back into the new file
 
     def add(self, areas: Sequence[Area]) -> None:
         """Add polygons."""
-        fields = {
-            "class": np.array([area.info.name for area in areas], object),
-            "id": np.array([area.id for area in areas], np.int32),
-            "color": np.array([area.info.hex_color for area in areas], object),
-        }
+        fields = [
+            np.array([area.info.name for area in areas], object),
+            np.array([area.id for area in areas], np.int32),
+            np.array([area.info.hex_color for area in areas], object),
+        ]
         with self.writing(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a missing CRS
             try:
                 self._pyogrio.raw.write(
                     self.part,
                     np.array([_wkb(area.polygon) for area in areas], object),
-                    list(fields.values()),
-                    list(fields),
+                    fields,
+                    ["class", "id", "color"],
                     layer=self.path.stem,
                     driver="GPKG",
                     geometry_type="Polygon",
@@ -170,15 +155,6 @@ def _crs(path: Path, place: Georeference | None) -> tuple[Any, list[str]]:
     if place and place.crs:
         return place.crs, []
     return None, [f"{path}: the image has no CRS, so that the polygons are in its own coordinates"]
-
-
-def import_pyogrio(target: Path) -> Any:
-    """pyogrio; raises DataError where it isn't installed."""
-    try:
-        import pyogrio
-    except ImportError as error:
-        raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
-    return pyogrio
 
 
 def _wkb(polygon: dict[str, Any]) -> bytes:
