@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from pfseg.engine.optimizer import trainable
 from pfseg.inference.folding import Execute, modules_of, wrapped
 from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
@@ -108,8 +109,7 @@ def _parts(model: Module) -> Iterator[tuple[str, Module]]:
 
 
 def _parameters(module: Module) -> int:
-    state = module.state_dict()
-    return sum(v.numel() for key, v in state.items() if not key.endswith(("running_mean", "running_var")))
+    return sum(weight.numel() for weight in trainable(module).values())
 
 
 @contextmanager

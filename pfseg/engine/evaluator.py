@@ -1,4 +1,4 @@
-"""Prediction and scoring of whole images.
+"""Prediction and scoring of whole images, and of scenes stitched from the predictions of their patches.
 
 Shapes: image (H, W, 3) uint8 RGB; window (3, h, w) float32; probabilities (K, H, W) float32.
 """
@@ -6,9 +6,9 @@ Shapes: image (H, W, 3) uint8 RGB; window (3, h, w) float32; probabilities (K, H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import cv2
@@ -18,12 +18,13 @@ from pfseg.data.base import Sample
 from pfseg.data.decode import even_contrast
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
+from pfseg.data.preparation.places import Place
 from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
+from pfseg.inference.blending import Blender
 from pfseg.inference.folding import as_function
-from pfseg.inference.sliding import SlidingWindows, most_probable
+from pfseg.inference.sliding import SlidingWindows, WindowGrid, most_probable
 from pfseg.inference.views import Flips, Views
-from pfseg.inference.windows import WindowGrid
 from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Var
@@ -57,7 +58,6 @@ class Evaluator:
 
     Windows lie side by side, the last row and column shifted back inside the image (a later window wins where they
     meet); an image smaller than a window is padded with the mean colour, which is cut off again.
-
     """
 
     loader: EvalLoader  # whole samples of this rank
@@ -126,8 +126,7 @@ class Evaluator:
     def _new_evaluation(self, *, full: bool = True) -> Evaluation:
         """What counts the images; without boundary scores and those of single images unless `full`."""
         boundary, details = self.boundary and full, self.details if full else None
-        common = partial(Evaluation, self.num_classes, ignore_index=self.ignore_index, num_panels=self.num_panels)
-        return common(boundary=boundary, details=details)
+        return Evaluation(self.num_classes, self.ignore_index, self.num_panels, boundary=boundary, details=details)
 
     def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         """After each batch the samples that are complete, with their label maps (H, W) uint8."""
@@ -206,3 +205,68 @@ class BlendingEvaluator(Evaluator):
         at_once = self._at_once(self.grid.size) if self.grid.size else 1
         views = Views(self.scales, self.flips, self.stride, self.min_size)
         return SlidingWindows(as_function(predict), self.num_classes, self.grid, views, at_once)
+
+
+@dataclass(eq=False, kw_only=True)
+class SceneEvaluator(BlendingEvaluator):
+    """Stitches the scenes that patches were cut from.
+
+    In a scene every pixel counts once: its probabilities are the mean over the patches that hold it, weighted by
+    `blend_weights`. Pixels of patches that were left out are ignored.
+
+    The loader gives all of a scene's patches one after the other, row by row.
+    """
+
+    places: Sequence[Place]  # of each sample of the data set
+    patches: bool  # also score the patches
+
+    def run(self, predict: Predict, progress: Progress) -> Evaluation:
+        """Predict all scenes; returns what `Evaluator.run` does for patches, with `scenes`, or for the scenes alone."""
+        patches, scenes = self._new_evaluation(full=self.patches), self._new_evaluation()
+        sliding, samples = self._sliding(predict), self._samples(progress)
+        for name, indices in groupby(self.loader.indices, key=lambda index: self.places[index].scene):
+            places = [self.places[index] for index in indices]
+            size, read = places[0].size, patches.images
+            scene = Sample(np.zeros((*size, 3), np.uint8), np.full(size, self.ignore_index, np.uint8), name)
+            pred = np.zeros(size, np.uint8)
+            blender = Blender(self.num_classes, size, [place.window for place in places])
+            probabilities = self._probabilities(sliding, zip(places, samples, strict=False), scene, patches)
+            for row in blender.rows:
+                for block, mean in blender.add(row, probabilities):
+                    pred[block.slices] = mean.argmax(0)
+            if patches.images > read:
+                scenes.add(scene, pred)
+        scenes.sum_ranks()
+        if not self.patches:
+            return scenes
+        patches.sum_ranks()
+        patches.scenes = scenes
+        return patches
+
+    def _samples(self, progress: Progress) -> Iterator[Sample | None]:
+        """Every patch of the loader; None for one that could not be read."""
+        progress(0, len(self.loader))
+        read = iter(self.loader)
+        following = next(read, None)
+        for done, index in enumerate(self.loader.indices, 1):
+            if following is None or following[0] != index:
+                yield None
+            else:
+                progress(done, len(self.loader))
+                yield following[1]
+                following = next(read, None)
+
+    def _probabilities(
+        self, sliding: SlidingWindows, pairs: Iterable[tuple[Place, Sample | None]], scene: Sample, patches: Evaluation
+    ) -> Iterator[np.ndarray | None]:
+        """Probabilities of each patch of a scene, which gets its image and labels."""
+        for place, sample in pairs:
+            if sample is None:
+                yield None
+                continue
+            planes = self._at_full_size(sliding.probabilities(self.normalised(sample.image)), sample)
+            window = place.window
+            inside = np.s_[: window.shape[0], : window.shape[1]]  # without padding
+            scene.image[window.slices], scene.mask[window.slices] = sample.image[inside], sample.mask[inside]
+            patches.add(sample, most_probable(planes))
+            yield planes

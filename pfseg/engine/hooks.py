@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.optimizer import gradient_norms
@@ -17,8 +16,8 @@ from pfseg.engine.ranks import agreed, memory_mib
 from pfseg.engine.scoring import Panel
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
+from pfseg.inference.folding import modules_of
 from pfseg.metrics.confusion import scores
-from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.panels import save_panels
@@ -26,22 +25,15 @@ from pfseg.tracking.samples import save_maps
 from pfseg.weights.transfer import Var, export_weights, load_weights
 
 
-def standard_hooks(
-    settings: run_settings.Trainer,
-    *,
-    model: SegmentationNetwork,
-    evaluator: Evaluator,
-    classes: Sequence[ClassInfo],
-    stop: Callable[[], bool],
-) -> list[Hook]:
-    """Hooks of the training of `model`, which `evaluator` scores; `stop` is True once the run is to save and leave."""
+def standard_hooks(evaluator: Evaluator, classes: Sequence[ClassInfo], stop: Callable[[], bool]) -> list[Hook]:
+    """Hooks of a training that `evaluator` scores; `stop` is True once the run is to save and leave."""
     return [
         AveragedWeights(),
-        BatchNormStatistics(model, settings),  # in a validation those of the averaged weights
+        BatchNormStatistics(),  # in a validation those of the averaged weights
         LossTerms(),  # before anything is logged or saved
         Logging(),
         LoaderWarnings(),
-        Stop(stop, settings.max_time),  # before the validation, which depends on the reason
+        Stop(stop),  # before the validation, which depends on the reason
         Validation(evaluator, classes),
         EarlyStop(),
         Checkpoints(),  # after all that changes the state
@@ -141,16 +133,17 @@ class LoaderWarnings(Hook):
 
 
 class Stop(Hook):
-    """Ends the run on every rank once one is `told` to, without a validation, or after `minutes`, with a validation."""
+    """Ends the run on every rank once one is told to, without a validation, or after `max_time`, with a validation."""
 
-    def __init__(self, told: Callable[[], bool], minutes: float | None) -> None:
-        self._told, self._end = told, None if minutes is None else time.monotonic() + 60 * minutes
+    def __init__(self, told: Callable[[], bool]) -> None:
+        self._told, self._start = told, time.monotonic()
 
     def after_step(self, trainer: Trainer) -> None:
         """Set the status."""
+        minutes = trainer.settings.max_time
         if agreed(self._told()):
             trainer.status = "stopped"
-        elif self._end is not None and agreed(time.monotonic() > self._end):
+        elif minutes is not None and agreed(time.monotonic() > self._start + 60 * minutes):
             trainer.status = "out_of_time"
 
 
@@ -161,18 +154,18 @@ class BatchNormStatistics(Hook):
     `bn_batches` training batches does not.
     """
 
-    def __init__(self, model: SegmentationNetwork, settings: run_settings.Trainer) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
-        self._batches = 0 if settings.freeze_bn else settings.bn_batches
+    def before_train(self, trainer: Trainer) -> None:
+        """Prepare the layers."""
+        self._norms = modules_of(trainer.model, BatchNorm2d)
         for norm in self._norms:
-            norm.sync = settings.sync_bn
-            if settings.freeze_bn:
+            norm.sync = trainer.settings.sync_bn
+            if trainer.settings.freeze_bn:
                 norm.freeze()
 
     @contextmanager
     def around_validation(self, trainer: Trainer) -> Iterator[None]:
         """Estimate them."""
-        if not self._batches:
+        if trainer.settings.freeze_bn or not trainer.settings.bn_batches:
             yield
             return
         trainer.model.train()
@@ -180,7 +173,7 @@ class BatchNormStatistics(Hook):
         for norm in self._norms:
             norm.momentum = None
             norm.reset_running_stats()
-        count = min(self._batches, trainer.loader.batches_per_epoch)
+        count = min(trainer.settings.bn_batches, trainer.loader.batches_per_epoch)
         trainer.seed_dropout(1)
         with jt.no_grad():
             for done, batch in zip(range(1, count + 1), trainer.loader.epoch(trainer.epoch), strict=False):

@@ -20,7 +20,7 @@ Optimizer = Any  # jittor.optim.Optimizer, which ships no types
 
 def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> Optimizer:
     """Jittor's optimizer over the trainable weights."""
-    weights = list(_trainable(model).values())
+    weights = list(trainable(model).values())
     if isinstance(settings, run_settings.Sgd):
         return jt.optim.SGD(weights, settings.lr, settings.momentum, settings.weight_decay, nesterov=settings.nesterov)
     kind = jt.optim.AdamW if settings.name == "adamw" else jt.optim.Adam
@@ -98,7 +98,7 @@ def load_optimizer(model: Module, optimizer: Optimizer, arrays: Arrays, source: 
     assign(state, arrays)
 
 
-def _trainable(model: Module) -> dict[str, Var]:
+def trainable(model: Module) -> dict[str, Var]:
     """Weights by key, without BatchNorm's running statistics."""
     return {key: var for key, var in model.state_dict().items() if not key.endswith(("running_mean", "running_var"))}
 
@@ -109,7 +109,7 @@ def _state(model: Module, optimizer: Optimizer) -> dict[str, Var]:
         f"optimizer/{slot}/{key}": var
         for slot, values in group.items()
         if slot not in ("params", "grads") and isinstance(values, list)
-        for key, var in zip(_trainable(model), values, strict=True)
+        for key, var in zip(trainable(model), values, strict=True)
     }
 
 

@@ -1,7 +1,5 @@
 """Learning rate as a pure function of the step, so that a resumed run needs no state for it.
 
-    lr(step) = base_lr * warm_up(step) * shape(step)
-
 The shapes are functions of the time that has passed, counted in steps or (`per=epoch`, as published) in epochs.
 """
 
@@ -56,7 +54,7 @@ SHAPES: dict[str, Callable[..., float]] = {"constant": constant, "poly": poly, "
 def make_schedule(
     settings: run_settings.ScheduleSettings, *, base_lr: float, total_steps: int, steps_per_epoch: int
 ) -> Schedule:
-    """Learning rate of the steps 0 .. total_steps - 1."""
+    """Learning rate of the steps 0 .. total_steps - 1: base_lr * warm-up * shape."""
     # The published code runs one epoch ahead, so that the last epoch trains at 0.
     ahead = int(isinstance(settings, run_settings.PolyCurve) and settings.legacy)
     epochs = math.ceil(total_steps / steps_per_epoch)

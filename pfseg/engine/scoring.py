@@ -89,6 +89,9 @@ class ImageScores:
                 self._keep(float(score), Panel(image, mask, pred, str(name)))
 
 
+NewDetails = Callable[[], ImageScores]
+
+
 class Evaluation:
     """Scores of images, counted one by one.
 
@@ -102,13 +105,7 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int,
-        num_panels: int,
-        boundary: bool,
-        details: Callable[[], ImageScores] | None,
+        self, num_classes: int, ignore_index: int, num_panels: int, *, boundary: bool, details: NewDetails | None
     ) -> None:
         self.ignore_index, self.num_panels = ignore_index, num_panels
         self.confusion = np.zeros((num_classes, num_classes), np.int64)

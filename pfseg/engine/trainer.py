@@ -1,11 +1,4 @@
-"""The training loop.
-
-    for step in range(state.step, total_steps):
-        before_step()  # at the start of an epoch its batches; learning rate, dropout
-        run_step()     # forward, loss terms, backward, update
-        after_step()   # count the step
-
-Everything else is a hook (`pfseg.engine.hooks`), called at each of these points.
+"""The training loop: `before_step`, `run_step` and `after_step`; everything else is a hook (`pfseg.engine.hooks`).
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
 the step. A run resumed from `last`, also in the middle of an epoch, computes what the undisturbed one would have.
@@ -33,6 +26,7 @@ from pfseg.engine.optimizer import (
     local_gradients,
 )
 from pfseg.errors import JobError
+from pfseg.inference.folding import modules_of
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
@@ -123,7 +117,7 @@ class Trainer:
         self.average = WeightAverage(self.model, self.settings.ema) if self.settings.ema else None
         self.terms: tuple[list[str], Var]  # names and values (T,) of the last step, means over batches and ranks
         self._batches: Iterator[dict[str, Any]] | None = None
-        self._dropouts = [module for module in self.model.modules() if isinstance(module, ChannelDropout)]
+        self._dropouts = modules_of(self.model, ChannelDropout)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or until a hook sets a status; returns `status`, `step`, best and last scores.

@@ -6,11 +6,12 @@ Shapes: K classes, W columns of the image; probabilities (K, h, w) float32.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from pfseg.data.tiling import Window
-from pfseg.inference.windows import WindowRow, window_rows
 
 _LEAST = 1e-30  # instead of a weight of 0, where no window lies
 
@@ -19,6 +20,30 @@ def blend_weights(height: int, width: int) -> np.ndarray:
     """Weights (h, w) float32 above 0 that fall smoothly from a window's centre to its edges (a Hann window)."""
     rows, columns = (np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in (height, width))
     return np.outer(rows, columns).astype(np.float32)
+
+
+class WindowRow(NamedTuple):
+    """Windows side by side, from left to right, all starting in one row of pixels."""
+
+    windows: list[Window]
+    bottom: int  # the first row of pixels that the next row of windows covers, or the image's height
+
+    @property
+    def top(self) -> int:
+        """First row of pixels."""
+        return self.windows[0].y0
+
+    @property
+    def overlap(self) -> int:
+        """Number of rows of pixels that the next row of windows covers too."""
+        return max(window.y1 for window in self.windows) - self.bottom
+
+
+def window_rows(windows: Sequence[Window], height: int) -> list[WindowRow]:
+    """Group windows that come row by row, in an image of this height."""
+    rows = [list(row) for _, row in groupby(windows, key=lambda window: window.y0)]
+    bottoms = [min(below[0].y0, above[0].y1) for above, below in pairwise(rows)]
+    return [WindowRow(row, bottom) for row, bottom in zip(rows, [*bottoms, height], strict=True)]
 
 
 class Blender:

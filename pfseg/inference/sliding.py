@@ -11,11 +11,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfseg.data.tiling import Window
+from pfseg.data.tiling import Window, windows
 from pfseg.errors import ConfigError
 from pfseg.inference.blending import Blender
 from pfseg.inference.views import Network, Views
-from pfseg.inference.windows import WindowGrid
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of one size at multiples of their step, the last row and column shifted back inside the image."""
+
+    size: tuple[int, int] | None  # (h, w); None for one window over the whole image
+    overlap: float  # share of a window that the next one covers too, 0 <= overlap < 1
+    stride: int  # output stride of the network
+    min_size: int  # smallest side that the network takes
+
+    def windows(self, shape: Sequence[int]) -> list[Window]:
+        """Windows of an image of this (H, W), row by row; they end where the image does."""
+        steps = [max(1, round(side * (1 - self.overlap))) for side in self.size or ()]
+        return windows(shape, self.size, steps or None)
+
+    def pad(self, image: np.ndarray) -> np.ndarray:
+        """Add 0, the mean colour, at the bottom and right up to the window, or else to what the network takes."""
+        size = self.size or [max(self.min_size, -(-side // self.stride) * self.stride) for side in image.shape[1:]]
+        missing = [whole - side for whole, side in zip(size, image.shape[1:], strict=True)]
+        return np.pad(image, ((0, 0), *((0, count) for count in missing))) if any(missing) else image
 
 
 @dataclass(frozen=True)

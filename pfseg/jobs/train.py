@@ -59,7 +59,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         optimizer=optimizer,
         lr=lr,
         loader=loader,
-        hooks=standard_hooks(trainer_settings, model=model, evaluator=evaluator, classes=train_set.classes, stop=stop),
+        hooks=standard_hooks(evaluator, train_set.classes, stop),
         folder=folder,
         records=records,
         seed=settings.seed,

@@ -82,7 +82,7 @@ class PngFile(StreamFile):
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
         with self.writing():
-            self._png = PngWriter(self.file, shape, channels=channels, dtype=np.dtype(dtype))
+            self._png = PngWriter(self.file, shape, channels=channels, dtype=dtype)
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""
@@ -101,8 +101,8 @@ class NpyFile(StreamFile):
 
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
-        self._dtype = np.dtype(dtype)
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
+        self._dtype = dtype
+        description = {"descr": dtype.str, "fortran_order": False, "shape": (*shape, channels)}
         with self.writing():
             np.lib.format.write_array_header_1_0(self.file, description)  # type: ignore[no-untyped-call]
 
@@ -113,18 +113,7 @@ class NpyFile(StreamFile):
 
 
 class TiffFile(PartFile):
-    """Tiled, compressed GeoTIFF; half precision for float16, which GDAL hands out as float32.
-
-    Args:
-        path: where it appears.
-        shape: (H, W).
-        place: CRS and transform; None without.
-        channels: C.
-        dtype: uint8, uint16 or float16.
-        nodata: value of pixels without data; None where every pixel has some.
-        colors: colour (R, G, B) of each value of a single channel, as a colour table.
-        names: of the channels.
-    """
+    """Tiled, compressed GeoTIFF; half precision for float16, which GDAL hands out as float32."""
 
     def __init__(
         self,
@@ -134,18 +123,18 @@ class TiffFile(PartFile):
         *,
         channels: int,
         dtype: np.dtype,
-        nodata: float | None,
-        colors: dict[int, tuple[int, int, int]] | None,
-        names: Sequence[str],
+        nodata: float | None,  # value of pixels without data
+        colors: dict[int, tuple[int, int, int]] | None,  # colour table of a single channel, RGB
+        names: Sequence[str],  # of the channels
     ) -> None:
         self._rasterio = import_geo("rasterio", f"writing {path.name}")
         super().__init__(path)
         self._shape = shape
-        half = np.dtype(dtype) == np.float16
+        half = dtype == np.float16
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": shape[0], "width": shape[1], "count": channels, "tiled": True,
             "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer",
-            "interleave": "band", "nodata": nodata, "dtype": np.dtype(dtype).name,
+            "interleave": "band", "nodata": nodata, "dtype": dtype.name,
         }  # fmt: skip
         if half:
             profile |= {"dtype": "float32", "nbits": 16}
@@ -183,9 +172,8 @@ class TiffFile(PartFile):
 
     def discard(self) -> None:
         """Remove what was written."""
-        if hasattr(self, "_file"):
-            with suppress(self._rasterio.errors.RasterioError):
-                self._file.close()
+        with suppress(self._rasterio.errors.RasterioError):
+            self._file.close()
         super().discard()
 
     def _flush(self) -> None:

@@ -89,10 +89,7 @@ def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str
 def open_record(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Record what the maps in `output` are made with, and check that those already there were made with the same.
 
-    Args:
-        output: folder for the maps, made where missing.
-        settings: all that changes the maps, as JSON can hold it.
-        overwrite: take the folder whatever it holds.
+    With `overwrite` the folder is taken whatever it holds.
 
     Raises:
         ConfigError: maps of another network or other settings lie there.

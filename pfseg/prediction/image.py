@@ -1,6 +1,4 @@
-"""Images of any size, read a few rows at a time.
-
-TIFF and other georeferenced files are read through rasterio (extra `geo`), PNG, JPEG and the like by OpenCV.
+"""Images of any size, read a few rows at a time: GeoTIFFs and the like through rasterio, PNG and JPEG by OpenCV.
 
 Shapes: pixels (B, r, W) in the file's type, B bands, r rows; RGB (r, W, 3) uint8; valid (r, W) bool.
 """
@@ -9,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -36,11 +34,6 @@ class Georeference:
 
     profile: dict[str, Any] = field(default_factory=dict)  # `crs` and `transform` for `rasterio.open`, if there are any
     gcps: tuple[list[Any], Any] | None = None  # ground control points and their CRS, instead of a transform
-
-    @property
-    def crs(self) -> Any:
-        """The coordinate reference system, None without one."""
-        return self.profile.get("crs")
 
 
 # Both kinds of files have
@@ -258,16 +251,12 @@ def _reading(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} cannot be read: {' '.join(str(cause).split())}; copy it again") from error
 
 
-@contextmanager
-def bounded_cache() -> Iterator[None]:
-    """Hold GDAL's cache of decoded blocks small, which otherwise takes 5 % of the machine's memory."""
+def bounded_cache() -> Any:
+    """Context in which GDAL's cache of decoded blocks is small, which else takes 5 % of the machine's memory."""
     try:
-        import rasterio
+        return import_module("rasterio").Env(GDAL_CACHEMAX=_CACHE_BYTES)
     except ImportError:
-        yield
-        return
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
-        yield
+        return nullcontext()
 
 
 def import_geo(package: str, needed_by: object) -> Any:

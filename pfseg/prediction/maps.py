@@ -1,15 +1,7 @@
 """The files that the prediction of one image becomes, written as its rows come in.
 
-| output | PNG and the like | GeoTIFF |
-|---|---|---|
-| classes | grey PNG of class ids | one band of class ids with a colour table |
-| color | RGB PNG in class colours | RGB |
-| overlay | the image under half of them | RGB |
-| probabilities | .npy (H, W, K) float16 | one band for each class, half precision |
-| polygons | GeoJSON in pixels | GeoJSON in longitude and latitude |
-| geopackage | the same polygons in pixels | the same polygons in its CRS |
-
-Where an image has pixels without data, `color` and `overlay` have an alpha channel.
+PNGs of class ids, colours and overlay and .npy (H, W, K) float16 of probabilities, or GeoTIFFs of all of them; polygons
+as GeoJSON and GeoPackage. `color` and `overlay` have an alpha channel where the image has pixels without data.
 """
 
 from __future__ import annotations
@@ -40,11 +32,7 @@ def target_name(stem: str, output: str, *, geotiff: bool) -> str:
 class Maps:
     """All outputs of one image; `publish` gives them their names once every row is written.
 
-    Args:
-        targets: output -> file.
-        image: the open image.
-        classes: the class table.
-        geotiff: write GeoTIFFs with the image's georeference instead of PNGs.
+    `targets` are the files of the outputs; with `geotiff` pixels become GeoTIFFs with the image's georeference.
 
     Raises:
         WriteError: by every method.

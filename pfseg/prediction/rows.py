@@ -48,13 +48,7 @@ def predict_rows(
     """Predict an image of any size.
 
     Pixels without data go to the network as the mean colour; windows without any data don't go there at all.
-
-    Args:
-        image: the image.
-        sliding: the network in windows of one size.
-        normalise: from pixels to what the network takes.
-        probabilities: whether they are wanted.
-        progress: called with the number of pixels finished since the last call.
+    `progress` is called with the number of pixels finished since the last call.
 
     Yields:
         All rows from the top downwards.
@@ -128,11 +122,7 @@ class _Band:
 
 
 def _window_probabilities(
-    row: Sequence[Window],
-    pixels: np.ndarray,
-    valid: np.ndarray | None,
-    sliding: SlidingWindows,
-    normalise: Normalise,
+    row: Sequence[Window], pixels: np.ndarray, valid: np.ndarray | None, sliding: SlidingWindows, normalise: Normalise
 ) -> Iterator[np.ndarray | None]:
     """Probabilities (K, h, w) of each window of a row, None for a window without data."""
     waiting: list[np.ndarray | None] = []
