@@ -10,8 +10,7 @@ import sys
 import numpy as np
 
 from pfseg import create_model
-from pfseg.inference.folding import fold_batchnorm
-from pfseg.inference.network import as_function
+from pfseg.inference.folding import as_function, fold_batchnorm
 
 
 def main(names: list[str], side: int) -> None:

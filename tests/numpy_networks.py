@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Network, Views
-from pfseg.inference.windows import WindowGrid
 
 
 def sliding(network: Network, **settings: Any) -> SlidingWindows:

@@ -1,4 +1,4 @@
-"""`pfseg predict`: maps of any image; see `pfseg.prediction.maps` for what is written."""
+"""`pfseg predict`: maps of any image; docs/maps.md says what is written."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
 from pfseg.errors import DataError
-from pfseg.inference.sliding import SlidingWindows
+from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Views
-from pfseg.inference.windows import WindowGrid
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.image import Image, bounded_cache
@@ -130,8 +129,7 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that the network doesn't take.
     """
-    from pfseg.inference.folding import fold_batchnorm
-    from pfseg.inference.network import as_function
+    from pfseg.inference.folding import as_function, fold_batchnorm
 
     path = Path(settings.checkpoint)
     stored = training_settings(path, dataset_changes(settings), trust=settings.trust)

@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from pfseg.inference.folding import Execute, wrapped
+from pfseg.engine.optimizer import trainable
+from pfseg.inference.folding import Execute, modules_of, wrapped
 from pfseg.models.network import SegmentationNetwork
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Module, Var
@@ -25,30 +26,19 @@ nn = jt.nn
 
 @dataclass
 class Stage:
-    """Cost of a part of a network.
+    """Cost of a part of a network."""
 
-    Attributes:
-        name: its attribute in the network, dotted.
-        parameters: number of weights; running statistics are none.
-        macs: multiply-adds of convolutions for one image; the products of points' features add less than 0.1 %.
-        seconds: median time of a forward pass of the whole batch.
-    """
-
-    name: str
-    parameters: int
-    macs: int = 0
-    seconds: float = 0.0
+    name: str  # its attribute in the network, dotted
+    parameters: int  # without running statistics
+    macs: int = 0  # multiply-adds of convolutions for one image; the products of points' features add less than 0.1 %
+    seconds: float = 0.0  # median time of a forward pass of the whole batch
 
 
 def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple[list[Stage], Stage]:
-    """Count parameters and multiply-adds of `model.predict`, without computing anything.
-
-    Args:
-        model: the network; it is put into evaluation mode.
-        shape: of the batch, (N, 3, H, W).
+    """Count parameters and multiply-adds of `model.predict` on (N, 3, H, W), without computing anything.
 
     Returns:
-        The stages in the order of their first call, and the whole network.
+        The stages in the order of their first call, and the whole network, now in evaluation mode.
     """
     model.eval()
     parameters = {name: _parameters(part) for name, part in _parts(model)}
@@ -72,8 +62,7 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
         yield
         current.pop()
 
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv)]
-    with jt.no_grad(), wrapped(convolutions, convolution), _in_stages(model, inside):
+    with jt.no_grad(), wrapped(modules_of(model, nn.Conv), convolution), _in_stages(model, inside):
         model.predict(jt.zeros(shape))  # Jittor infers the shapes, and computes nothing before it is asked for
     return list(stages.values()), whole
 
@@ -96,19 +85,17 @@ def clock(
         spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
 
     image = jt.array(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    passes: dict[str, list[float]] = {stage.name: [] for stage in (*stages, whole)}
-    for number in range(rounds + 1):
+    passes: list[dict[str, float]] = []
+    for _ in range(rounds + 1):
         with jt.no_grad():
             started = time.perf_counter()
             model.predict(image).sync(True)
             spent = {whole.name: time.perf_counter() - started}
             with _in_stages(model, inside):
                 model.predict(image).sync(True)
-        if number > 0:
-            for name, seconds in passes.items():
-                seconds.append(spent.get(name, 0.0))
+        passes.append(spent)
     for stage in (*stages, whole):
-        stage.seconds = statistics.median(passes[stage.name])
+        stage.seconds = statistics.median(spent.get(stage.name, 0.0) for spent in passes[1:])
 
 
 def _parts(model: Module) -> Iterator[tuple[str, Module]]:
@@ -122,8 +109,7 @@ def _parts(model: Module) -> Iterator[tuple[str, Module]]:
 
 
 def _parameters(module: Module) -> int:
-    state = module.state_dict()
-    return sum(v.numel() for key, v in state.items() if not key.endswith(("running_mean", "running_var")))
+    return sum(weight.numel() for weight in trainable(module).values())
 
 
 @contextmanager

@@ -9,50 +9,33 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.pictures import save_samples
-from pfseg.engine.ranks import agreed
-from pfseg.engine.scoring import Evaluation
-from pfseg.engine.telemetry import gradient_norms, memory_mib
+from pfseg.engine.optimizer import gradient_norms
+from pfseg.engine.ranks import agreed, memory_mib
+from pfseg.engine.scoring import Panel
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
+from pfseg.inference.folding import modules_of
 from pfseg.metrics.confusion import scores
-from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
+from pfseg.tracking.panels import save_panels
+from pfseg.tracking.samples import save_maps
 from pfseg.weights.transfer import Var, export_weights, load_weights
 
 
-def standard_hooks(
-    settings: run_settings.Trainer,
-    *,
-    model: SegmentationNetwork,
-    evaluator: Evaluator,
-    classes: Sequence[ClassInfo],
-    stop: Callable[[], bool],
-) -> list[Hook]:
-    """Hooks of every training.
-
-    Args:
-        settings: lengths and intervals.
-        model: the network that is trained.
-        evaluator: scores it.
-        classes: for scores and panels.
-        stop: True once the run is to save and leave.
-    """
-    norms = GradientNorms(settings.log_grad_norm)
+def standard_hooks(evaluator: Evaluator, classes: Sequence[ClassInfo], stop: Callable[[], bool]) -> list[Hook]:
+    """Hooks of a training that `evaluator` scores; `stop` is True once the run is to save and leave."""
     return [
         AveragedWeights(),
-        BatchNormStatistics(model, settings),  # in a validation those of the averaged weights
-        norms,
+        BatchNormStatistics(),  # in a validation those of the averaged weights
         LossTerms(),  # before anything is logged or saved
-        Logging(norms),
+        Logging(),
         LoaderWarnings(),
-        Stop(stop, settings.max_time),  # before the validation, which depends on the reason
+        Stop(stop),  # before the validation, which depends on the reason
         Validation(evaluator, classes),
-        EarlyStop(settings.early_stop),
+        EarlyStop(),
         Checkpoints(),  # after all that changes the state
     ]
 
@@ -78,24 +61,6 @@ class AveragedWeights(Hook):
         load_weights(trainer.model, raw, "the weights before averaging")
 
 
-class GradientNorms(Hook):
-    """Measures the gradients of the steps that are logged, if they are `wanted`."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-        self._measured: tuple[list[str], Var] | None = None
-
-    def before_update(self, trainer: Trainer) -> None:
-        """Measure them before they are clipped."""
-        if self._wanted and trainer.is_logged(trainer.state.step + 1):
-            self._measured = gradient_norms(trainer.model, trainer.optimizer)
-
-    def values(self) -> dict[str, float]:
-        """The last norms by name."""
-        names, values = self._measured or ([], None)
-        return {} if values is None else dict(zip(names, values.tolist(), strict=True))
-
-
 class LossTerms(Hook):
     """Brings the loss terms to the CPU, and stops a run whose loss is not finite.
 
@@ -115,29 +80,26 @@ class LossTerms(Hook):
             trainer.losses = dict(zip(names, values.numpy().tolist(), strict=True))
             if not all(map(math.isfinite, trainer.losses.values())):
                 listed = ", ".join(f"{name}={value:.6g}" for name, value in trainer.losses.items())
-                rate = trainer.lr(step - 1)
-                raise JobError(
-                    f"the loss is not finite at step {step} ({listed}, learning rate {rate:.3g}); {DIVERGED}"
-                )
+                listed += f", learning rate {trainer.lr(step - 1):.3g}"
+                raise JobError(f"the loss is not finite at step {step} ({listed}); {DIVERGED}")
         self._pending = []
 
 
 class Logging(Hook):
-    """Writes the row `train` of the steps that are logged.
+    """Writes the row `train` of the steps that are logged; the speed is that since the last row or epoch."""
 
-    The speed is that since the last row, or since the start of the epoch.
-
-    Args:
-        norms: measures the gradients.
-    """
-
-    def __init__(self, norms: GradientNorms) -> None:
-        self._norms = norms
+    def __init__(self) -> None:
         self._since: tuple[int, float] | None = None  # step and time
+        self._norms: tuple[list[str], Var] | None = None
 
     def before_step(self, trainer: Trainer) -> None:
         """Start the clock."""
         self._since = self._since or (trainer.state.step, time.monotonic())
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Measure the gradients before they are clipped."""
+        if trainer.settings.log_grad_norm and trainer.is_logged(trainer.state.step + 1):
+            self._norms = gradient_norms(trainer.model, trainer.optimizer)
 
     def after_step(self, trainer: Trainer) -> None:
         """Write the row."""
@@ -150,7 +112,8 @@ class Logging(Hook):
         self._since = None if trainer.epoch_ended else (step, now)
         row = {"loss": sum(trainer.losses.values()), **trainer.losses, "lr": trainer.lr(step - 1)}
         row |= {"images_per_s": speed, "eta_s": (trainer.total_steps - step) * images_per_step / max(speed, 1e-9)}
-        row |= self._norms.values() | memory_mib()
+        row |= dict(zip(self._norms[0], self._norms[1].tolist(), strict=True)) if self._norms else {}
+        row |= memory_mib()
         loading = {"data/worker_mib": trainer.loader.worker_mib} if trainer.loader.worker_mib else {}
         trainer.record("train", **{f"train/{name}": value for name, value in row.items()}, **loading)
 
@@ -170,21 +133,17 @@ class LoaderWarnings(Hook):
 
 
 class Stop(Hook):
-    """Ends the run on every rank once one is told to stop, without a validation, or its time is up, after a validation.
+    """Ends the run on every rank once one is told to, without a validation, or after `max_time`, with a validation."""
 
-    Args:
-        told: True once the run is to save and leave.
-        minutes: time limit; None without.
-    """
-
-    def __init__(self, told: Callable[[], bool], minutes: float | None) -> None:
-        self._told, self._end = told, None if minutes is None else time.monotonic() + 60 * minutes
+    def __init__(self, told: Callable[[], bool]) -> None:
+        self._told, self._start = told, time.monotonic()
 
     def after_step(self, trainer: Trainer) -> None:
         """Set the status."""
+        minutes = trainer.settings.max_time
         if agreed(self._told()):
             trainer.status = "stopped"
-        elif self._end is not None and agreed(time.monotonic() > self._end):
+        elif minutes is not None and agreed(time.monotonic() > self._start + 60 * minutes):
             trainer.status = "out_of_time"
 
 
@@ -195,28 +154,26 @@ class BatchNormStatistics(Hook):
     `bn_batches` training batches does not.
     """
 
-    def __init__(self, model: SegmentationNetwork, settings: run_settings.Trainer) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
-        self._batches = 0 if settings.freeze_bn else settings.bn_batches
+    def before_train(self, trainer: Trainer) -> None:
+        """Prepare the layers."""
+        self._norms = modules_of(trainer.model, BatchNorm2d)
         for norm in self._norms:
-            norm.sync = settings.sync_bn
-            if settings.freeze_bn:
+            norm.sync = trainer.settings.sync_bn
+            if trainer.settings.freeze_bn:
                 norm.freeze()
 
     @contextmanager
     def around_validation(self, trainer: Trainer) -> Iterator[None]:
         """Estimate them."""
-        if self._batches:
-            self._estimate(trainer)
-        yield
-
-    def _estimate(self, trainer: Trainer) -> None:
+        if trainer.settings.freeze_bn or not trainer.settings.bn_batches:
+            yield
+            return
         trainer.model.train()
         momenta = [norm.momentum for norm in self._norms]
         for norm in self._norms:
             norm.momentum = None
             norm.reset_running_stats()
-        count = min(self._batches, trainer.loader.batches_per_epoch)
+        count = min(trainer.settings.bn_batches, trainer.loader.batches_per_epoch)
         trainer.seed_dropout(1)
         with jt.no_grad():
             for done, batch in zip(range(1, count + 1), trainer.loader.epoch(trainer.epoch), strict=False):
@@ -225,15 +182,11 @@ class BatchNormStatistics(Hook):
                 trainer.show("estimating BatchNorm statistics", done, count)
         for norm, momentum in zip(self._norms, momenta, strict=True):
             norm.momentum = momentum
+        yield
 
 
 class Validation(Hook):
-    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`.
-
-    Args:
-        evaluator: scores it.
-        classes: for scores and panels.
-    """
+    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`."""
 
     def __init__(self, evaluator: Evaluator, classes: Sequence[ClassInfo]) -> None:
         self._evaluator, self._classes = evaluator, classes
@@ -254,12 +207,11 @@ class Validation(Hook):
             trainer.model.eval()
             evaluation = self._evaluator.run(trainer.model.predict, partial(trainer.show, "validating"))
             trainer.warn(self._evaluator.loader.pop_warnings())
-            best = self._judge(trainer, evaluation)
+            trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
+            best = trainer.state.judge(trainer.scores["mIoU"])
             pictures: dict[str, Any] = {}
             if evaluation.panels and rank() == 0:
-                pictures = save_samples(
-                    trainer.folder, step, evaluation.panels, self._classes, trainer.model, self._evaluator
-                )
+                pictures = self._pictures(trainer, evaluation.panels)
             if best:
                 trainer.save("best", export_weights(trainer.model))
         trainer.record("val", **{f"val/{key}": value for key, value in trainer.scores.items()}, best=best, **pictures)
@@ -267,28 +219,22 @@ class Validation(Hook):
         for hook in trainer.hooks:
             hook.after_validation(trainer)
 
-    def _judge(self, trainer: Trainer, evaluation: Evaluation) -> bool:
-        """Store the scores; returns whether they are the best so far."""
-        state = trainer.state
-        trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
-        miou = trainer.scores["mIoU"]
-        best = miou > state.best_miou
-        state.validated = state.step
-        state.validations_since_best = 0 if best else state.validations_since_best + 1
-        if best:
-            state.best_miou, state.best_step = miou, state.step
-        return best
+    def _pictures(self, trainer: Trainer, panels: Sequence[Panel]) -> dict[str, Any]:
+        """Write pictures and maps of samples; returns the fields of the row `val` that name the files."""
+        step = trainer.state.step
+        path = f"samples/step_{step:06d}.png"
+        save_panels(trainer.folder / path, panels, self._classes)
+        edges = [self._evaluator.edges(trainer.model, panel.image) for panel in panels]
+        return {"panels": path, "samples": save_maps(trainer.folder, step, panels, edges)}
 
 
 class EarlyStop(Hook):
-    """Ends the run after `patience` validations without a better mIoU; None never does."""
-
-    def __init__(self, patience: int | None) -> None:
-        self._patience = patience
+    """Ends the run after `early_stop` validations without a better mIoU."""
 
     def after_validation(self, trainer: Trainer) -> None:
         """Count."""
-        if self._patience and trainer.state.validations_since_best >= self._patience:
+        patience = trainer.settings.early_stop
+        if patience and trainer.state.validations_since_best >= patience:
             trainer.status = "early_stop"
 
 
@@ -297,9 +243,8 @@ class Checkpoints(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Save unless `after_validation` has."""
-        if trainer.state.validated == trainer.state.step:
-            return
-        if trainer.epoch_ended or trainer.ended or trainer.save_due:
+        due = trainer.epoch_ended or trainer.ended or trainer.save_due
+        if due and trainer.state.validated != trainer.state.step:
             trainer.save("last")
 
     def after_validation(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Building Jittor's optimizers, averaging their gradients over ranks, and storing their state.
+"""Jittor's optimizers: building them, their gradients over the ranks, their state, and averages of the weights.
 
 The state is named `optimizer/<slot>/<key>`, the key being that of the weight it belongs to.
 """
@@ -20,7 +20,7 @@ Optimizer = Any  # jittor.optim.Optimizer, which ships no types
 
 def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> Optimizer:
     """Jittor's optimizer over the trainable weights."""
-    weights = list(_trainable(model).values())
+    weights = list(trainable(model).values())
     if isinstance(settings, run_settings.Sgd):
         return jt.optim.SGD(weights, settings.lr, settings.momentum, settings.weight_decay, nesterov=settings.nesterov)
     kind = jt.optim.AdamW if settings.name == "adamw" else jt.optim.Adam
@@ -28,12 +28,10 @@ def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Modul
 
 
 def scale_lr(settings: run_settings.Sgd | run_settings.Adam, global_batch: int) -> float:
-    """Learning rate for a global batch, from the one for `settings.reference_batch`.
+    """Learning rate for `global_batch` images per update, from the one for `settings.reference_batch`.
 
-    Args:
-        settings: `scale_lr` is the rule: `none` leaves the rate as it is; `linear` multiplies it by the ratio of the
-            batches (Goyal et al., "Accurate, Large Minibatch SGD", 2017), `sqrt` by the ratio's root, which suits Adam.
-        global_batch: images per update, over all ranks and accumulated batches.
+    `linear` multiplies it by the ratio of the batches (Goyal et al., "Accurate, Large Minibatch SGD", 2017), `sqrt` by
+    the ratio's root, which suits Adam; `none` leaves it as it is.
     """
     ratio = global_batch / settings.reference_batch
     return settings.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[settings.scale_lr]
@@ -67,6 +65,23 @@ def gradients(optimizer: Optimizer) -> Iterator[tuple[Var, Var]]:
                 yield parameter, gradient
 
 
+def gradient_norms(model: Module, optimizer: Optimizer) -> tuple[list[str], Var]:
+    """Norms of the gradients that the optimizer holds.
+
+    Returns:
+        Names, `grad_norm` over all weights and `grad_norm/<part>` for each of the network's parts (`layer0`, `head`,
+        ...), and their values (T,) float32, which stay on the device.
+    """
+    parts = {id(parameter): name.partition(".")[0] for name, parameter in model.named_parameters()}
+    squares: dict[str, Var] = {}
+    for parameter, gradient in gradients(optimizer):
+        part, square = parts[id(parameter)], gradient.sqr().sum()
+        squares[part] = squares[part] + square if part in squares else square
+    values = jt.concat([square.reshape(1) for square in squares.values()])
+    names = ["grad_norm", *(f"grad_norm/{part}" for part in squares)]
+    return names, jt.concat([values.sum().reshape(1), values]).sqrt()
+
+
 def export_optimizer(model: Module, optimizer: Optimizer) -> Arrays:
     """State of the optimizer."""
     return to_arrays(_state(model, optimizer))
@@ -83,7 +98,7 @@ def load_optimizer(model: Module, optimizer: Optimizer, arrays: Arrays, source: 
     assign(state, arrays)
 
 
-def _trainable(model: Module) -> dict[str, Var]:
+def trainable(model: Module) -> dict[str, Var]:
     """Weights by key, without BatchNorm's running statistics."""
     return {key: var for key, var in model.state_dict().items() if not key.endswith(("running_mean", "running_var"))}
 
@@ -94,5 +109,32 @@ def _state(model: Module, optimizer: Optimizer) -> dict[str, Var]:
         f"optimizer/{slot}/{key}": var
         for slot, values in group.items()
         if slot not in ("params", "grads") and isinstance(values, list)
-        for key, var in zip(_trainable(model), values, strict=True)
+        for key, var in zip(trainable(model), values, strict=True)
     }
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of a network's weights and running statistics.
+
+    `decay` is the share of the old value that each step keeps; at first it is smaller, (1 + t) / (10 + t) at step t, so
+    that the average forgets the initial weights.
+    """
+
+    def __init__(self, model: Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {key: var.clone().stop_grad() for key, var in model.state_dict().items()}
+
+    def update(self, model: Module, step: int) -> None:
+        """Include the weights after `step` (from 0)."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for key, var in model.state_dict().items():
+            average = self.average[key]
+            average.update(average * keep + var.detach() * (1 - keep))
+
+    def load(self, arrays: Arrays) -> None:
+        """Continue from stored averages."""
+        assign(self.average, arrays)
+
+    def export(self) -> Arrays:
+        """The averages by key."""
+        return to_arrays(self.average)

@@ -1,4 +1,4 @@
-"""What the ranks of a job tell each other besides gradients: sums, agreements, and files of rank 0's host."""
+"""What the ranks of a job tell each other besides gradients: sums, agreements, memory, and files of rank 0's host."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from pfseg.runtime import jt, rank, world_size
 
@@ -22,6 +23,15 @@ def sum_ranks(counts: np.ndarray) -> np.ndarray:
 def agreed(wanted: bool) -> bool:
     """True on every rank if it is true on any of them."""
     return wanted if world_size() == 1 else bool(sum_ranks(np.array([int(wanted)]))[0])
+
+
+def memory_mib() -> dict[str, float]:
+    """Memory in MiB, the mean over the ranks: `rank_mib` of the process, on GPUs also `gpu_mib` that Jittor holds."""
+    resident = psutil.Process().memory_info().rss
+    sizes = np.array([resident, jt.get_mem_info().total_cuda_used], np.float32) / 2**20
+    if world_size() > 1:
+        sizes = jt.array(sizes).mpi_all_reduce("mean").numpy()
+    return dict(zip(("rank_mib", "gpu_mib") if jt.flags.use_cuda else ("rank_mib",), sizes.tolist(), strict=False))
 
 
 def on_every_rank(path: Path) -> Path:

@@ -1,7 +1,5 @@
 """Learning rate as a pure function of the step, so that a resumed run needs no state for it.
 
-    lr(step) = base_lr * warm_up(step) * shape(step)
-
 The shapes are functions of the time that has passed, counted in steps or (`per=epoch`, as published) in epochs.
 """
 
@@ -17,13 +15,7 @@ Schedule = Callable[[int], float]
 
 
 class Time(NamedTuple):
-    """Where a run stands, in steps or in epochs.
-
-    Attributes:
-        now: steps or epochs that have passed.
-        end: length of the run.
-        epoch: length of an epoch.
-    """
+    """Where a run stands: time that has passed, length of the run and of an epoch, all in steps or all in epochs."""
 
     now: int
     end: int
@@ -46,10 +38,9 @@ def poly(settings: run_settings.PolyCurve, time: Time) -> float:
 
 def scl_poly(settings: run_settings.SclPoly, time: Time) -> float:
     """As `poly` until `relax_epoch`, then from `rescale` to 0 by left^repower."""
-    switch = settings.relax_epoch * time.epoch
-    return (
-        poly(settings, time) if time.now < switch else float(settings.rescale * time.left(switch) ** settings.repower)
-    )
+    if time.now < (switch := settings.relax_epoch * time.epoch):
+        return poly(settings, time)
+    return float(settings.rescale * time.left(switch) ** settings.repower)
 
 
 def cosine(settings: run_settings.Cosine, time: Time) -> float:
@@ -63,23 +54,18 @@ SHAPES: dict[str, Callable[..., float]] = {"constant": constant, "poly": poly, "
 def make_schedule(
     settings: run_settings.ScheduleSettings, *, base_lr: float, total_steps: int, steps_per_epoch: int
 ) -> Schedule:
-    """Learning rate of the steps 0 .. total_steps - 1."""
+    """Learning rate of the steps 0 .. total_steps - 1: base_lr * warm-up * shape."""
     # The published code runs one epoch ahead, so that the last epoch trains at 0.
     ahead = int(isinstance(settings, run_settings.PolyCurve) and settings.legacy)
     epochs = math.ceil(total_steps / steps_per_epoch)
 
     def lr(step: int) -> float:
-        per_epoch = settings.per == "epoch"
-        time = (
-            Time(step // steps_per_epoch + ahead, epochs, 1) if per_epoch else Time(step, total_steps, steps_per_epoch)
-        )
-        return base_lr * _warm_up(settings, step) * SHAPES[settings.name](settings, time)
+        time = Time(step, total_steps, steps_per_epoch)
+        if settings.per == "epoch":
+            time = Time(step // steps_per_epoch + ahead, epochs, 1)
+        rise = 1.0
+        if step < settings.warmup_steps:
+            rise = settings.warmup_start + (1.0 - settings.warmup_start) * (step + 1) / settings.warmup_steps
+        return base_lr * rise * SHAPES[settings.name](settings, time)
 
     return lr
-
-
-def _warm_up(settings: run_settings.Schedule, step: int) -> float:
-    """Factor that rises linearly from `warmup_start` to 1 over the first `warmup_steps`."""
-    if step >= settings.warmup_steps:
-        return 1.0
-    return settings.warmup_start + (1.0 - settings.warmup_start) * (step + 1) / settings.warmup_steps

@@ -26,12 +26,6 @@ class Panel(NamedTuple):
     pred: np.ndarray
     name: str
 
-    def thinned(self) -> Panel:
-        """A copy of limited size."""
-        step = -(-max(self.mask.shape) // _MOST_PIXELS)
-        image, mask, pred = (part[::step, ::step].copy() for part in self[:3])
-        return Panel(image, mask, pred, self.name)
-
 
 class ImageScore(NamedTuple):
     """Scores of one image in percent; NaN without a labelled pixel."""
@@ -44,16 +38,11 @@ class ImageScore(NamedTuple):
 class ImageScores:
     """Scores of single images, and the pictures of the worst and the best of them.
 
-    An image's mIoU is the mean over the classes that its mask or prediction holds.
-
-    Args:
-        class_names: K names.
-        exclude: classes that the means leave out.
-        num_pictures: how many of the worst and of the best to keep.
+    An image's mIoU is the mean over the classes that its mask or prediction holds, without those to `exclude`.
 
     Attributes:
         rows: scores of all images.
-        worst: mIoU and picture, from the worst upwards.
+        worst: mIoU and picture of the `num_pictures` worst, from the worst upwards.
         best: likewise, from the best downwards.
     """
 
@@ -65,16 +54,17 @@ class ImageScores:
 
     def add(self, panel: Panel, confusion: np.ndarray) -> None:
         """Include an image with its confusion matrix (K, K)."""
-        found = scores(confusion, self.class_names, self.exclude)
-        self.rows.append(ImageScore(panel.name, found["mIoU"], found["OA"]))
-        if not np.isnan(found["mIoU"]):
-            self._keep([(found["mIoU"], panel.thinned())])
+        result = scores(confusion, self.class_names, self.exclude)
+        self.rows.append(ImageScore(panel.name, result["mIoU"], result["OA"]))
+        if not np.isnan(result["mIoU"]):
+            step = -(-max(panel.mask.shape) // _MOST_PIXELS)
+            image, mask, pred = (part[::step, ::step].copy() for part in panel[:3])
+            self._keep(result["mIoU"], Panel(image, mask, pred, panel.name))
 
-    def _keep(self, panels: Sequence[tuple[float, Panel]]) -> None:
+    def _keep(self, *pair: *tuple[float, Panel]) -> None:
         """Keep the outermost; of equal ones the first by name, so that the number of ranks makes no difference."""
-        worst, best = [*self.worst, *panels], [*self.best, *panels]
-        self.worst = sorted(worst, key=lambda pair: (pair[0], pair[1].name))[: self.num_pictures]
-        self.best = sorted(best, key=lambda pair: (-pair[0], pair[1].name))[: self.num_pictures]
+        self.worst = sorted([*self.worst, pair], key=lambda pair: (pair[0], pair[1].name))[: self.num_pictures]
+        self.best = sorted([*self.best, pair], key=lambda pair: (-pair[0], pair[1].name))[: self.num_pictures]
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz file, for rank 0 to read."""
@@ -96,36 +86,26 @@ class ImageScores:
             self.rows += [ImageScore(str(name), float(miou), float(share)) for name, (miou, share) in pairs]
             for number, (score, name) in enumerate(zip(file["panel_scores"], file["panel_names"], strict=True)):
                 image, mask, pred = (file[f"{number}_{part}"] for part in Panel._fields[:3])
-                self._keep([(float(score), Panel(image, mask, pred, str(name)))])
+                self._keep(float(score), Panel(image, mask, pred, str(name)))
+
+
+NewDetails = Callable[[], ImageScores]
 
 
 class Evaluation:
     """Scores of images, counted one by one.
 
-    Args:
-        num_classes: K.
-        ignore_index: label that is not counted.
-        num_panels: so many of the first images are kept to look at.
-        boundary: also measure boundary scores.
-        details: makes what collects the scores of single images; None for none.
-
     Attributes:
         confusion: (K, K) int64, [truth, prediction].
         images: number of images.
-        panels: this rank's first images.
+        panels: this rank's first `num_panels` images.
         boundary: boundary scores, where they are wanted.
         details: scores of this rank's single images, where they are wanted.
         scenes: the same for whole scenes, where patches and scenes are scored.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int,
-        num_panels: int,
-        boundary: bool,
-        details: Callable[[], ImageScores] | None,
+        self, num_classes: int, ignore_index: int, num_panels: int, *, boundary: bool, details: NewDetails | None
     ) -> None:
         self.ignore_index, self.num_panels = ignore_index, num_panels
         self.confusion = np.zeros((num_classes, num_classes), np.int64)

@@ -1,11 +1,4 @@
-"""The training loop.
-
-    for step in range(state.step, total_steps):
-        before_step()  # at the start of an epoch its batches; learning rate, dropout
-        run_step()     # forward, loss terms, backward, update
-        after_step()   # count the step
-
-Everything else is a hook (`pfseg.engine.hooks`), called at each of these points.
+"""The training loop: `before_step`, `run_step` and `after_step`; everything else is a hook (`pfseg.engine.hooks`).
 
 A run is a pure function of (config, seed): the order of samples, augmentation, dropout and learning rate follow from
 the step. A run resumed from `last`, also in the middle of an epoch, computes what the undisturbed one would have.
@@ -15,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +17,16 @@ import numpy as np
 
 from pfseg.config import run_settings
 from pfseg.data.loader import TrainLoader
-from pfseg.engine.averaging import WeightAverage
 from pfseg.engine.optimizer import (
     Optimizer,
+    WeightAverage,
     average_gradients,
     export_optimizer,
     load_optimizer,
     local_gradients,
 )
 from pfseg.errors import JobError
+from pfseg.inference.folding import modules_of
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.layers import ChannelDropout
 from pfseg.runtime import jt, rank, world_size
@@ -52,6 +46,15 @@ class TrainingState:
     best_miou: float = -1.0
     best_step: int = 0
     validations_since_best: int = 0
+
+    def judge(self, miou: float) -> bool:
+        """Count a validation; returns whether it is the best so far."""
+        best = miou > self.best_miou
+        self.validated = self.step
+        self.validations_since_best = 0 if best else self.validations_since_best + 1
+        if best:
+            self.best_miou, self.best_step = miou, self.step
+        return best
 
 
 def total_steps(settings: run_settings.Trainer, steps_per_epoch: int) -> int:
@@ -86,66 +89,38 @@ class Hook:
         """Called once at the end, when `trainer.status` says why it ended."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
-    """Trains a network.
+    """Trains a network."""
 
-    Args:
-        settings: lengths and intervals.
-        model: Jittor module that maps images to `SegOutput` and has `predict`.
-        loss: maps (output, batch) to named terms, as `pfseg.losses.PFNetLoss`.
-        optimizer: Jittor optimizer over the model.
-        lr: learning rate of a step.
-        loader: training batches of this rank.
-        hooks: called in this order.
-        folder: run folder.
-        records: receives the rows; None on ranks other than 0.
-        seed: of the run.
-        meta: stored with every checkpoint (config, versions).
+    settings: run_settings.Trainer
+    model: SegmentationNetwork
+    loss: Callable[..., dict[str, Var]]  # (output, batch) -> named terms, as `pfseg.losses.PFNetLoss`
+    optimizer: Optimizer
+    lr: Callable[[int], float]  # of a step
+    loader: TrainLoader  # training batches of this rank
+    hooks: Sequence[Hook]  # called in this order
+    folder: Path  # of the run
+    records: RecordWriter | None  # None on ranks other than 0
+    seed: int
+    meta: dict[str, Any]  # stored with every checkpoint: config, versions
+    state: TrainingState = field(default_factory=TrainingState)
+    status: str | None = None  # why it ended: done, stopped, out_of_time or early_stop
+    losses: dict[str, float] = field(default_factory=dict)  # terms of the last step that they were read at
+    scores: dict[str, float] = field(default_factory=dict)  # of the last validation
+    faults: int = 0  # in the data
 
-    Attributes:
-        state: where the run stands.
-        status: why it ended: done, stopped, out_of_time or early_stop; None as long as it goes on.
-        terms: names and values (T,) of the loss terms of the last step, averaged over its batches and the ranks.
-        losses: the same as numbers, of the last step that they were read at.
-        scores: of the last validation.
-        average: averaged weights; None without.
-    """
-
-    def __init__(
-        self,
-        *,
-        settings: run_settings.Trainer,
-        model: SegmentationNetwork,
-        loss: Callable[..., dict[str, Var]],
-        optimizer: Optimizer,
-        lr: Callable[[int], float],
-        loader: TrainLoader,
-        hooks: Sequence[Hook],
-        folder: Path,
-        records: RecordWriter | None,
-        seed: int,
-        meta: dict[str, Any],
-    ) -> None:
-        self.settings, self.model, self.loss, self.optimizer, self.lr = settings, model, loss, optimizer, lr
-        self.loader, self.hooks, self.folder, self.records = loader, hooks, folder, records
-        self.seed, self.meta = seed, meta
-        self.steps_per_epoch = loader.batches_per_epoch // settings.accumulate
-        self.total_steps = total_steps(settings, self.steps_per_epoch)
-        self.average = WeightAverage(model, settings.ema) if settings.ema else None
-        self.state = TrainingState()
-        self.status: str | None = None
-        self.terms: tuple[list[str], Var]
-        self.losses: dict[str, float] = {}
-        self.scores: dict[str, float] = {}
-        self.faults = 0
+    def __post_init__(self) -> None:
+        """Start from the model as it is."""
+        self.steps_per_epoch = self.loader.batches_per_epoch // self.settings.accumulate
+        self.total_steps = total_steps(self.settings, self.steps_per_epoch)
+        self.average = WeightAverage(self.model, self.settings.ema) if self.settings.ema else None
+        self.terms: tuple[list[str], Var]  # names and values (T,) of the last step, means over batches and ranks
         self._batches: Iterator[dict[str, Any]] | None = None
-        self._dropouts = [module for module in model.modules() if isinstance(module, ChannelDropout)]
+        self._dropouts = modules_of(self.model, ChannelDropout)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or until a hook sets a status.
-
-        Returns:
-            `status`, `step`, and the best and last mIoU in percent.
+        """Train to the end, or until a hook sets a status; returns `status`, `step`, best and last scores.
 
         Raises:
             JobError: a loss or a weight is not finite.
@@ -167,8 +142,13 @@ class Trainer:
 
     def before_step(self) -> None:
         """Set everything to the step that follows."""
-        if self._batches is None:
-            self._batches = self._start_epoch()
+        if self._batches is None:  # an epoch starts, or what is left of it
+            self.model.train()
+            epoch, done = divmod(self.state.step, self.steps_per_epoch)
+            if hasattr(self.loss, "start_epoch"):
+                self.loss.start_epoch(epoch)
+            indexing = partial(self.show, "finding where each class occurs")
+            self._batches = self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
         self.seed_dropout()
         self.optimizer.lr = self.lr(self.state.step)
         for hook in self.hooks:
@@ -205,15 +185,6 @@ class Trainer:
         for hook in self.hooks:
             hook.after_step(self)
 
-    def _start_epoch(self) -> Iterator[dict[str, Any]]:
-        """Batches of the epoch, or what is left of it."""
-        self.model.train()
-        epoch, done = divmod(self.state.step, self.steps_per_epoch)
-        if hasattr(self.loss, "start_epoch"):
-            self.loss.start_epoch(epoch)
-        indexing = partial(self.show, "finding where each class occurs")
-        return self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
-
     def seed_dropout(self, *use: int) -> None:
         """Draw the dropout of this step, and of another `use` of the network than training, from the seed."""
         for i, dropout in enumerate(self._dropouts):
@@ -238,14 +209,12 @@ class Trainer:
 
     def is_logged(self, step: int) -> bool:
         """Whether the update number `step` (from 1) is logged: every `log_every`-th, and the last of an epoch."""
-        return any(step % interval == 0 for interval in (self.settings.log_every, self.steps_per_epoch)) or (
-            step == self.total_steps
-        )
+        return 0 in (step % self.settings.log_every, step % self.steps_per_epoch) or step == self.total_steps
 
     @property
     def save_due(self) -> bool:
         """Whether `save_every` asks for a checkpoint after this step."""
-        return bool(self.settings.save_every) and self.state.step % (self.settings.save_every or 1) == 0
+        return self.settings.save_every is not None and self.state.step % self.settings.save_every == 0
 
     # Checkpoints and rows
 
@@ -253,18 +222,16 @@ class Trainer:
         """Write a checkpoint; without `weights` everything that training needs to go on."""
         if rank() != 0:
             return
-        arrays = self._everything() if weights is None else weights
+        arrays = weights or export_weights(self.model)
+        if weights is None:
+            if self.average:
+                arrays = self.average.export() | {f"train/{key}": value for key, value in arrays.items()}
+            arrays |= export_optimizer(self.model, self.optimizer)
         for key, value in arrays.items():
             if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
                 raise JobError(f"{key} is not finite after step {self.state.step}; {DIVERGED}")
         standing = {"progress": asdict(self.state), "scores": self.scores, "epoch": self.epoch, "seed": self.seed}
         save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, standing | self.meta)
-
-    def _everything(self) -> Arrays:
-        weights, optimizer = export_weights(self.model), export_optimizer(self.model, self.optimizer)
-        if not self.average:
-            return weights | optimizer
-        return self.average.export() | {f"train/{key}": value for key, value in weights.items()} | optimizer
 
     def restore(self, path: Path) -> None:
         """Continue from a `last` checkpoint; raises CheckpointError if it is of another run."""

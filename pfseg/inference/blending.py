@@ -6,11 +6,12 @@ Shapes: K classes, W columns of the image; probabilities (K, h, w) float32.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from pfseg.data.tiling import Window
-from pfseg.inference.windows import WindowRow, window_rows
 
 _LEAST = 1e-30  # instead of a weight of 0, where no window lies
 
@@ -19,6 +20,30 @@ def blend_weights(height: int, width: int) -> np.ndarray:
     """Weights (h, w) float32 above 0 that fall smoothly from a window's centre to its edges (a Hann window)."""
     rows, columns = (np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in (height, width))
     return np.outer(rows, columns).astype(np.float32)
+
+
+class WindowRow(NamedTuple):
+    """Windows side by side, from left to right, all starting in one row of pixels."""
+
+    windows: list[Window]
+    bottom: int  # the first row of pixels that the next row of windows covers, or the image's height
+
+    @property
+    def top(self) -> int:
+        """First row of pixels."""
+        return self.windows[0].y0
+
+    @property
+    def overlap(self) -> int:
+        """Number of rows of pixels that the next row of windows covers too."""
+        return max(window.y1 for window in self.windows) - self.bottom
+
+
+def window_rows(windows: Sequence[Window], height: int) -> list[WindowRow]:
+    """Group windows that come row by row, in an image of this height."""
+    rows = [list(row) for _, row in groupby(windows, key=lambda window: window.y0)]
+    bottoms = [min(below[0].y0, above[0].y1) for above, below in pairwise(rows)]
+    return [WindowRow(row, bottom) for row, bottom in zip(rows, [*bottoms, height], strict=True)]
 
 
 class Blender:
@@ -33,8 +58,7 @@ class Blender:
         windows: all windows, row by row; their parts inside the image.
         half: keep the rows of pixels, which grow with the width of the image, as means in half precision.
 
-    Attributes:
-        rows: the rows of windows, for `add`.
+    `rows` are the rows of windows, for `add`.
     """
 
     def __init__(
@@ -48,11 +72,7 @@ class Blender:
         self._kept = 0  # how many of these rows hold something for the windows to come
 
     def add(self, row: WindowRow, probabilities: Iterable[np.ndarray | None]) -> Iterator[tuple[Window, np.ndarray]]:
-        """Add the next row of windows.
-
-        Args:
-            row: its windows.
-            probabilities: of each whole window, which may be larger at the bottom and right; None leaves one out.
+        """Add the next row of windows; `probabilities` of whole windows, also beyond the image; None leaves one out.
 
         Yields:
             Blocks of the rows above `row.bottom`, from the image's left to its right edge, and their mean (K, r, c).
@@ -66,10 +86,10 @@ class Blender:
             new = self._above(left + sums.shape[2], max(window.x1, right), sums.shape[1], kept)
             sums = np.concatenate([sums, new], axis=2)
             if found is not None:
-                size = window.y1 - window.y0, window.x1 - window.x0
-                weight = blend_weights(*found.shape[1:])[: size[0], : size[1]]
-                part = sums[:, : size[0], window.x0 - left : window.x1 - left]
-                part[:-1] += found[:, : size[0], : size[1]] * weight
+                height, width = window.shape
+                weight = blend_weights(*found.shape[1:])[:height, :width]
+                part = sums[:, :height, window.x0 - left : window.x1 - left]
+                part[:-1] += found[:, :height, :width] * weight
                 part[-1] += weight
             done, sums = sums[:, :, : right - left], sums[:, :, right - left :]
             mean = done[:-1] / np.maximum(done[-1], _LEAST)

@@ -1,4 +1,4 @@
-"""Folding of BatchNorm into the convolutions before it, for networks that only predict."""
+"""Networks that only predict: as functions of NumPy arrays, and with BatchNorm folded into convolutions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pfseg.inference.views import Network
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
@@ -19,14 +20,22 @@ Execute = Callable[..., Var]
 Wrapped = TypeVar("Wrapped", bound=Module)
 
 
+def as_function(predict: Callable[[Var], Var]) -> Network:
+    """The `predict` of a network in evaluation mode, without gradients."""
+
+    def network(batch: np.ndarray) -> np.ndarray:
+        with jt.no_grad():
+            logits: np.ndarray = predict(jt.array(batch)).numpy()
+        return logits
+
+    return network
+
+
 def fold_batchnorm(model: SegmentationNetwork) -> int:
     """Multiply each BatchNorm's scale into the convolution that it follows, which takes over its ReLU too.
 
     A small image is sent through the network to see which convolution that is. Outputs stay the same up to rounding;
-    the network can no longer be trained.
-
-    Args:
-        model: network with `predict`; it is put into evaluation mode and changed.
+    the network is in evaluation mode, and can no longer be trained.
 
     Returns:
         Number of BatchNorms folded; those that follow something other than a convolution stay.
@@ -38,10 +47,7 @@ def fold_batchnorm(model: SegmentationNetwork) -> int:
         bias = 0.0 if convolution.bias is None else convolution.bias.numpy()
         shift = norm.bias.numpy() + (bias - norm.running_mean.numpy()) * scale
         convolution.weight.assign(jt.array(convolution.weight.numpy() * scale[:, None, None, None]))
-        if convolution.bias is None:
-            convolution.bias = jt.array(shift.astype(np.float32))
-        else:
-            convolution.bias.assign(jt.array(shift.astype(np.float32)))
+        convolution.bias = jt.array(shift.astype(np.float32))
         if isinstance(convolution, Conv2d):  # takes the ReLU into its own pass
             convolution.relu, norm.relu = norm.relu, False
         norm.fold()
@@ -67,12 +73,15 @@ def _find_pairs(model: SegmentationNetwork) -> list[tuple[Conv, BatchNorm2d]]:
 
         return call
 
-    convolutions = [module for module in model.modules() if isinstance(module, Conv)]
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
-    with jt.no_grad(), wrapped(convolutions, convolution), wrapped(norms, norm):
+    with jt.no_grad(), wrapped(modules_of(model, Conv), convolution), wrapped(modules_of(model, BatchNorm2d), norm):
         side = max(64, getattr(model, "min_size", 1))
         model.predict(jt.zeros((1, 3, side, side)))
     return pairs
+
+
+def modules_of(model: Module, kind: type[Wrapped]) -> list[Wrapped]:
+    """All modules of a kind in a network."""
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 @contextmanager

@@ -1,56 +1,73 @@
 """Class probabilities of images of any size: overlapping windows in several views, averaged.
 
-Everything is NumPy; the network is a function of arrays.
-
-Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1 over
-K.
+Shapes: image (3, H, W) float32, normalised (0 is the mean colour); probabilities (K, H, W) float32, which sum to 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pfseg.data.tiling import Window
+from pfseg.data.tiling import Window, windows
+from pfseg.errors import ConfigError
 from pfseg.inference.blending import Blender
-from pfseg.inference.views import Network, Views, check_views
-from pfseg.inference.windows import WindowGrid
+from pfseg.inference.views import Network, Views
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of one size at multiples of their step, the last row and column shifted back inside the image."""
+
+    size: tuple[int, int] | None  # (h, w); None for one window over the whole image
+    overlap: float  # share of a window that the next one covers too, 0 <= overlap < 1
+    stride: int  # output stride of the network
+    min_size: int  # smallest side that the network takes
+
+    def windows(self, shape: Sequence[int]) -> list[Window]:
+        """Windows of an image of this (H, W), row by row; they end where the image does."""
+        steps = [max(1, round(side * (1 - self.overlap))) for side in self.size or ()]
+        return windows(shape, self.size, steps or None)
+
+    def pad(self, image: np.ndarray) -> np.ndarray:
+        """Add 0, the mean colour, at the bottom and right up to the window, or else to what the network takes."""
+        size = self.size or [max(self.min_size, -(-side // self.stride) * self.stride) for side in image.shape[1:]]
+        missing = [whole - side for whole, side in zip(size, image.shape[1:], strict=True)]
+        return np.pad(image, ((0, 0), *((0, count) for count in missing))) if any(missing) else image
 
 
 @dataclass(frozen=True)
 class SlidingWindows:
     """Predicts images in windows.
 
-    Attributes:
-        network: maps a normalised batch (N, 3, h, w) float32 to logits (N, K, h, w) float32.
-        num_classes: K.
-        grid: where windows lie.
-        views: how each is predicted.
-        batch_size: windows a call of `network`.
-
     Raises:
-        ConfigError: a value out of its range, or windows that are too small at some scale.
+        ConfigError: windows are too small for the network at some scale.
     """
 
     network: Network
     num_classes: int
     grid: WindowGrid
     views: Views
-    batch_size: int
+    batch_size: int  # windows a call of `network`
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        check_views(self.grid.size, self.grid.overlap, self.views)
+        """Check the size of the windows."""
+        window, scale, least = self.grid.size, min(self.views.scales), self.views.min_size
+        if window is not None and round(min(window) * scale) < least:
+            raise ConfigError(
+                f"windows of {window[0]}x{window[1]} px at scale {scale:g} are too small for this network: it takes "
+                f"{least} px a side at least: use windows of {math.ceil(least / scale)} px or larger scales"
+            )
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(K, H, W) of an image; of a single window as it was predicted."""
         height, width = image.shape[1:]
         places = self.grid.windows((height, width))
         if len(places) == 1:
-            (found,) = self.window_probabilities([self.grid.pad(image)])
-            return np.ascontiguousarray(found[:, :height, :width])
+            (planes,) = self.window_probabilities([self.grid.pad(image)])
+            return np.ascontiguousarray(planes[:, :height, :width])
         whole = np.empty((self.num_classes, height, width), np.float32)
         blender, parts = Blender(self.num_classes, (height, width), places), self._batched(image, places)
         for row in blender.rows:
@@ -70,7 +87,6 @@ class SlidingWindows:
         return self.views.probabilities(self.network, np.stack(windows))
 
     def _batched(self, image: np.ndarray, places: Sequence[Window]) -> Iterator[np.ndarray]:
-        """Probabilities of each window."""
         for first in range(0, len(places), self.batch_size):
             some = places[first : first + self.batch_size]
             yield from self.window_probabilities([self.grid.pad(image[:, *place.slices]) for place in some])

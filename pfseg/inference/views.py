@@ -5,15 +5,13 @@ Shapes: batch (N, 3, h, w) float32, normalised; logits and probabilities (N, K, 
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-
-from pfseg.errors import ConfigError
 
 Flips = Literal["none", "h", "v", "hv", "d4"]
 Network = Callable[[np.ndarray], np.ndarray]  # normalised batch -> logits
@@ -28,27 +26,25 @@ class Flip(NamedTuple):
 
     def apply(self, batch: np.ndarray) -> np.ndarray:
         """The view of a batch."""
-        return self._reversed(batch.swapaxes(2, 3) if self.transposed else batch)
+        batch = batch.swapaxes(2, 3) if self.transposed else batch
+        return batch[:, :, :: -1 if self.rows else 1, :: -1 if self.columns else 1]
 
     def undo(self, batch: np.ndarray) -> np.ndarray:
         """The batch of a view."""
-        batch = self._reversed(batch)
+        batch = self._replace(transposed=False).apply(batch)
         return batch.swapaxes(2, 3) if self.transposed else batch
-
-    def _reversed(self, batch: np.ndarray) -> np.ndarray:
-        return batch[:, :, :: -1 if self.rows else 1, :: -1 if self.columns else 1]
 
 
 _NO, _BOTH = (False,), (False, True)
 _FLIPS = {
-    name: tuple(Flip(t, rows, columns) for t in axes for rows in vertical for columns in horizontal)
-    for name, axes, vertical, horizontal in (
-        ("none", _NO, _NO, _NO),
-        ("h", _NO, _NO, _BOTH),
-        ("v", _NO, _BOTH, _NO),
-        ("hv", _NO, _BOTH, _BOTH),
-        ("d4", _BOTH, _BOTH, _BOTH),
-    )
+    name: tuple(itertools.starmap(Flip, itertools.product(*axes)))
+    for name, axes in {
+        "none": (_NO, _NO, _NO),
+        "h": (_NO, _NO, _BOTH),
+        "v": (_NO, _BOTH, _NO),
+        "hv": (_NO, _BOTH, _BOTH),
+        "d4": (_BOTH, _BOTH, _BOTH),
+    }.items()
 }
 
 
@@ -59,18 +55,14 @@ class Views:
     A window is resized by every scale (to multiples of `stride`), mirrored in every way, and predicted; logits are
     mirrored and resized back before the softmax.
 
-    Attributes:
-        scales: factors above 0.
-        flips: `none`, `h` (left and right exchanged), `v` (top and bottom), `hv` (both, and half a turn) or `d4` (the
-            8 symmetries of a square); each with the unchanged view.
-        stride: output stride of the network.
-        min_size: smallest side that the network takes.
+    Flips are `none`, `h` (left and right exchanged), `v` (top and bottom), `hv` (both, and half a turn) or `d4` (the 8
+    symmetries of a square); each with the unchanged view.
     """
 
     scales: Sequence[float]
     flips: Flips
-    stride: int
-    min_size: int
+    stride: int  # output stride of the network
+    min_size: int  # smallest side that the network takes
 
     def __len__(self) -> int:
         """How often each window is predicted."""
@@ -83,53 +75,31 @@ class Views:
 
     def probabilities(self, network: Network, batch: np.ndarray) -> np.ndarray:
         """(N, K, h, w) of a batch."""
-        total: np.ndarray | None = None
-        for logits in self._logits(network, batch):
-            found = softmax(logits)
-            total = found if total is None else np.add(total, found, out=total)
-        assert total is not None
+        views = map(softmax, self._logits(network, batch))
+        total = next(views)
+        for probabilities in views:
+            total += probabilities
         return total if len(self) == 1 else np.divide(total, len(self), out=total)
 
     def _logits(self, network: Network, batch: np.ndarray) -> Iterator[np.ndarray]:
         """Logits of each view, turned back."""
         height, width = batch.shape[2:]
         for scale in self.scales:
-            scaled = batch if scale == 1 else _resize(batch, (self._scaled(height, scale), self._scaled(width, scale)))
+            rows, columns = (
+                max(round(side * scale / self.stride) * self.stride, self.stride, self.min_size)
+                for side in (height, width)
+            )
+            scaled = batch if scale == 1 else _resize(batch, (rows, columns))
             for flip in _FLIPS[self.flips]:
                 logits = flip.undo(network(np.ascontiguousarray(flip.apply(scaled))))
                 yield logits if scale == 1 else _resize(logits, (height, width))
 
-    def _scaled(self, side: int, scale: float) -> int:
-        return max(round(side * scale / self.stride) * self.stride, self.stride, self.min_size)
-
-
-def check_views(window: Sequence[int] | None, overlap: float, views: Views) -> None:
-    """Check the settings of windows and views.
-
-    Raises:
-        ConfigError: one is out of range; names it, its value and what is expected.
-    """
-    scales, least = views.scales, views.min_size
-    if window is not None and min(window) < 1:
-        raise ConfigError(f"window={list(window)}: expected a height and a width of at least 1 px")
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"overlap={overlap}: expected a share of the window from 0 to below 1, such as 0.5")
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ConfigError(f"scales={list(scales)}: expected one or more numbers above 0, such as [0.75,1,1.25]")
-    if views.flips not in _FLIPS:
-        raise ConfigError(f"flips={views.flips}: expected {' | '.join(_FLIPS)}")
-    if window is not None and round(min(window) * min(scales)) < least:
-        raise ConfigError(
-            f"windows of {window[0]}x{window[1]} px at scale {min(scales):g} are too small for this network: it takes "
-            f"{least} px a side at least: use windows of {math.ceil(least / min(scales))} px or larger scales"
-        )
-
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, over K."""
-    found: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found /= found.sum(axis=1, keepdims=True)
-    return found
+    probabilities: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _resize(batch: np.ndarray, size: tuple[int, int]) -> np.ndarray:

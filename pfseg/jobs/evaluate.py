@@ -20,9 +20,8 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
-from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
-from pfseg.engine.scenes import SceneEvaluator
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores

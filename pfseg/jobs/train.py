@@ -45,7 +45,6 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         steps_per_epoch=steps_per_epoch,
     )
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
-    hooks = standard_hooks(trainer_settings, model=model, evaluator=evaluator, classes=train_set.classes, stop=stop)
     trainer = Trainer(
         settings=trainer_settings,
         model=model,
@@ -53,7 +52,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         optimizer=optimizer,
         lr=lr,
         loader=loader,
-        hooks=hooks,
+        hooks=standard_hooks(evaluator, train_set.classes, stop),
         folder=folder,
         records=records,
         seed=settings.seed,

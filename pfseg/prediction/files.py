@@ -6,7 +6,6 @@ Shapes: pixels (r, W, C), r rows from the top downwards, C channels.
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,20 +16,15 @@ import numpy as np
 from pfseg.data.preparation.files import cannot_write
 from pfseg.data.preparation.png import PngWriter
 from pfseg.files import PART
-from pfseg.prediction.image import Georeference, import_rasterio
+from pfseg.prediction.image import Georeference, import_geo
 
 _BLOCK = 256  # side of a GeoTIFF's tiles
 
 
-class PartFile(ABC):
+class PartFile:
     """A file under way: fill it, `close` it, then `publish` it; or `discard` it at any time.
 
-    Args:
-        path: where it appears; its folder is made where missing.
-        suffix: of the temporary name, for libraries that go by it.
-
-    Attributes:
-        part: the temporary name.
+    Until then its name is `part`, which ends in `suffix`, for libraries that go by it.
 
     Raises:
         WriteError: by every method; the disk is full, or there is no permission.
@@ -42,10 +36,6 @@ class PartFile(ABC):
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.part.unlink(missing_ok=True)
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish the file under its temporary name."""
 
     def publish(self) -> None:
         """Rename the closed file to its final name, replacing an earlier one."""
@@ -81,26 +71,18 @@ class StreamFile(PartFile):
 
     def discard(self) -> None:
         """Remove what was written."""
-        with suppress(OSError, AttributeError):  # a full disk, or not even opened
+        with suppress(OSError):  # a full disk
             self.file.close()
         super().discard()
 
 
-class RowFile(PartFile):
-    """A file of pixels."""
-
-    @abstractmethod
-    def write(self, pixels: np.ndarray) -> None:
-        """Add the next rows."""
-
-
-class PngFile(StreamFile, RowFile):
+class PngFile(StreamFile):
     """PNG of 1, 3 or 4 channels; see `PngWriter`."""
 
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
         with self.writing():
-            self._png = PngWriter(self.file, shape, channels=channels, dtype=np.dtype(dtype))
+            self._png = PngWriter(self.file, shape, channels=channels, dtype=dtype)
 
     def write(self, pixels: np.ndarray) -> None:
         """Add the next rows."""
@@ -114,13 +96,13 @@ class PngFile(StreamFile, RowFile):
         super().close()
 
 
-class NpyFile(StreamFile, RowFile):
+class NpyFile(StreamFile):
     """NumPy's .npy of the shape (H, W, C), for `numpy.load(..., mmap_mode="r")`."""
 
     def __init__(self, path: Path, shape: tuple[int, int], *, channels: int, dtype: np.dtype) -> None:
         super().__init__(path)
-        self._dtype = np.dtype(dtype)
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (*shape, channels)}
+        self._dtype = dtype
+        description = {"descr": dtype.str, "fortran_order": False, "shape": (*shape, channels)}
         with self.writing():
             np.lib.format.write_array_header_1_0(self.file, description)  # type: ignore[no-untyped-call]
 
@@ -130,50 +112,34 @@ class NpyFile(StreamFile, RowFile):
             self.file.write(np.ascontiguousarray(pixels, self._dtype).data)
 
 
-class TiffFile(RowFile):
-    """Tiled, compressed GeoTIFF; half precision for float16, which GDAL hands out as float32.
-
-    Args:
-        path: where it appears.
-        shape: (H, W).
-        channels: C.
-        dtype: uint8, uint16 or float16.
-        place: CRS and transform; None without.
-        nodata: value of pixels without data; None where every pixel has some.
-        colors: colour (R, G, B) of each value of a single channel, as a colour table.
-        names: of the channels.
-
-    Raises:
-        DataError: rasterio is not installed.
-        WriteError: see `RowFile`.
-    """
+class TiffFile(PartFile):
+    """Tiled, compressed GeoTIFF; half precision for float16, which GDAL hands out as float32."""
 
     def __init__(
         self,
         path: Path,
         shape: tuple[int, int],
+        place: Georeference | None,
         *,
         channels: int,
         dtype: np.dtype,
-        place: Georeference | None = None,
-        nodata: float | None = None,
-        colors: dict[int, tuple[int, int, int]] | None = None,
-        names: Sequence[str] = (),
+        nodata: float | None,  # value of pixels without data
+        colors: dict[int, tuple[int, int, int]] | None,  # colour table of a single channel, RGB
+        names: Sequence[str],  # of the channels
     ) -> None:
-        self._rasterio = import_rasterio(f"writing {path.name}")
+        self._rasterio = import_geo("rasterio", f"writing {path.name}")
         super().__init__(path)
         self._shape = shape
-        half = np.dtype(dtype) == np.float16
+        half = dtype == np.float16
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": shape[0], "width": shape[1], "count": channels, "tiled": True,
             "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "bigtiff": "if_safer",
-            "interleave": "pixel" if channels in (3, 4) and not half else "band", "nodata": nodata,
-            "dtype": "float32" if half else np.dtype(dtype).name,
+            "interleave": "band", "nodata": nodata, "dtype": dtype.name,
         }  # fmt: skip
         if half:
-            profile["nbits"] = 16
-        if channels in (3, 4) and not half:
-            profile |= {"photometric": "rgb", "alpha": "yes" if channels == 4 else "no"}
+            profile |= {"dtype": "float32", "nbits": 16}
+        elif channels in (3, 4):
+            profile |= {"interleave": "pixel", "photometric": "rgb", "alpha": "yes" if channels == 4 else "no"}
         self._bands = np.empty((channels, min(_BLOCK, shape[0]), shape[1]), profile["dtype"])  # a row of tiles
         self._top = self._filled = 0  # its first row in the file, and how many it holds
         with self.writing():
@@ -206,9 +172,8 @@ class TiffFile(RowFile):
 
     def discard(self) -> None:
         """Remove what was written."""
-        if hasattr(self, "_file"):
-            with suppress(self._rasterio.errors.RasterioError):
-                self._file.close()
+        with suppress(self._rasterio.errors.RasterioError):
+            self._file.close()
         super().discard()
 
     def _flush(self) -> None:
@@ -228,6 +193,9 @@ class TiffFile(RowFile):
             except errors.RasterioError as error:
                 cause = " ".join(str(error.__cause__ or error).split())
                 raise OSError(None, f"{cause} (the disk may be full)") from error
+
+
+RowFile = PngFile | NpyFile | TiffFile
 
 
 def _is_whole(file: Any, size: int) -> bool:

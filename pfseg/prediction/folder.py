@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,12 @@ RECORD = ".pfseg.json"
 
 @dataclass(frozen=True)
 class Task:
-    """An image and the files that it becomes.
-
-    Attributes:
-        image: the file.
-        size: of the file in bytes.
-        geotiff: whether the maps are GeoTIFFs.
-        targets: the file of each output.
-    """
+    """An image and the files that it becomes."""
 
     image: Path
-    size: int
-    geotiff: bool
-    targets: Mapping[str, Path]
+    size: int  # of the file in bytes
+    geotiff: bool  # whether the maps are GeoTIFFs
+    targets: Mapping[str, Path]  # the file of each output
 
     @property
     def done(self) -> bool:
@@ -41,11 +34,7 @@ class Task:
 
 
 def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
-    """Images that a file, folder or glob pattern stands for; maps that lie among them are left out.
-
-    Args:
-        pattern: file, folder or pattern.
-        output: folder of the maps.
+    """Images that a file, folder or glob pattern stands for, without the maps in `output` below it.
 
     Returns:
         The folder that they lie below, and the images in order.
@@ -58,17 +47,13 @@ def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     if path.is_dir():
         if path.resolve() == output.resolve():
-            raise ConfigError(
-                f"output={output} is the folder of the images: the maps would mix with them; give another"
-            )
+            raise ConfigError(f"output={output} is the folder of the images: give another, so that maps don't mix")
         suffixes = (*PLAIN, *GEOGRAPHIC)
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
-        images = [file for file in files if not file.name.startswith(".") and output not in file.parents]
-        if not images:
-            raise ConfigError(f"input={pattern} holds no images: expected files named *{', *'.join(suffixes)}")
-        return path, images
-    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
-    images = [file for file in files if output not in file.parents]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.name[0] != "."]
+        if images := _images(files, output):
+            return path, images
+        raise ConfigError(f"input={pattern} holds no images: expected files named *{', *'.join(suffixes)}")
+    images = _images(map(Path, glob.glob(str(path), recursive=True)), output)
     if not images:
         problem = "matches no files" if glob.has_magic(pattern) else "does not exist"
         raise ConfigError(
@@ -77,15 +62,14 @@ def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
     return Path(os.path.commonpath([image.parent for image in images])), images
 
 
+def _images(files: Iterable[Path], output: Path) -> list[Path]:
+    return sorted(file for file in files if file.is_file() and output not in file.parents)
+
+
 def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str], form: str) -> list[Task]:
     """Say where each image's maps go: below `output` as the images lie below `root`.
 
-    Args:
-        root: folder of the images.
-        images: files below it.
-        output: folder for the maps.
-        outputs: keys of `pfseg.prediction.maps.SUFFIXES`.
-        form: `png`, `tif`, or `auto` for GeoTIFFs of TIFFs and PNGs of other images.
+    `form` is `png`, `tif`, or `auto` for GeoTIFFs of TIFFs and PNGs of other images.
 
     Raises:
         ConfigError: two images would give one file, or a map would replace an image.
@@ -105,10 +89,7 @@ def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str
 def open_record(output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Record what the maps in `output` are made with, and check that those already there were made with the same.
 
-    Args:
-        output: folder for the maps, made where missing.
-        settings: all that changes the maps, as JSON can hold it.
-        overwrite: take the folder whatever it holds.
+    With `overwrite` the folder is taken whatever it holds.
 
     Raises:
         ConfigError: maps of another network or other settings lie there.

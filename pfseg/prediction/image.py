@@ -1,6 +1,4 @@
-"""Images of any size, read a few rows at a time.
-
-TIFF and other georeferenced files are read through rasterio (extra `geo`), PNG, JPEG and the like by OpenCV.
+"""Images of any size, read a few rows at a time: GeoTIFFs and the like through rasterio, PNG and JPEG by OpenCV.
 
 Shapes: pixels (B, r, W) in the file's type, B bands, r rows; RGB (r, W, 3) uint8; valid (r, W) bool.
 """
@@ -9,8 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,10 @@ _DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where an image lies, to be copied into GeoTIFFs made from it.
+    """Where an image lies, to be copied into GeoTIFFs made from it."""
 
-    Attributes:
-        profile: keywords of `rasterio.open` for writing: `crs` and `transform`, as far as the file has them.
-        gcps: ground control points and their CRS, for files that have them instead of a transform.
-    """
-
-    profile: dict[str, Any] = field(default_factory=dict)
-    gcps: tuple[list[Any], Any] | None = None
-
-    @property
-    def crs(self) -> Any:
-        """The coordinate reference system, None without one."""
-        return self.profile.get("crs")
+    profile: dict[str, Any] = field(default_factory=dict)  # `crs` and `transform` for `rasterio.open`, if there are any
+    gcps: tuple[list[Any], Any] | None = None  # ground control points and their CRS, instead of a transform
 
 
 # Both kinds of files have
@@ -53,20 +42,21 @@ class Georeference:
 #     read(bands, top, bottom): pixels (B, r, W) of the bands, counted from 0
 #     valid(top, bottom): pixels (r, W) bool that hold data; None where all do
 #     sample(bands): pixels (B, h, w) of a thinned-out image, and which of them hold data
-#     palette(): colours (256 or 65536, 3) uint8 of the values of a band of the kind palette
+#     palette: colours (256 or 65536, 3) uint8 of the values of a band of the kind palette
 
 
 class _Plain:
     """PNG, JPEG, BMP, WebP: decoded as a whole, since these formats can't be read in parts."""
 
+    georeference: Georeference | None = None
+    palette = np.empty((0, 3), np.uint8)  # OpenCV turns palettes into colours
+
     def __init__(self, path: Path) -> None:
         pixels = read_channels(path)
         self._pixels = pixels.reshape(*pixels.shape[:2], -1)
         self.shape, self.dtype = (pixels.shape[0], pixels.shape[1]), pixels.dtype
-        self.georeference: Georeference | None = None
-        self.kinds: tuple[str, ...] = {1: ("gray",), 2: ("gray", "alpha"), 3: _COLORS, 4: (*_COLORS, "alpha")}[
-            self._pixels.shape[2]
-        ]
+        colors, alpha = divmod(self._pixels.shape[2] - 1, 2)
+        self.kinds: tuple[str, ...] = (*(_COLORS if colors else ("gray",)), *["alpha"] * alpha)
 
     def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
         return np.moveaxis(self._pixels[top:bottom], 2, 0)[list(bands)]
@@ -80,11 +70,8 @@ class _Plain:
         pixels = self.read(bands, 0, self.shape[0])[:, ::rows, ::columns]
         return pixels, None if valid is None else valid[::rows, ::columns]
 
-    def palette(self) -> np.ndarray:
-        raise AssertionError("OpenCV turns palettes into colours")
-
     def close(self) -> None:
-        self._pixels = np.empty((0, 0, 0), self.dtype)
+        del self._pixels
 
 
 class _Raster:
@@ -95,81 +82,68 @@ class _Raster:
         with _reading(path) as rasterio:
             self._file = rasterio.open(path)
         if not self._file.count:
-            self._file.close()
-            raise DataError(
-                f"{path} holds no bands, only {len(self._file.subdatasets)} subdatasets: export one as a TIFF"
-            )
+            count = len(self._file.subdatasets)
+            raise DataError(f"{path} holds no bands, only {count} subdatasets: export one as a TIFF")
         self.shape: tuple[int, int] = self._file.shape
         self.dtype = np.result_type(*self._file.dtypes)
-        self.georeference: Georeference | None = self._find_place()
-        self.kinds: tuple[str, ...] = tuple(kind.name for kind in self._file.colorinterp)
-        if "palette" not in self.kinds and self.kinds[:2] == ("gray", "undefined") and len(self.kinds) == 3:
-            self.kinds = _COLORS  # three bands of which nothing is said
-        self._masked = any("all_valid" not in {flag.name for flag in flags} for flags in self._file.mask_flag_enums)
-
-    def _find_place(self) -> Georeference:
         points = self._file.gcps
         profile: dict[str, Any] = {"crs": self._file.crs} if self._file.crs else {}
         if not self._file.transform.is_identity:
             profile["transform"] = self._file.transform
-        return Georeference(profile, points if points[0] else None)
+        self.georeference: Georeference | None = Georeference(profile, points if points[0] else None)
+        self.kinds: tuple[str, ...] = tuple(kind.name for kind in self._file.colorinterp)
+        if self.kinds[:2] == ("gray", "undefined") and len(self.kinds) == 3 and self.kinds[2] != "palette":
+            self.kinds = _COLORS  # three bands of which nothing is said
+        self.palette = np.zeros((256 if self.dtype == np.uint8 else 65536, 3), np.uint8)
+        for value, color in self._file.colormap(1).items() if self.kinds[0] == "palette" else ():
+            self.palette[value] = color[:3]
+        self._masked = any("all_valid" not in {flag.name for flag in flags} for flags in self._file.mask_flag_enums)
 
     def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
-        with _reading(self._path) as rasterio:
-            window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
+        with self._window(top, bottom) as window:
             return np.asarray(self._file.read([band + 1 for band in bands], window=window))
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
         if not self._masked:
             return None
-        with _reading(self._path) as rasterio:
-            window = rasterio.windows.Window(0, top, self.shape[1], bottom - top)
+        with self._window(top, bottom) as window:
             return np.asarray(self._file.dataset_mask(window=window)) > 0
 
     def sample(self, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
         rows, columns = (min(side, _SAMPLE_SIDE) for side in self.shape)
         pixels = np.empty((len(bands), rows, columns), self.dtype)
         valid = np.empty((rows, columns), bool) if self._masked else None
-        with _reading(self._path) as rasterio:
-            for y0 in range(0, self.shape[0], _STRIP):
-                y1 = min(y0 + _STRIP, self.shape[0])
-                top, bottom = (-(-y * rows // self.shape[0]) for y in (y0, y1))
-                if top == bottom:
-                    continue
-                part = {"window": rasterio.windows.Window(0, y0, self.shape[1], y1 - y0)}
-                size = (bottom - top, columns)
-                indexes = [band + 1 for band in bands]
-                pixels[:, top:bottom] = self._file.read(indexes, out_shape=(len(bands), *size), **part)
+        for y0 in range(0, self.shape[0], _STRIP):
+            y1 = min(y0 + _STRIP, self.shape[0])
+            top, bottom = (-(-y * rows // self.shape[0]) for y in (y0, y1))
+            if top == bottom:
+                continue
+            with self._window(y0, y1) as window:
+                indexes, size = [band + 1 for band in bands], (bottom - top, columns)
+                pixels[:, top:bottom] = self._file.read(indexes, out_shape=(len(bands), *size), window=window)
                 if valid is not None:
-                    valid[top:bottom] = self._file.dataset_mask(out_shape=(1, *size), **part) > 0
+                    valid[top:bottom] = self._file.dataset_mask(out_shape=(1, *size), window=window) > 0
         return pixels, valid
 
-    def palette(self) -> np.ndarray:
-        table = np.zeros((256 if self.dtype == np.uint8 else 65536, 3), np.uint8)
-        for value, color in self._file.colormap(1).items():
-            table[value] = color[:3]
-        return table
+    @contextmanager
+    def _window(self, top: int, bottom: int) -> Iterator[Any]:
+        with _reading(self._path) as rasterio:
+            yield rasterio.windows.Window(0, top, self.shape[1], bottom - top)
 
     def close(self) -> None:
         self._file.close()
 
 
-class Image:
-    """An open image that gives RGB rows.
+class Image(AbstractContextManager["Image"]):
+    """An open image of `shape` (H, W) that gives RGB rows; `warnings` are oddities for the user.
 
     Args:
         path: the file.
         bands: those that become red, green and blue, counted from 0; None: the file's own red, green and blue.
         stretch: percentiles [low, high] that become black and white in images of more than 8 bits, taken from a
             thinned-out image without its pixels that hold no data; None maps the full range of 16 bits.
-        contrast: standard deviation, in grey levels, that the image gets around its mean, as
-            `pfseg.data.decode.even_contrast` does it; both are taken from the thinned-out image too.
+        contrast: as of `pfseg.data.decode.even_contrast`, with the mean and deviation of the thinned-out image.
         nodata: tell the pixels without data: the file's nodata value, transparent or masked ones.
-
-    Attributes:
-        shape: (H, W).
-        georeference: None for files that can't have one.
-        warnings: oddities for the user.
 
     Raises:
         DataError: unreadable, or the bands or their type don't fit; says what to set.
@@ -187,26 +161,18 @@ class Image:
         self.path, self._nodata = path, nodata
         self.warnings: list[str] = []
         self._file: _Plain | _Raster = _Plain(path) if path.suffix.lower() in PLAIN else _Raster(path)
-        try:
-            self.shape, self.georeference = self._file.shape, self._file.georeference
-            self._bands = _choose_bands(path, self._file.kinds, bands)
-            self._palette = self._file.palette() if self._file.kinds[self._bands[0]] == "palette" else None
-            self._range = self._find_range(stretch)
-            self._table = None if contrast is None else self._find_table(contrast)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Image:
-        """Return the open image."""
-        return self
+        self.shape, self.georeference = self._file.shape, self._file.georeference
+        self._bands = _choose_bands(path, self._file.kinds, bands)
+        self._palette = self._file.palette if self._file.kinds[self._bands[0]] == "palette" else None
+        self._range = self._find_range(stretch)
+        self._table: np.ndarray | None = None  # what becomes of each grey level (256,) uint8
+        if contrast is not None:
+            pixels, valid = self._file.sample(self._bands)
+            rgb = self._rgb(pixels)
+            self._table = contrast_table(rgb if valid is None else rgb.reshape(-1, 3)[valid.ravel()], contrast)
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
         self._file.close()
 
     @property
@@ -215,19 +181,11 @@ class Image:
         return self._nodata and self._file.valid(0, 1) is not None
 
     def read(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows `top` to `bottom`.
-
-        Returns:
-            (r, W, 3) uint8 RGB, and (r, W) bool where there is data, None for everywhere.
-
-        Raises:
-            DataError: a damaged part.
-        """
+        """Rows `top` to `bottom` as RGB, and where they hold data, None for everywhere; raises DataError if damaged."""
         rgb = self._rgb(self._file.read(self._bands, top, bottom))
         if self._table is not None:
             rgb = cv2.LUT(rgb, self._table)
-        valid = self._file.valid(top, bottom) if self._nodata else None
-        return rgb, valid
+        return rgb, self._file.valid(top, bottom) if self._nodata else None
 
     def _rgb(self, pixels: np.ndarray) -> np.ndarray:
         """Bands (B, h, w) as they are stored, as (h, w, 3) uint8."""
@@ -240,12 +198,6 @@ class Image:
             scaled = (pixels - low[:, None, None]) * (255 / np.maximum(high - low, 1e-12))[:, None, None]
             return np.asarray(np.nan_to_num(scaled.round().clip(0, 255)), np.uint8)
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-
-    def _find_table(self, contrast: float) -> np.ndarray:
-        """What becomes of each grey level (256,) uint8."""
-        pixels, valid = self._file.sample(self._bands)
-        rgb = self._rgb(pixels)
-        return contrast_table(rgb if valid is None else rgb.reshape(-1, 3)[valid.ravel()], contrast)
 
     def _find_range(self, stretch: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Values that become 0 and 255, per band; None where the type alone says it."""
@@ -290,7 +242,7 @@ def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None)
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     """rasterio, whose errors name the file; a missing georeference is nothing to warn of."""
-    rasterio = import_rasterio(str(path))
+    rasterio = import_geo("rasterio", str(path))
     try:
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
             yield rasterio
@@ -299,25 +251,19 @@ def _reading(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} cannot be read: {' '.join(str(cause).split())}; copy it again") from error
 
 
-@contextmanager
-def bounded_cache() -> Iterator[None]:
-    """Hold GDAL's cache of decoded blocks small, which otherwise takes 5 % of the machine's memory."""
+def bounded_cache() -> Any:
+    """Context in which GDAL's cache of decoded blocks is small, which else takes 5 % of the machine's memory."""
     try:
-        import rasterio
+        return import_module("rasterio").Env(GDAL_CACHEMAX=_CACHE_BYTES)
     except ImportError:
-        yield
-        return
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
-        yield
+        return nullcontext()
 
 
-def import_rasterio(needed_by: str) -> Any:
-    """rasterio; raises DataError where it isn't installed."""
+def import_geo(package: str, needed_by: object) -> Any:
+    """rasterio, with all that is used of it, or pyogrio; raises DataError where it isn't installed."""
     try:
-        import rasterio
-        import rasterio.features
-        import rasterio.warp
-        import rasterio.windows
+        for part in (".features", ".warp", ".windows") if package == "rasterio" else ():
+            import_module(package + part)
+        return import_module(package)
     except ImportError as error:
-        raise DataError(f"{needed_by} needs rasterio, which is not installed: pip install 'pfseg[geo]'") from error
-    return rasterio
+        raise DataError(f"{needed_by} needs {package}, which is not installed: pip install 'pfseg[geo]'") from error

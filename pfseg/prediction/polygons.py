@@ -9,27 +9,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.errors import DataError
 from pfseg.prediction.files import PartFile, StreamFile
-from pfseg.prediction.image import Georeference, import_rasterio
+from pfseg.prediction.image import Georeference, import_geo
 
 _WGS84 = "EPSG:4326"  # GeoJSON (RFC 7946) knows no other
 _CHUNK = 5000  # polygons that are converted and written at a time
 _DIGITS = 8  # of degrees: a millimetre
 _POLYGON = 3  # in WKB
-
-
-class Area(NamedTuple):
-    """A connected area of one class: polygon as in GeoJSON, class, and the class's id."""
-
-    polygon: dict[str, Any]
-    info: ClassInfo
-    id: int
+Feature = dict[str, Any]  # of GeoJSON
 
 
 def write_polygons(
@@ -48,20 +40,19 @@ def write_polygons(
 
     Returns:
         Warnings for the user.
-
-    Raises:
-        DataError: pyogrio is needed and not installed.
-        WriteError: a file can't be written.
     """
-    rasterio = import_rasterio("polygons")
+    rasterio = import_geo("rasterio", "polygons")
     by_id = dict(zip(class_ids(classes), classes, strict=True))
-    files = [(_GeoPackage if target.suffix == ".gpkg" else _GeoJson)(target, place) for target in targets]
+    crs = place.profile.get("crs") if place else None
+    text = "the image has no CRS, so that the polygons are in its own coordinates"
+    notes = [] if crs else [f"{target}: {text}" for target in targets]
+    files = [(_GeoPackage if target.suffix == ".gpkg" else _GeoJson)(target, crs) for target in targets]
     try:
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
             with rasterio.open(labels) as source:
                 shapes = rasterio.features.shapes(rasterio.band(source, 1), transform=source.transform)
-                areas = (Area(polygon, by_id[int(i)], int(i)) for polygon, i in shapes if int(i) in by_id)
-                while some := list(islice(areas, _CHUNK)):
+                features = (_feature(polygon, by_id[int(i)], int(i)) for polygon, i in shapes if int(i) in by_id)
+                while some := list(islice(features, _CHUNK)):
                     for file in files:
                         file.add(some)
         for file in files:
@@ -70,78 +61,65 @@ def write_polygons(
     finally:
         for file in files:
             file.discard()
-    return [warning for file in files for warning in file.warnings]
+    return notes + [f"{file.path}: {file.note}" for file in files if file.note]
+
+
+def _feature(polygon: dict[str, Any], info: ClassInfo, number: int) -> Feature:
+    properties = {"class": info.name, "id": number, "color": info.hex_color}
+    return {"type": "Feature", "properties": properties, "geometry": polygon}
 
 
 class _GeoJson(StreamFile):
-    """GeoJSON, a feature a line.
+    """GeoJSON, a feature a line."""
 
-    Attributes:
-        warnings: for the user.
-    """
-
-    def __init__(self, path: Path, place: Georeference | None) -> None:
+    def __init__(self, path: Path, crs: Any) -> None:
         super().__init__(path)
-        self._warp = import_rasterio("polygons").warp
-        self._crs, self.warnings = _crs(path, place)
-        if place is not None and self._crs is not None:
-            corner = place.profile["transform"]
-            try:
-                self._warp.transform(self._crs, _WGS84, [corner.c], [corner.f])
-            except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
-                cause = f"its CRS can't be converted ({error})"
-                self.warnings.append(f"{path}: {cause}: the polygons are in the image's coordinates")
-                self._crs = None
-        self._begun = False
-        with self.writing():
-            self.file.write(b'{"type": "FeatureCollection", "features": [')
+        self._warp, self._crs, self.note = import_geo("rasterio", "polygons").warp, crs, ""
+        self._before = '{"type": "FeatureCollection", "features": ['
 
-    def add(self, areas: Sequence[Area]) -> None:
+    def add(self, features: Sequence[Feature]) -> None:
         """Add polygons."""
-        polygons = [area.polygon for area in areas]
+        polygons = [feature["geometry"] for feature in features]
         if self._crs is not None:
-            polygons = self._warp.transform_geom(self._crs, _WGS84, polygons, precision=_DIGITS)
-        for polygon, area in zip(polygons, areas, strict=True):
-            properties = {"class": area.info.name, "id": area.id, "color": area.info.hex_color}
-            feature = {"type": "Feature", "properties": properties, "geometry": polygon}
+            try:
+                polygons = self._warp.transform_geom(self._crs, _WGS84, polygons, precision=_DIGITS)
+            except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
+                if self._before == ",":
+                    raise  # earlier ones are converted
+                self.note = f"its CRS can't be converted ({error}): the polygons are in the image's coordinates"
+                self._crs = None
+        for feature, polygon in zip(features, polygons, strict=True):
             with self.writing():
-                self.file.write(f"{',' if self._begun else ''}\n{json.dumps(feature)}".encode())
-            self._begun = True
+                self.file.write(f"{self._before}\n{json.dumps(feature | {'geometry': polygon})}".encode())
+            self._before = ","
 
     def close(self) -> None:
         """Write the end."""
         with self.writing():
-            self.file.write(b"\n]}\n")
+            self.file.write(f"{self._before.rstrip(',')}\n]}}\n".encode())
         super().close()
 
 
 class _GeoPackage(PartFile):
-    """GeoPackage with one layer, named as the file.
+    """GeoPackage with one layer, named as the file."""
 
-    Attributes:
-        warnings: for the user.
-    """
+    note = ""
 
-    def __init__(self, path: Path, place: Georeference | None) -> None:
+    def __init__(self, path: Path, crs: Any) -> None:
         super().__init__(path, path.suffix)  # GDAL goes by the suffix
-        self._pyogrio, self._begun = import_pyogrio(path), False
-        self._crs, self.warnings = _crs(path, place)
+        self._pyogrio, self._crs, self._begun = import_geo("pyogrio", path), crs, False
         self.discard()  # a journal that a kill left would be played back into the new file
 
-    def add(self, areas: Sequence[Area]) -> None:
+    def add(self, features: Sequence[Feature]) -> None:
         """Add polygons."""
-        fields = {
-            "class": np.array([area.info.name for area in areas], object),
-            "id": np.array([area.id for area in areas], np.int32),
-            "color": np.array([area.info.hex_color for area in areas], object),
-        }
+        kinds = {"class": object, "id": np.int32, "color": object}
         with self.writing(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a missing CRS
             try:
                 self._pyogrio.raw.write(
                     self.part,
-                    np.array([_wkb(area.polygon) for area in areas], object),
-                    list(fields.values()),
-                    list(fields),
+                    np.array([_wkb(feature["geometry"]) for feature in features], object),
+                    [np.array([each["properties"][key] for each in features], kind) for key, kind in kinds.items()],
+                    list(kinds),
                     layer=self.path.stem,
                     driver="GPKG",
                     geometry_type="Polygon",
@@ -163,22 +141,6 @@ class _GeoPackage(PartFile):
         for suffix in ("-journal", "-wal", "-shm"):
             with suppress(OSError):
                 self.part.with_name(self.part.name + suffix).unlink(missing_ok=True)
-
-
-def _crs(path: Path, place: Georeference | None) -> tuple[Any, list[str]]:
-    """Coordinate reference system of an image, None without one, and warnings for the user."""
-    if place and place.crs:
-        return place.crs, []
-    return None, [f"{path}: the image has no CRS, so that the polygons are in its own coordinates"]
-
-
-def import_pyogrio(target: Path) -> Any:
-    """pyogrio; raises DataError where it isn't installed."""
-    try:
-        import pyogrio
-    except ImportError as error:
-        raise DataError(f"{target} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error
-    return pyogrio
 
 
 def _wkb(polygon: dict[str, Any]) -> bytes:

@@ -27,17 +27,19 @@ _READ = 64  # rows of the file at a time
 
 @dataclass
 class Rows:
-    """The next finished rows of an image; they hold until the ones after them are asked for.
+    """The next finished rows of an image; they hold until the ones after them are asked for."""
 
-    Attributes:
-        image: (r, W, 3) uint8 RGB.
-        labels: (r, W) uint8 in [0, K), 255 where the image holds no data.
-        probabilities: (r, W, K) float16, 0 where it holds none; None where they are not wanted.
-    """
+    image: np.ndarray  # (r, W, 3) uint8 RGB
+    labels: np.ndarray  # (r, W) uint8 in [0, K), 255 where the image holds no data
+    probabilities: np.ndarray | None  # (r, W, K) float16, 0 where it holds no data; None where they are not wanted
 
-    image: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray | None
+    def clear(self, valid: np.ndarray | None) -> Rows:
+        """Clear pixels without data; `valid` (r, W) is False there."""
+        if valid is not None:
+            self.labels[~valid] = IGNORE
+            if self.probabilities is not None:
+                self.probabilities[~valid] = 0
+        return self
 
 
 def predict_rows(
@@ -46,13 +48,7 @@ def predict_rows(
     """Predict an image of any size.
 
     Pixels without data go to the network as the mean colour; windows without any data don't go there at all.
-
-    Args:
-        image: the image.
-        sliding: the network in windows of one size.
-        normalise: from pixels to what the network takes.
-        probabilities: whether they are wanted.
-        progress: called with the number of pixels finished since the last call.
+    `progress` is called with the number of pixels finished since the last call.
 
     Yields:
         All rows from the top downwards.
@@ -77,7 +73,7 @@ def predict_rows(
             if kept is not None:
                 kept[:, columns] = np.moveaxis(mean, 0, 2)
             progress(count * (block.x1 - block.x0))
-        yield _without_nodata(Rows(pixels[:count], labels, kept), None if valid is None else valid[:count])
+        yield Rows(pixels[:count], labels, kept).clear(None if valid is None else valid[:count])
 
 
 def predict_resized(
@@ -95,20 +91,11 @@ def predict_resized(
     """
     pixels, valid = image.read(0, image.shape[0])
     small = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_CUBIC)
-    found = sliding.probabilities(_planes(small, None, normalise))
-    found = np.stack([cv2.resize(plane, image.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in found])
-    kept = np.moveaxis(found, 0, 2).astype(np.float16) if probabilities else None
+    planes = sliding.probabilities(_planes(small, None, normalise))
+    planes = np.stack([cv2.resize(plane, image.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in planes])
+    kept = np.moveaxis(planes, 0, 2).astype(np.float16) if probabilities else None
     progress(image.shape[0] * image.shape[1])
-    yield _without_nodata(Rows(pixels, most_probable(found), kept), valid)
-
-
-def _without_nodata(rows: Rows, valid: np.ndarray | None) -> Rows:
-    """Clear labels and probabilities of pixels without data."""
-    if valid is not None:
-        rows.labels[~valid] = IGNORE
-        if rows.probabilities is not None:
-            rows.probabilities[~valid] = 0
-    return rows
+    yield Rows(pixels, most_probable(planes), kept).clear(valid)
 
 
 class _Band:
@@ -117,7 +104,7 @@ class _Band:
     def __init__(self, image: Image, height: int) -> None:
         self._image, self._top, self._bottom = image, 0, 0
         self._pixels = np.empty((height, image.shape[1], 3), np.uint8)
-        self._valid: np.ndarray | None = None
+        self._valid = np.empty((height, image.shape[1]), bool) if image.has_nodata else None
 
     def move(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels (r, W, 3) uint8 and valid (r, W) bool of the rows [top, bottom), none above earlier ones."""
@@ -127,22 +114,15 @@ class _Band:
                 rows[:kept] = rows[step : step + kept]
         for start in range(top + kept, bottom, _READ):
             stop = min(start + _READ, bottom)
-            pixels, valid = self._image.read(start, stop)
-            self._pixels[start - top : stop - top] = pixels
-            if valid is not None:
-                if self._valid is None:
-                    self._valid = np.empty(self._pixels.shape[:2], bool)
+            self._pixels[start - top : stop - top], valid = self._image.read(start, stop)
+            if self._valid is not None:
                 self._valid[start - top : stop - top] = valid
         self._top, self._bottom = top, bottom
         return self._pixels[: bottom - top], None if self._valid is None else self._valid[: bottom - top]
 
 
 def _window_probabilities(
-    row: Sequence[Window],
-    pixels: np.ndarray,
-    valid: np.ndarray | None,
-    sliding: SlidingWindows,
-    normalise: Normalise,
+    row: Sequence[Window], pixels: np.ndarray, valid: np.ndarray | None, sliding: SlidingWindows, normalise: Normalise
 ) -> Iterator[np.ndarray | None]:
     """Probabilities (K, h, w) of each window of a row, None for a window without data."""
     waiting: list[np.ndarray | None] = []

@@ -13,6 +13,7 @@ from pfseg.data.base import ClassInfo, Sample, SegmentationDataset
 from pfseg.engine.evaluator import Evaluator
 from pfseg.errors import DataError
 from pfseg.metrics.boundary import BoundaryScores
+from pfseg.models import SegOutput
 from pfseg.runtime import jt
 
 
@@ -143,3 +144,35 @@ def test_boundary_scores_over_the_images():
 def test_nothing_to_score():
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score; check the split"):
         evaluator(Pictures()).run(Network(), ignore)
+
+
+def red_edges(image: Any) -> SegOutput:
+    """Edges where the red channel is bright."""
+    return SegOutput(image, (image[:, 1:2] * 0, image[:, :1] * 100))
+
+
+def half_red(height: int, width: int) -> np.ndarray:
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, width // 2 :, 0] = 255
+    return image
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        ((64, 96), {"window": (32, 64)}, (32, 64)),
+        ((20, 96), {"window": (32, 64)}, (20, 64)),
+        ((40, 50), {"window": None}, (40, 50)),
+        ((20, 50), {"window": None, "min_size": 64}, (20, 50)),
+        ((64, 96), {"window": (32, 32), "scale": 0.5}, (64, 64)),
+    ],
+)
+def test_edges_of_the_first_window(size: tuple[int, int], options: dict[str, Any], expected: tuple[int, int]):
+    found = evaluator(Pictures(), **options).edges(red_edges, half_red(*size))
+    assert found is not None and found.shape == expected and found.dtype == np.uint8
+    middle = size[1] // 2
+    assert (found[:, : middle - 1] == 0).all() and (found[:, middle + 1 :] == 255).all()
+
+
+def test_a_network_without_edges_has_none():
+    assert evaluator(Pictures(), window=(32, 32)).edges(lambda image: SegOutput(image), half_red(32, 32)) is None

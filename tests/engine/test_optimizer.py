@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from pfseg.config import run_settings
-from pfseg.engine.optimizer import build_optimizer, export_optimizer, load_optimizer, scale_lr
+from pfseg.engine.optimizer import (
+    WeightAverage,
+    build_optimizer,
+    export_optimizer,
+    gradient_norms,
+    load_optimizer,
+    scale_lr,
+)
 from pfseg.errors import CheckpointError
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
+from pfseg.weights.transfer import export_weights
 
 
 def network():
@@ -52,3 +60,43 @@ def test_another_optimizer():
 def test_learning_rate_follows_the_global_batch():
     rates = [scale_lr(sgd(scale_lr=rule), 64) for rule in ("none", "linear", "sqrt")]
     assert rates == pytest.approx([0.1, 0.4, 0.2])
+
+
+def test_the_average_forgets_the_first_weights_fast():
+    model = jt.nn.Sequential(jt.nn.Conv(3, 2, 1))
+    start = export_weights(model)["0.weight"]
+    average = WeightAverage(model, decay=0.5)
+    model[0].weight.assign(jt.array(start + 1))
+    average.update(model, step=0)  # keeps 1 / 10
+    np.testing.assert_allclose(average.export()["0.weight"], start + 0.9, rtol=1e-5)
+    average.update(model, step=98)  # keeps 0.5: 99 / 108 is more
+    np.testing.assert_allclose(average.export()["0.weight"], start + 0.95, rtol=1e-5)
+    average.load(average.export() | {"0.weight": start})
+    np.testing.assert_array_equal(average.export()["0.weight"], start)
+
+
+class Two(jt.nn.Module):
+    """Two parts, and a parameter that doesn't learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = jt.nn.Linear(3, 4), jt.nn.Linear(4, 1)
+        self.fixed = jt.array([9.0]).stop_grad()
+
+    def execute(self, x: Any) -> Any:
+        return self.second(self.first(x) * self.fixed)
+
+
+def test_gradient_norms_of_all_and_of_each_part():
+    model = Two()
+    optimizer = jt.optim.SGD(model.parameters(), 0.1)
+    x = jt.array(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32))
+    for _ in range(2):  # gradients of two batches add up
+        optimizer.backward(model(x).sqr().sum())
+    names, values = gradient_norms(model, optimizer)
+    weights = [model.first.weight, model.first.bias, model.second.weight, model.second.bias]
+    gradients = [2 * g.numpy().astype(np.float64) for g in jt.grad(model(x).sqr().sum(), weights)]
+    squares = [float((g**2).sum()) for g in gradients]
+    first, second = squares[0] + squares[1], squares[2] + squares[3]
+    assert names == ["grad_norm", "grad_norm/first", "grad_norm/second"]
+    assert values.numpy() == pytest.approx(np.sqrt([first + second, first, second]), rel=1e-5)

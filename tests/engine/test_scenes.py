@@ -17,8 +17,7 @@ from pfseg.config.data_settings import FolderData
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.preparation.places import Place, scene_order, scene_places
 from pfseg.data.tiling import Window
-from pfseg.engine.evaluator import BlendingEvaluator, Evaluator
-from pfseg.engine.scenes import SceneEvaluator
+from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.errors import DataError
 from pfseg.inference.views import Flips

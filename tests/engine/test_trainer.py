@@ -86,7 +86,7 @@ def make(
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
     sgd = {"name": "sgd", "lr": 0.1, "scale_lr": "none", "reference_batch": 16, "momentum": 0.9, "weight_decay": 0.0}
-    standard = standard_hooks(chosen, model=model, evaluator=Scores(*right), classes=CLASSES, stop=stop)
+    standard = standard_hooks(Scores(*right), CLASSES, stop)
     return Trainer(
         settings=chosen,
         model=model,

@@ -8,7 +8,7 @@ from numpy_networks import sliding
 
 from pfseg.data.tiling import Window
 from pfseg.inference.blending import Blender, blend_weights
-from pfseg.inference.windows import WindowGrid
+from pfseg.inference.sliding import WindowGrid
 
 
 def test_two_windows_blended_by_hand():

@@ -7,8 +7,9 @@ import pytest
 from numpy_networks import Recorder, image, pixelwise, sliding
 
 from pfseg.data.tiling import Window
+from pfseg.inference.blending import window_rows
+from pfseg.inference.sliding import WindowGrid
 from pfseg.inference.views import softmax
-from pfseg.inference.windows import WindowGrid, window_rows
 
 
 @pytest.mark.parametrize(("stride", "min_size", "expected"), [(32, 1, (64, 96)), (1, 1, (33, 70)), (32, 80, (80, 96))])
