@@ -18,7 +18,7 @@ from pfseg.config.check import checked
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import Dataset, FolderData
-from pfseg.config.model_settings import Model, PFNet
+from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Settings, Target
 from pfseg.data.archives.folders import find_in_folders
@@ -169,7 +169,7 @@ def load_initial(model: Any, settings: Model) -> str:
     if settings.init:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
-        backbone = locate(cast(PFNet, settings).backbone.target)
+        backbone = locate(cast(PFNetSettings, settings).backbone.target)
         path = on_every_rank(Path(settings.pretrained))
         return load_backbone(model, path, getattr(backbone, "rename_pretrained", None))
     return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"

@@ -13,7 +13,7 @@ from pfseg.errors import ConfigError
 Gpus = Literal["auto"] | int | list[int]
 
 
-class Settings(Protocol):
+class JobSettings(Protocol):
     """What the settings of a job say about devices of each host, ranks, and how these are started."""
 
     @property
@@ -67,7 +67,7 @@ def choose_gpus(gpus: Gpus) -> list[str]:
     return [visible[index] for index in wanted]
 
 
-def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
+def plan_ranks(settings: JobSettings) -> tuple[int, list[str]]:
     """Work out how many ranks a job has on all hosts, and the names of the GPUs that those of this host share.
 
     `ranks=auto` means one per GPU used, on a CPU one, or one per SLURM task.
@@ -93,7 +93,7 @@ def plan_ranks(settings: Settings) -> tuple[int, list[str]]:
     return ranks, chosen
 
 
-def plan_nodes(settings: Settings) -> Nodes:
+def plan_nodes(settings: JobSettings) -> Nodes:
     """Work out on which hosts the ranks of `plan_ranks` run; raises ConfigError for a wrong `launch.hosts`."""
     interface = getattr(settings.launch, "interface", None)
     if not (given := getattr(settings.launch, "hosts", None)):

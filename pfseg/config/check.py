@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
 from pfseg.config.data_settings import Dataset
-from pfseg.config.model_settings import Model, PFNet
+from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
@@ -114,7 +114,7 @@ def _check_samples(settings: TrainBase) -> None:
 
 def smallest_side(model: Model) -> int:
     """Least number of pixels per side that a network takes."""
-    if not isinstance(model, PFNet):
+    if not isinstance(model, PFNetSettings):
         return 1
     return 64 if model.variant == "pytorch" else 32 * max(model.salient_pool, model.edge_pool)
 

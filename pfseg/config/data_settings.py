@@ -90,7 +90,7 @@ DatasetSettings: TypeAlias = Annotated[
 ]
 
 
-class Augment(Settings):
+class AugmentSettings(Settings):
     """Joint augmentation of image and mask."""
 
     target: Literal["pfseg.data.transforms.Augment"] = Field(alias="_target_", description="class of the augmentation")
@@ -108,7 +108,7 @@ class Augment(Settings):
     cutmix: t.Share = setting("share of samples that get a rectangle of another one")
 
 
-AugmentSettings: TypeAlias = Annotated[
-    Annotated[Augment, Tag("pfseg.data.transforms.Augment")] | Annotated[Target, Tag(CUSTOM)],
+AnyAugment: TypeAlias = Annotated[
+    Annotated[AugmentSettings, Tag("pfseg.data.transforms.Augment")] | Annotated[Target, Tag(CUSTOM)],
     by_target("pfseg.data.transforms.Augment"),
 ]

@@ -10,14 +10,14 @@ from pfseg.config import types as t
 from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
 
 
-class ResNet(Settings):
+class ResNetSettings(Settings):
     """ResNet with a deep stem."""
 
     target: Literal["pfseg.models.resnet.ResNet"] = Field(alias="_target_", description="class of the backbone")
     depth: Literal[18, 50, 101] = setting("number of layers")
 
 
-class Res2Net(Settings):
+class Res2NetSettings(Settings):
     """Res2Net 26w x 4s."""
 
     target: Literal["pfseg.models.res2net.Res2Net"] = Field(alias="_target_", description="class of the backbone")
@@ -25,8 +25,8 @@ class Res2Net(Settings):
 
 
 Backbone: TypeAlias = Annotated[
-    Annotated[ResNet, Tag("pfseg.models.resnet.ResNet")]
-    | Annotated[Res2Net, Tag("pfseg.models.res2net.Res2Net")]
+    Annotated[ResNetSettings, Tag("pfseg.models.resnet.ResNet")]
+    | Annotated[Res2NetSettings, Tag("pfseg.models.res2net.Res2Net")]
     | Annotated[Target, Tag(CUSTOM)],
     by_target("pfseg.models.resnet.ResNet", "pfseg.models.res2net.Res2Net"),
 ]
@@ -42,7 +42,7 @@ class Model(Settings, extra="allow"):
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 
-class PFNet(Model, extra="forbid"):
+class PFNetSettings(Model, extra="forbid"):
     """PFNet (Li et al., CVPR 2021)."""
 
     variant: t.Variant = setting("family of published checkpoints that the network equals")
@@ -57,7 +57,7 @@ class PFNet(Model, extra="forbid"):
 
 
 ModelSettings: TypeAlias = Annotated[
-    Annotated[PFNet, Tag("pfseg.models.pfnet.PFNet")] | Annotated[Model, Tag(CUSTOM)],
+    Annotated[PFNetSettings, Tag("pfseg.models.pfnet.PFNet")] | Annotated[Model, Tag(CUSTOM)],
     by_target("pfseg.models.pfnet.PFNet"),
 ]
 
@@ -88,7 +88,7 @@ Segmentation: TypeAlias = Annotated[
 ]
 
 
-class PFNetLoss(Settings):
+class PFNetLossSettings(Settings):
     """Segmentation loss, and the edge loss of the three levels."""
 
     target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
@@ -106,6 +106,6 @@ class PFNetLoss(Settings):
 
 
 LossSettings: TypeAlias = Annotated[
-    Annotated[PFNetLoss, Tag("pfseg.losses.PFNetLoss")] | Annotated[Target, Tag(CUSTOM)],
+    Annotated[PFNetLossSettings, Tag("pfseg.losses.PFNetLoss")] | Annotated[Target, Tag(CUSTOM)],
     by_target("pfseg.losses.PFNetLoss"),
 ]

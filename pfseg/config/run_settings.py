@@ -10,7 +10,7 @@ from pfseg.config import types as t
 from pfseg.config.settings import Settings, Target, setting
 
 
-class Trainer(Settings):
+class TrainerSettings(Settings):
     """How long to train, and what happens around the steps."""
 
     max_epochs: t.Count | None = setting("epochs to train; the run ends with the first of max_epochs and max_steps")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 from pfseg.config import types as t
-from pfseg.config.data_settings import AugmentSettings, DatasetSettings
+from pfseg.config.data_settings import AnyAugment, DatasetSettings
 from pfseg.config.model_settings import LossSettings, ModelSettings
-from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, Trainer
+from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, TrainerSettings
 from pfseg.config.settings import Settings, Target, setting
 
 
@@ -32,13 +32,13 @@ class TrainBase(Job):
     batch_size: t.Count = setting("images per rank and batch; the global batch is batch_size * ranks * accumulate")
     resume: str | None = setting("run folder to continue; all of its settings are taken over")
     pruner: Target | None = setting("Optuna pruner that ends bad trials early; see conf/hparams_search")
-    trainer: Trainer
+    trainer: TrainerSettings
     dataset: DatasetSettings
     model: ModelSettings
     loss: LossSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
-    augment: AugmentSettings
+    augment: AnyAugment
 
 
 class Train(TrainBase):

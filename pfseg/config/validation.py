@@ -16,7 +16,7 @@ from pydantic import Tag, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from typing_extensions import Doc
 
-from pfseg.config.data_settings import AugmentSettings, DatasetSettings
+from pfseg.config.data_settings import AnyAugment, DatasetSettings
 from pfseg.config.model_settings import Backbone, LossSettings, ModelSettings, Segmentation
 from pfseg.config.run_settings import Loggers
 from pfseg.config.settings import CUSTOM, KindOf, Settings
@@ -207,7 +207,7 @@ def _check_targets(settings: Settings, key: str) -> None:
 @cache
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
-    groups = (DatasetSettings, AugmentSettings, ModelSettings, Backbone, LossSettings, Segmentation)
+    groups = (DatasetSettings, AnyAugment, ModelSettings, Backbone, LossSettings, Segmentation)
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
 
 

@@ -57,7 +57,7 @@ class TrainingState:
         return best
 
 
-def total_steps(settings: run_settings.Trainer, steps_per_epoch: int) -> int:
+def total_steps(settings: run_settings.TrainerSettings, steps_per_epoch: int) -> int:
     """Steps of the whole run: `max_epochs` or `max_steps`, whichever ends first."""
     limits = [settings.max_steps, settings.max_epochs and settings.max_epochs * steps_per_epoch]
     return min(limit for limit in limits if limit is not None)
@@ -93,7 +93,7 @@ class Hook:
 class Trainer:
     """Trains a network."""
 
-    settings: run_settings.Trainer
+    settings: run_settings.TrainerSettings
     model: SegmentationNetwork
     loss: Callable[..., dict[str, Var]]  # (output, batch) -> named terms, as `pfseg.losses.PFNetLoss`
     optimizer: Optimizer

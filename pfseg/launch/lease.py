@@ -15,14 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pfseg.devices import Settings, plan_ranks, visible_gpus
+from pfseg.devices import JobSettings, plan_ranks, visible_gpus
 from pfseg.files import lock
 
 _LOOK_SECONDS = 0.2  # between looks at what has become free
 
 
 @contextmanager
-def lease(settings: Settings, launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
+def lease(settings: JobSettings, launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
     """Hold what a job uses, and leave it in the environment for the job's ranks.
 
     With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs

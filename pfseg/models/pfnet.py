@@ -94,7 +94,7 @@ class PFNetHead(Head):
 class PFNet(SegmentationNetwork):
     """PFNet on any backbone, with the published names of weights (`layer0` .. `layer4`, `head.*`).
 
-    See `pfseg.config.model_settings.PFNet` for the settings. A checkpoint of the variant `pytorch` (official
+    See `pfseg.config.model_settings.PFNetSettings` for the settings. A checkpoint of the variant `pytorch` (official
     repository) loads into `jittor` (Jittor port), which pools differently, without complaint and scores badly. Raises
     ValueError for another variant.
     """

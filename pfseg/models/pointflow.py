@@ -31,7 +31,7 @@ class PointMatcher(jt.nn.Module):
 
 
 class PointFlow(jt.nn.Module):
-    """Dual point matching and flow between two neighbouring pyramid levels; for settings see `model_settings.PFNet`.
+    """Dual point matching and flow between two neighbouring pyramid levels; see `PFNetSettings`.
 
     The boundary points, H*W at most, are the largest of the edge logits; 0 leaves their flow out, not the edge map. The
     salient points are the maxima of the certainty in `salient_pool`² cells; 0 leaves their flow out.

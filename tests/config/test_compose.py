@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pfseg.commands.app import main
 from pfseg.config.check import check, find_checkpoint
 from pfseg.config.compose import compose, config_dir, run_folder
-from pfseg.config.data_settings import Augment, FolderData, SyntheticData
+from pfseg.config.data_settings import AugmentSettings, FolderData, SyntheticData
 from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
 from pfseg.errors import ConfigError
@@ -115,7 +115,7 @@ def test_schemas_name_what_the_constructors_take():
     def names(schema: type[Settings]) -> set[str]:
         return set(schema.model_fields) - {"target"}
 
-    assert set(inspect.signature(AugmentClass).parameters) == names(Augment)
+    assert set(inspect.signature(AugmentClass).parameters) == names(AugmentSettings)
     assert set(inspect.signature(FolderDataset).parameters) - {"split"} <= names(FolderData)
     assert set(inspect.signature(SyntheticDataset).parameters) - {"split"} <= names(SyntheticData)
 

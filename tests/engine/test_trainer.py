@@ -70,11 +70,11 @@ class Scores(Evaluator):
         return evaluation
 
 
-def settings(**changes: Any) -> run_settings.Trainer:
+def settings(**changes: Any) -> run_settings.TrainerSettings:
     plain: dict[str, Any] = {"max_epochs": 2, "max_steps": None, "log_every": 1, "val_every": 1, "accumulate": 1}
     plain |= {"clip_grad": None, "freeze_bn": False, "sync_bn": True, "ema": None, "bn_batches": 0, "early_stop": None}
     plain |= {"num_samples": 0, "workers": 0, "save_every": None, "max_time": None, "log_grad_norm": False}
-    return run_settings.Trainer(**plain | changes)
+    return run_settings.TrainerSettings(**plain | changes)
 
 
 def loss(output: SegOutput, batch: dict[str, Any]) -> dict[str, Any]:
