@@ -360,7 +360,7 @@ def test_the_output_is_a_file(predict, tmp_path):
         (["outputs=[]"], r"outputs=\[\] writes nothing: name one or more"),
         (["resize=64", "window=64"], r"resize and window are both set"),
         (["overlap=1"], r"overlap=1: expected a number of at least 0 and below 1"),
-        (["stretch=[98,2]"], r"stretch=\[98.0, 2.0\] is not \[low, high\]"),
+        (["stretch=[98,2]"], r"stretch=\[98, 2\]: expected \[low, high\] with low < high"),
         (["scales=[]"], r"scales=\[\]: expected one or more numbers above 0"),
         (["checkpoint=weights.pth"], r"checkpoint=weights.pth does not exist"),
     ],
