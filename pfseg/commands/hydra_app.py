@@ -198,4 +198,5 @@ def _keep_failure(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(text.rstrip(), file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text.rstrip()}\n")
+    sys.stderr.flush()
