@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from pfseg.config.check import check
 from pfseg.config.compose import FAULTS, VERSION_BASE, compose, config_dir, explain, prepare_hydra, quote
@@ -104,7 +105,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], argparse.Nam
     for name in ("--config-path", "-cp"):  # Hydra takes it from the folder of this file
         if name in flags:
             del flags[flags.index(name) : flags.index(name) + 2]
-    return flags, args.rest, args
+    return [text for text in flags if not text.startswith("--config-path=")], args.rest, args
 
 
 def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[str]:
@@ -133,9 +134,9 @@ def _task(command: str, checked: list[Settings], failures: list[Exception], reru
         work = cast(Run, import_module(f"pfseg.commands.{command}").run)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return _sweep_job(work, cfg)
+        if rerun:
+            _take_new_folder()
         try:
-            if rerun:
-                _take_new_folder()
             return work(checked[0] if checked else check(cfg))
         except Exception as error:
             _keep_failure(error)
@@ -179,11 +180,11 @@ class KeepSettings(Callback):
 def _take_new_folder() -> None:
     """Give a repeated run a folder of its own, beside that of the run."""
     config = cast(DictConfig, HydraConfig.instance().cfg)
-    with read_write(config), open_dict(config):
-        old = Path(config.hydra.runtime.output_dir)
-        new = old.with_name(f"{old.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")
+    old = Path(config.hydra.runtime.output_dir)
+    new = old.with_name(f"{old.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")
+    with read_write(config.hydra):
         config.hydra.runtime.output_dir = str(new)
-    new.mkdir(parents=True)
+    shutil.copytree(old / config.hydra.output_subdir, new / config.hydra.output_subdir)  # to resume and reproduce it
 
 
 def _keep_failure(error: Exception) -> str:

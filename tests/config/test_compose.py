@@ -372,6 +372,18 @@ def test_a_run_is_resumed_in_its_folder(tmp_path: Path):
     assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == saved
 
 
+def test_a_run_is_repeated_in_a_new_folder(tmp_path: Path):
+    """By Hydra's --experimental-rerun, with the settings of then; the run itself is left as it is."""
+    folder = Path(command(tmp_path, "name=first", "seed=5").stdout)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    done = command(tmp_path, "--experimental-rerun", str(folder / ".hydra" / "config.pickle"))
+    again = Path(done.stdout)
+    assert done.returncode == 0 and again.parent == folder.parent and again.name.startswith(f"{folder.name}-again-")
+    assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert list(OmegaConf.load(again / ".hydra" / "overrides.yaml")) == ["name=first", "seed=5"]
+    assert command(tmp_path, "--experimental-rerun", str(folder / "x"), "seed=3").returncode == 2
+
+
 def test_other_errors_keep_their_traceback(tmp_path: Path):
     done = command(tmp_path, "seed=13")
     assert done.returncode == 1
