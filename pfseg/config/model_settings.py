@@ -76,7 +76,7 @@ class Relaxed(Settings):
     """Boundary label relaxation."""
 
     target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(alias="_target_", description="class")
-    until_epoch: t.Natural | None = setting("epoch from which labels are taken as they are; null: never")
+    until_epoch: t.Natural | None = setting("epoch from which labels are used unrelaxed; null: never")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
 
 

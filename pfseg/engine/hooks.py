@@ -133,7 +133,7 @@ class LoaderWarnings(Hook):
 
 
 class Stop(Hook):
-    """Ends the run on every rank once one is told to, without a validation, or after `max_time`, with a validation."""
+    """Ends the run on every rank: without a validation on a stop signal to any of them, with one after `max_time`."""
 
     def __init__(self, told: Callable[[], bool]) -> None:
         self._told, self._start = told, time.monotonic()

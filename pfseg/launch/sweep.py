@@ -1,7 +1,7 @@
 """What a sweep (`-m`) leaves besides its jobs: a table of them, `multirun.csv`, and one exit code.
 
-A sweep that is told to stop ends its running jobs as a single run ends, starts no further ones, and sums up those that
-ran. The file `.stopped` in its folder, with the exit code, tells the jobs and the sweep's driver.
+A sweep that receives a stop signal ends its running jobs as a single run ends, starts no further ones, and summarises
+those that ran. The file `.stopped` in its folder, with the exit code, tells the jobs and the sweep's driver.
 """
 
 from __future__ import annotations

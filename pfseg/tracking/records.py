@@ -65,7 +65,7 @@ class RecordWriter:
             raise cannot_write(path, error) from error
 
     def write(self, event: str, *, step: int, epoch: int, **fields: Any) -> None:
-        """Append one row; NumPy and Jittor scalars are taken as numbers."""
+        """Append one row; NumPy and Jittor scalars become numbers."""
         row = {"event": event, "step": int(step), "epoch": int(epoch), "time": round(time.time(), 3), **fields}
         line = (json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode()
         try:
