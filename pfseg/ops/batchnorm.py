@@ -7,7 +7,7 @@ float32; everything per channel (C,).
 
 from __future__ import annotations
 
-from pfseg.ops import header
+from pfseg.ops import header, kernels, maps
 from pfseg.runtime import Var, jt, world_size
 
 _PLANES = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"  # N, C, L
@@ -60,6 +60,56 @@ class _Normalise(jt.Function):
         return x_grad, weight_grad, bias_grad
 
 
+class _NormaliseMaps(jt.Function):
+    """Normalisation on the GPU kernels, by `moments` if given, else by the batch's; returns (y, mean, biased variance).
+
+    The inputs are maps x (N, H, W, C), weight, bias (C,), and maps to add before the ReLU, if any.
+    """
+
+    def __init__(self, eps: float, relu: bool, sync: bool, moments: tuple[Var, Var] | None) -> None:
+        self.eps, self.sync, self.moments = eps, sync, moments
+        self.flags = {"relu": relu}
+
+    def execute(self, x: Var, weight: Var, bias: Var, residual: Var | None = None) -> tuple[Var, Var, Var]:
+        mean, var = self.moments or _sums("batchnorm_moments", [x])
+        if self.sync and self.moments is None:
+            # Every rank has equally many values: batches are whole.
+            own, mean = mean, mean.mpi_all_reduce("mean")
+            var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
+        self.inverse = 1.0 / jt.sqrt(var + self.eps)
+        self.flags["residual"] = residual is not None
+        self.inputs = [mean, weight * self.inverse, bias]
+        more = [] if residual is None else [residual]
+        (y,) = kernels.run("batchnorm_normalise", [(x.shape, x.dtype)], [x, *self.inputs, *more], **self.flags)
+        self.x, self.y = x, [] if residual is None else [y]
+        return y, mean, var
+
+    def grad(self, upstream: Var, _mean: Var, _var: Var) -> tuple[Var, ...]:
+        x = self.x
+        total, product = _sums("batchnorm_gradient_sums", [x, upstream, *self.inputs, *self.y], **self.flags)
+        gradients = [product * self.inverse, total]
+        if self.moments is None:
+            if self.sync:
+                sums = jt.concat([total, product]).mpi_all_reduce("mean")
+                total, product = sums[: x.shape[3]], sums[x.shape[3] :]
+            count = x.shape[0] * x.shape[1] * x.shape[2]
+            means = [total / count, product * self.inverse * self.inverse / count]
+        else:
+            means = [jt.zeros_like(total)] * 2
+        outputs = [(x.shape, x.dtype)] * (1 + len(self.y))
+        inputs = [x, upstream, *self.inputs, *means, *self.y]
+        x_gradient, *residual = kernels.run("batchnorm_gradient", outputs, inputs, **self.flags)
+        return x_gradient, *gradients, *residual
+
+
+def _sums(function: str, inputs: list[Var], **flags: bool) -> tuple[Var, Var]:
+    """Two values per channel (C,) of maps (N, H, W, C), the first input."""
+    c = inputs[0].shape[3]
+    scratch = 1024 * c + 1024  # 2 floats for each channel and part, of which there are up to 512, and counters
+    first, second, _ = kernels.run(function, [((c,), "float32")] * 2 + [((scratch,), "float32")], inputs, **flags)
+    return first, second
+
+
 class BatchNorm2d(jt.nn.Module):
     """Batch normalisation over (N, C, H, W) float32 as PyTorch defines it.
 
@@ -102,6 +152,9 @@ class BatchNorm2d(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Normalise (N, C, H, W); with `relu` negative results become 0."""
+        if kernels.active():
+            maps_x, back = maps.enter(x)
+            return back(self._normalise_maps(maps_x, None, self.relu))
         if self.folded:
             return jt.maximum(x, 0.0) if self.relu else x
         if self.frozen or not self.is_training():
@@ -110,26 +163,32 @@ class BatchNorm2d(jt.nn.Module):
             y = x * scale.broadcast(x, [0, 2, 3]) + shift.broadcast(x, [0, 2, 3])
             return jt.maximum(y, 0.0) if self.relu else y
         sync = self.sync and world_size() > 1
-        if jt.flags.use_cuda:
-            y, mean, var = self._normalise_plain(x, sync)
-        else:
-            y, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
+        y, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
         self._track(mean, var, x.shape[0] * x.shape[2] * x.shape[3] * (world_size() if sync else 1))
         return y
 
-    def _normalise_plain(self, x: Var, sync: bool) -> tuple[Var, Var, Var]:
-        """The same in Jittor's own operators, for GPUs."""
-        dims = [0, 2, 3]
-        mean = x.mean(dims)
-        if sync:
-            mean = mean.mpi_all_reduce("mean")
-        centred = x - mean.broadcast(x, dims)
-        var = (centred * centred).mean(dims)
-        if sync:
-            var = var.mpi_all_reduce("mean")
-        scale = self.weight / jt.sqrt(var + self.eps)
-        y = centred * scale.broadcast(x, dims) + self.bias.broadcast(x, dims)
-        return (jt.maximum(y, 0.0) if self.relu else y), mean, var
+    def add_relu(self, x: Var, shortcut: Var) -> Var:
+        """max(the normalised x + shortcut, 0), both (N, C, H, W)."""
+        if maps.is_last():
+            return self._normalise_maps(x, shortcut, relu=True)
+        y: Var = jt.maximum(self(x) + shortcut, 0.0)
+        return y
+
+    def _normalise_maps(self, x: Var, residual: Var | None, relu: bool) -> Var:
+        """The same on the GPU kernels, of maps (N, H, W, C)."""
+        if self.folded:
+            if residual is not None:
+                return maps.add_relu(x, residual)
+            return jt.maximum(x, 0.0) if relu else x
+        moments = None
+        if self.frozen or not self.is_training():
+            moments = (self.running_mean, self.running_var)
+        sync = self.sync and world_size() > 1
+        inputs = [x, self.weight, self.bias] if residual is None else [x, self.weight, self.bias, residual]
+        y, mean, var = _NormaliseMaps(self.eps, relu, sync, moments)(*inputs)
+        if moments is None:
+            self._track(mean, var, x.shape[0] * x.shape[1] * x.shape[2] * (world_size() if sync else 1))
+        return y
 
     def _track(self, mean: Var, var: Var, count: int) -> None:
         self.batches_seen += 1

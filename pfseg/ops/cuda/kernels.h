@@ -1,0 +1,49 @@
+// What Jittor's operators call of the library of GPU kernels; compiled into each of them, so kept small.
+//
+// Each function takes arrays on the device, writes to arrays on the device, and queues its work on CUDA's default stream.
+// Maps are (N, H, W, C), channels last, of the type that the network computes in; all else is float32 or int32.
+// Throws std::runtime_error for a failed call of CUDA and for arrays that a kernel does not take.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+
+namespace pfseg {
+
+enum class Type { float32, bfloat16, float16, int32, uint8 };
+
+struct Array {
+    void* data;
+    Type type;
+    int dims;
+    int64_t shape[6];
+
+    int64_t size() const {
+        int64_t product = 1;
+        for (int i = 0; i < dims; i++) product *= shape[i];
+        return product;
+    }
+};
+
+using Options = std::unordered_map<std::string, double>;
+
+// Each is `void name(const Array* in, const Array* out, const Options& options)`; the .cu file that defines it says what
+// it takes.
+#define PFSEG_KERNELS(declare) \
+    declare(maps_to_last) \
+    declare(maps_to_first) \
+    declare(maps_join) \
+    declare(maps_split) \
+    declare(maps_add_relu) \
+    declare(maps_modulate) \
+    declare(maps_modulate_gradient) \
+    declare(batchnorm_moments) \
+    declare(batchnorm_normalise) \
+    declare(batchnorm_gradient_sums) \
+    declare(batchnorm_gradient)
+
+#define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
+PFSEG_KERNELS(PFSEG_DECLARE)
+#undef PFSEG_DECLARE
+
+}  // namespace pfseg

@@ -1,0 +1,111 @@
+"""The library of GPU kernels (`cuda/`): compiled once per environment, and called from Jittor's operators.
+
+On a GPU the network's maps are (N, H, W, C), channels last, of `dtype()`; see `pfseg.ops.maps`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from pfseg.errors import PfsegError
+from pfseg.files import PART, lock
+from pfseg.runtime import Var, jt
+
+SOURCES = Path(__file__).with_name("cuda")
+Output = tuple[Sequence[int], str]  # shape and type
+
+_DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_state = {"precision": "fp32", "emulated": ""}
+
+
+class KernelError(PfsegError):
+    """The kernels can't be compiled."""
+
+
+def active() -> bool:
+    """Whether the network runs on these kernels: on a GPU, and in tests that emulate one."""
+    return bool(jt.flags.use_cuda or _state["emulated"])
+
+
+def precision() -> str:
+    """What the network computes in: fp32, tf32 (products of 10 bits of mantissa), bf16 or fp16."""
+    return _state["precision"]
+
+
+def set_precision(precision: str) -> None:
+    """Choose what the network computes in."""
+    _state["precision"] = precision
+
+
+def dtype() -> str:
+    """Type of the network's maps."""
+    return _DTYPES[_state["precision"]]
+
+
+def emulate(library: Path | None) -> None:
+    """Run the kernels on the processor, from a library compiled for it (in tests); None ends that."""
+    _state["emulated"] = str(library or "")
+
+
+def run(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **options: float) -> list[Var]:
+    """Call a function of the library (see `cuda/kernels.h`) with the inputs; gives the outputs."""
+    ins = ", ".join(f"pfseg::array(in{i})" for i in range(len(inputs)))
+    outs = ", ".join(f"pfseg::array(out{i})" for i in range(len(outputs)))
+    code = f"pfseg::Array ins[] = {{{ins}}}, outs[] = {{{outs}}}; pfseg::{function}(ins, outs, data);"
+    kind = "cpu" if _state["emulated"] else "cuda"
+    variables: list[Var] = jt.code(
+        [tuple(shape) for shape, _ in outputs],
+        [dtype for _, dtype in outputs],
+        list(inputs),
+        data={name: float(value) for name, value in options.items()},
+        **{f"{kind}_src": code, f"{kind}_header": '#include "call.h"'},
+    )
+    variables[-1].compile_options = _link(_state["emulated"] or str(_library()))
+    return variables
+
+
+@cache
+def _link(library: str) -> dict[str, int]:
+    folder, name = os.path.split(library)
+    name = name.removeprefix("lib").removesuffix(".so")
+    # nvcc hands the linker's options on only so
+    rpath = f'-Wl,-rpath,"{folder}"' if _state["emulated"] else f'-Xlinker -rpath,"{folder}"'
+    return {f'FLAGS: -I"{SOURCES}" -L"{folder}" {rpath} -l{name} ': 1}
+
+
+@cache
+def _library() -> Path:
+    """Compile the kernels for this machine's GPUs, unless that is done; raises KernelError."""
+    toolkit = Path(jt.flags.nvcc_path).parent.parent
+    architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in jt.flags.cuda_archs]
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", f"-I{SOURCES}", f"-I{toolkit}/include", *architectures]
+    files = sorted(SOURCES.glob("*.cu"))
+    text = "".join([*flags, *(path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()))])
+    folder = Path(jt.flags.cache_path) / "pfseg"
+    library = folder / f"libpfseg_{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    with lock(library):
+        if library.exists():
+            return library
+        objects = [library.with_name(f"{path.stem}{PART}.o") for path in files]
+        commands = [[jt.flags.nvcc_path, *flags, "-c", str(a), "-o", str(b)] for a, b in zip(files, objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_compile, commands))
+        part = library.with_name(library.name + PART)
+        linked = [f"-L{toolkit}/lib64", "-Xlinker", f"-rpath,{toolkit}/lib64", "-lcudnn", "-lcublas"]
+        _compile([jt.flags.nvcc_path, "-shared", "--cudart", "shared", *map(str, objects), *linked, "-o", str(part)])
+        for path in objects:
+            path.unlink()
+        part.rename(library)
+    return library
+
+
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise KernelError(f"compiling the GPU kernels failed:\n{' '.join(command)}\n{done.stderr[-2000:]}")

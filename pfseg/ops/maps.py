@@ -1,0 +1,156 @@
+"""The layout of a network's maps: (N, C, H, W) float32 on a CPU, (N, H, W, C) of `kernels.dtype()` on a GPU.
+
+A network's parts that are written in the operators of `pfseg.ops` alone run inside `channels_last()` on a GPU, and take
+what depends on the layout from here. Operators called outside of it, as in a user's own head, take and give
+(N, C, H, W) float32 on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from pfseg.ops import kernels
+from pfseg.runtime import Var, jt
+
+_state = {"last": False}
+
+
+@contextmanager
+def channels_last(enabled: bool = True) -> Iterator[None]:
+    """Let the operators take and give maps (N, H, W, C), where they run on the GPU kernels."""
+    before = _state["last"]
+    _state["last"] = enabled and kernels.active()
+    try:
+        yield
+    finally:
+        _state["last"] = before
+
+
+def is_last() -> bool:
+    """Whether maps are (N, H, W, C) now."""
+    return _state["last"]
+
+
+def size(x: Var) -> tuple[int, int]:
+    """(H, W) of maps."""
+    height, width = x.shape[1:3] if _state["last"] else x.shape[2:4]
+    return height, width
+
+
+def channels(x: Var) -> int:
+    """C of maps."""
+    return int(x.shape[3 if _state["last"] else 1])
+
+
+class _Transpose(jt.Function):
+    """(N, C, H, W) to (N, H, W, C) of another type, or back."""
+
+    def __init__(self, to_last: bool, dtype: str) -> None:
+        self.to_last, self.dtype = to_last, dtype
+
+    def execute(self, x: Var) -> Var:
+        self.source = str(x.dtype)
+        return _transpose(x, self.to_last, self.dtype)
+
+    def grad(self, upstream: Var) -> Var:
+        return _transpose(upstream, not self.to_last, self.source)
+
+
+def _transpose(x: Var, to_last: bool, dtype: str) -> Var:
+    n, *sides = x.shape
+    shape = (n, *sides[1:], sides[0]) if to_last else (n, sides[2], *sides[:2])
+    return kernels.run("maps_to_last" if to_last else "maps_to_first", [(shape, dtype)], [x])[0]
+
+
+def to_last(x: Var) -> Var:
+    """Maps (N, H, W, C) of `kernels.dtype()` from (N, C, H, W) float32."""
+    y: Var = _Transpose(True, kernels.dtype())(x)
+    return y
+
+
+def to_first(x: Var) -> Var:
+    """(N, C, H, W) float32 from maps (N, H, W, C)."""
+    y: Var = _Transpose(False, "float32")(x)
+    return y
+
+
+def enter(x: Var) -> tuple[Var, Callable[[Var], Var]]:
+    """What an operator on the GPU kernels works with: maps (N, H, W, C), and a function that turns back what it gives.
+
+    Within `channels_last()` nothing is to do; outside, x is (N, C, H, W) float32, and so is the result.
+    """
+    return (x, _same) if _state["last"] else (to_last(x), to_first)
+
+
+def _same(x: Var) -> Var:
+    return x
+
+
+class _Join(jt.Function):
+    def execute(self, *parts: Var) -> Var:
+        self.shapes = [part.shape for part in parts]
+        shape = (*parts[0].shape[:3], sum(part.shape[3] for part in parts))
+        return kernels.run("maps_join", [(shape, parts[0].dtype)], parts, count=len(parts))[0]
+
+    def grad(self, upstream: Var) -> tuple[Var, ...]:
+        outputs = [(shape, upstream.dtype) for shape in self.shapes]
+        return tuple(kernels.run("maps_split", outputs, [upstream], count=len(outputs)))
+
+
+class _Split(jt.Function):
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def execute(self, x: Var) -> tuple[Var, ...]:
+        *front, channels = x.shape
+        count = channels // self.width
+        return tuple(kernels.run("maps_split", [((*front, self.width), x.dtype)] * count, [x], count=count))
+
+    def grad(self, *upstream: Var) -> Var:
+        shape = (*upstream[0].shape[:3], self.width * len(upstream))
+        return kernels.run("maps_join", [(shape, upstream[0].dtype)], upstream, count=len(upstream))[0]
+
+
+def concat(parts: Sequence[Var]) -> Var:
+    """Up to 8 maps of one size, their channels behind each other."""
+    y: Var = _Join.apply(*parts) if _state["last"] else jt.concat(list(parts), 1)
+    return y
+
+
+def split(x: Var, width: int) -> Sequence[Var]:
+    """Maps of `width` channels each, at most 8, of one whose channels are a multiple of it."""
+    parts: Sequence[Var] = _Split(width)(x) if _state["last"] else jt.split(x, width, 1)
+    return parts
+
+
+class _Modulate(jt.Function):
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def execute(self, x: Var, factor: Var) -> Var:
+        self.x, self.factor = x, factor
+        return kernels.run("maps_modulate", [(x.shape, x.dtype)], [x, factor], sign=self.sign)[0]
+
+    def grad(self, upstream: Var) -> tuple[Var, Var]:
+        x, factor = self.x, self.factor
+        outputs = [(x.shape, x.dtype), (factor.shape, "float32")]
+        first, second = kernels.run("maps_modulate_gradient", outputs, [x, factor, upstream], sign=self.sign)
+        return first, second
+
+
+def modulate(x: Var, factor: Var, sign: float) -> Var:
+    """x * (1 + sign * factor) of maps x and a factor (N, 1, H, W) float32."""
+    if _state["last"]:
+        y: Var = _Modulate(sign)(x, factor)
+        return y
+    weighted = x * factor
+    return x + weighted if sign > 0 else x - weighted
+
+
+def add_relu(a: Var, b: Var) -> Var:
+    """max(a + b, 0) of two maps, without a gradient on the GPU kernels."""
+    if _state["last"]:
+        return kernels.run("maps_add_relu", [(a.shape, a.dtype)], [a, b])[0]
+    y: Var = jt.maximum(a + b, 0.0)
+    return y

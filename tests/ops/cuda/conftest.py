@@ -1,0 +1,60 @@
+"""The GPU kernels on the processor: compiled by g++ with `emulation.h` in place of CUDA."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pfseg.files import lock
+from pfseg.ops import kernels
+from pfseg.runtime import jt
+
+HERE = Path(__file__).parent
+FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-w", f"-I{kernels.SOURCES}", f"-I{HERE}"]
+
+
+def build() -> Path:
+    """Compile what has changed, and link the library; `*_emulated.cu` here stand in for files that call cuDNN."""
+    own = sorted(HERE.glob("*_emulated.cu"))
+    replaced = {path.name.replace("_emulated", "") for path in own}
+    sources = [*own, *(path for path in sorted(kernels.SOURCES.glob("*.cu")) if path.name not in replaced)]
+    headers = b"".join(path.read_bytes() for path in sorted([*kernels.SOURCES.glob("*.h"), *HERE.glob("*.h")]))
+    folder = Path(jt.flags.cache_path) / "emulated"
+    folder.mkdir(exist_ok=True)
+
+    def compile(source: Path) -> Path:
+        target = folder / f"{source.stem}_{hashlib.sha256(headers + source.read_bytes()).hexdigest()[:16]}.o"
+        if not target.exists():
+            part = target.with_suffix(".part")
+            subprocess.run(["g++", *FLAGS, "-c", "-x", "c++", source, "-o", part], check=True)
+            part.rename(target)
+        return target
+
+    with lock(folder / "library"):
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile, sources))
+        name = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
+        library = folder / f"libpfseg_{name}.so"
+        if not library.exists():
+            subprocess.run(["g++", "-shared", *objects, "-o", library], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    return build()
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def emulated(library: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The network runs on the emulated kernels, in the precision given."""
+    kernels.emulate(library)
+    kernels.set_precision(request.param)
+    yield request.param
+    kernels.set_precision("fp32")
+    kernels.emulate(None)
