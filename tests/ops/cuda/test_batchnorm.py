@@ -11,9 +11,15 @@ from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.layers import BatchNormReLU
 from pfseg.runtime import jt
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
 
+def deviation(got, expected: np.ndarray) -> float:
+    """Root of the mean square of the differences, relative to that of the expected values."""
+    return float(np.linalg.norm(np.asarray(got) - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("emulated", ["fp32"], indirect=True)  # its values lie too far from zero for 16 bits
 def test_training_mode(emulated):
     stored = golden.load("batchnorm_train")
     norm = golden.fill(BatchNorm2d(6))
@@ -21,24 +27,26 @@ def test_training_mode(emulated):
     x = jt.array(stored["x"])
     y = norm(x)
     gradients = jt.grad((y * jt.array(stored["upstream"])).sum(), [x, norm.weight, norm.bias])
-    assert golden.difference(y, stored["out"]) < TOLERANCE[emulated]
+    assert deviation(y, stored["out"]) < TOLERANCE[emulated]
     for name, gradient in zip(("grad_x", "grad_weight", "grad_bias"), gradients, strict=True):
-        assert golden.difference(gradient, stored[name]) < TOLERANCE[emulated], name
-    assert golden.difference(norm.running_mean, stored["running_mean"]) < TOLERANCE[emulated]
-    assert golden.difference(norm.running_var, stored["running_var"]) < TOLERANCE[emulated]
+        assert deviation(gradient, stored[name]) < TOLERANCE[emulated], name
+    assert deviation(norm.running_mean, stored["running_mean"]) < TOLERANCE[emulated]
+    assert deviation(norm.running_var, stored["running_var"]) < TOLERANCE[emulated]
 
 
 @pytest.mark.parametrize("channels", [5, 26, 64])
-@pytest.mark.parametrize("training", [True, False])
-def test_residual_and_relu_as_on_a_cpu(emulated, channels, training):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_residual_and_relu_as_on_a_cpu(emulated, channels, frozen):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, channels, 9, 7)).astype(np.float32) + 3 for _ in range(3)]
     if emulated == "bf16":  # what both start from
         arrays = [maps.to_first(maps.to_last(jt.array(a))).numpy() for a in arrays]
     norm = golden.fill(BatchNormReLU(channels))
+    norm.train()
+    if frozen:
+        norm.freeze()
 
     def run() -> list[np.ndarray]:
-        norm.train() if training else norm.eval()
         x, shortcut, upstream = map(jt.array, arrays)
         if kernels.active():
             with maps.channels_last():
@@ -57,4 +65,4 @@ def test_residual_and_relu_as_on_a_cpu(emulated, channels, training):
     expected = run()
     kernels.emulate(library)
     for a, b in zip(got, expected, strict=True):
-        assert golden.difference(a, b) < TOLERANCE[emulated]
+        assert deviation(a, b) < TOLERANCE[emulated]
