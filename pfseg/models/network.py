@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pfseg.ops.resampling import resize
+from pfseg.ops import maps
+from pfseg.ops.resampling import resize_plane, resize_to_image
 from pfseg.runtime import Var, jt
 
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
@@ -34,10 +35,13 @@ class Backbone(jt.nn.Module):
     Attributes:
         out_channels: channels C_i of the maps, from fine to coarse.
         feature_strides: strides s_i of the maps in pixels, ascending.
+        channels_last: whether it is made of the operators of `pfseg.ops` alone, so that on a GPU it can be given maps
+            (N, H, W, C); see `pfseg.ops.maps`. Others get (N, C, H, W) float32 on every device.
     """
 
     out_channels: tuple[int, ...]
     feature_strides: tuple[int, ...]
+    channels_last = False
 
     @property
     def output_stride(self) -> int:
@@ -71,7 +75,12 @@ class Head(jt.nn.Module):
     """A decoder: `execute` maps the backbone's maps to logits and edge logits, of any size.
 
     It returns the logits (N, K, h, w) and a tuple of edge logits (N, 1, h_i, w_i), coarse to fine, empty without edges.
+
+    Attributes:
+        channels_last: as of `Backbone`; the logits are then maps too, the edge logits never.
     """
+
+    channels_last = False
 
 
 class SegmentationNetwork(jt.nn.Module):
@@ -95,27 +104,46 @@ class SegmentationNetwork(jt.nn.Module):
 
     def features(self, image: Var) -> Sequence[Var]:
         """The backbone's maps of an image (N, 3, H, W), fine to coarse; raises ValueError below `min_size`."""
+        return self._maps(image, last=False)
+
+    def execute(self, image: Var) -> SegOutput:
+        """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
+        logits, edges = self._logits(image)
+        return SegOutput(logits, tuple(resize_plane(edge, image.shape[2:]) for edge in edges))
+
+    def predict(self, image: Var) -> Var:
+        """Logits (N, K, H, W) alone, without the work of resizing the edge maps."""
+        return self._logits(image)[0]
+
+    def _logits(self, image: Var) -> tuple[Var, tuple[Var, ...]]:
+        """Logits (N, K, H, W), and the head's edge logits."""
+        last = getattr(self.head, "channels_last", False)
+        features = self._maps(image, last)
+        with maps.channels_last(last):
+            logits, edges = self.head(features)
+            return resize_to_image(logits, image.shape[2:]), edges
+
+    def _maps(self, image: Var, last: bool) -> Sequence[Var]:
+        """The backbone's maps, on a GPU (N, H, W, C) with `last`."""
         height, width = image.shape[2:]
         if min(height, width) < self.min_size:
             raise ValueError(
                 f"input of {height}x{width} px is too small: {self._describe()} needs at least {self.min_size} px a "
                 "side; pad the image or use a larger crop (config: dataset.crop_size)"
             )
-        if type(self.backbone).execute is jt.nn.Module.execute:  # any module with layer0 .. layer4
-            return LayeredBackbone.execute(cast(LayeredBackbone, self.backbone), image)
-        maps: Sequence[Var] = self.backbone(image)
-        return maps
-
-    def execute(self, image: Var) -> SegOutput:
-        """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
-        logits, edges = self.head(self.features(image))
-        size = image.shape[2:]
-        return SegOutput(resize(logits, size), tuple(resize(edge, size) for edge in edges))
-
-    def predict(self, image: Var) -> Var:
-        """Logits (N, K, H, W) alone, without the work of resizing the edge maps."""
-        logits, _ = self.head(self.features(image))
-        return resize(logits, image.shape[2:])
+        with maps.channels_last(getattr(self.backbone, "channels_last", False)):
+            if maps.is_last():
+                image = maps.to_last(image)
+            if type(self.backbone).execute is jt.nn.Module.execute:  # any module with layer0 .. layer4
+                features: Sequence[Var] = LayeredBackbone.execute(cast(LayeredBackbone, self.backbone), image)
+            else:
+                features = self.backbone(image)
+            given = maps.is_last()
+        with maps.channels_last(last):
+            wanted = maps.is_last()
+        if wanted == given:
+            return features
+        return [maps.to_last(x) if wanted else maps.to_first(x) for x in features]
 
     def state_dict(self, to: str | None = None, recurse: bool = True) -> dict[str, Var]:
         """Weights by published name."""

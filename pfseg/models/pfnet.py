@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pfseg.models.network import Backbone, Head, SegmentationNetwork
 from pfseg.models.pointflow import PointFlow
+from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import AdaptiveAvgPool, BatchNormReLU, ChannelDropout, ConvNormReLU
@@ -45,12 +46,14 @@ class PyramidPooling(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, C, h, w) to (N, D, h, w)."""
-        pooled = [resize(stage(x), x.shape[2:]) for stage in self.stages]
-        return self.bottleneck(jt.concat([*pooled, x], 1))
+        pooled = [resize(stage(x), maps.size(x)) for stage in self.stages]
+        return self.bottleneck(maps.concat([*pooled, x]))
 
 
 class PFNetHead(Head):
     """Pyramid pooling on the coarsest map, then PointFlow and fusion down to the finest; arguments as of `PFNet`."""
+
+    channels_last = True
 
     def __init__(
         self,
@@ -86,8 +89,8 @@ class PFNetHead(Head):
             fused = lateral + fused
             levels.append(self.fpn_out[i](fused))
             edges.append(edge)
-        finest = levels[-1].shape[2:]
-        pyramid = jt.concat([resize(level, finest) for level in reversed(levels)], 1)
+        finest = maps.size(levels[-1])
+        pyramid = maps.concat([resize(level, finest) for level in reversed(levels)])
         return self.conv_last(pyramid), tuple(edges)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pfseg.models.network import LayeredBackbone
 from pfseg.models.resnet import ResNet, initialise_convolutions, make_layer
+from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
@@ -43,20 +44,20 @@ class Bottle2neck(jt.nn.Module):
     def execute(self, x: Var) -> Var:
         """Map (N, in_channels, h, w) to (N, 4*channels, h/stride, w/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        *splits, last = jt.split(self.bn1(self.conv1(x)), self.width, 1)
+        *splits, last = maps.split(self.bn1(self.conv1(x)), self.width)
         outputs: list[Var] = []
         for split, convolution, norm in zip(splits, self.convs, self.bns, strict=True):
             x = outputs[-1] + split if self.chained and outputs else split
             outputs.append(norm(convolution(x)))
         outputs.append(last if self.pool is None else self.pool(last))
-        x = self.bn3(self.conv3(jt.concat(outputs, 1)))
-        return jt.maximum(x + shortcut, 0.0)
+        return self.bn3.add_relu(self.conv3(maps.concat(outputs)), shortcut)
 
 
 class Res2Net(LayeredBackbone):
     """Res2Net of depth 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others."""
 
     feature_strides = (4, 8, 16, 32)
+    channels_last = True
     out_channels = (256, 512, 1024, 2048)
 
     def __init__(self, depth: int) -> None:

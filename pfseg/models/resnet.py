@@ -31,7 +31,7 @@ class BasicBlock(jt.nn.Module):
         """Map (N, in_channels, h, w) to (N, channels, h/stride, w/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
-        return jt.maximum(self.bn2(self.conv2(x)) + shortcut, 0.0)
+        return self.bn2.add_relu(self.conv2(x), shortcut)
 
 
 class Bottleneck(jt.nn.Module):
@@ -54,7 +54,7 @@ class Bottleneck(jt.nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
-        return jt.maximum(self.bn3(self.conv3(x)) + shortcut, 0.0)
+        return self.bn3.add_relu(self.conv3(x), shortcut)
 
 
 _BLOCKS: dict[int, type[BasicBlock] | type[Bottleneck]] = {18: BasicBlock, 50: Bottleneck, 101: Bottleneck}
@@ -68,6 +68,7 @@ class ResNet(LayeredBackbone):
     """
 
     feature_strides = (4, 8, 16, 32)
+    channels_last = True
 
     def __init__(self, depth: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.resampling import adaptive_avg_pool
@@ -51,6 +52,7 @@ class ChannelDropout(jt.nn.Module):
         """Drop channels of (N, C, H, W)."""
         if self.p == 0.0 or not self.is_training():
             return x
-        n, c = x.shape[:2]
+        n, c = x.shape[0], maps.channels(x)
         kept = self.generator.random((world_size() * n, c))[rank() * n :][:n] >= self.p
-        return x * jt.array((kept / (1.0 - self.p)).astype(np.float32)).broadcast(x, [2, 3])
+        factors = jt.array((kept / (1.0 - self.p)).astype(np.float32))
+        return maps.scale_channels(x, factors)

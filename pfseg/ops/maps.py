@@ -105,11 +105,13 @@ class _Split(jt.Function):
     def execute(self, x: Var) -> tuple[Var, ...]:
         *front, channels = x.shape
         count = channels // self.width
+        self.shape, self.dtype = x.shape, x.dtype
         return tuple(kernels.run("maps_split", [((*front, self.width), x.dtype)] * count, [x], count=count))
 
-    def grad(self, *upstream: Var) -> Var:
-        shape = (*upstream[0].shape[:3], self.width * len(upstream))
-        return kernels.run("maps_join", [(shape, upstream[0].dtype)], upstream, count=len(upstream))[0]
+    def grad(self, *upstream: Var | None) -> Var:
+        unused = jt.zeros((*self.shape[:3], self.width), self.dtype)
+        parts = [unused if part is None else part for part in upstream]
+        return kernels.run("maps_join", [(self.shape, self.dtype)], parts, count=len(parts))[0]
 
 
 def concat(parts: Sequence[Var]) -> Var:
@@ -154,3 +156,22 @@ def add_relu(a: Var, b: Var) -> Var:
         return kernels.run("maps_add_relu", [(a.shape, a.dtype)], [a, b])[0]
     y: Var = jt.maximum(a + b, 0.0)
     return y
+
+
+class _ScaleChannels(jt.Function):
+    def execute(self, x: Var, factors: Var) -> Var:
+        self.factors = factors
+        return kernels.run("maps_scale_channels", [(x.shape, x.dtype)], [x, factors])[0]
+
+    def grad(self, upstream: Var) -> tuple[Var, None]:
+        inputs = [upstream, self.factors]
+        return kernels.run("maps_scale_channels", [(upstream.shape, upstream.dtype)], inputs)[0], None
+
+
+def scale_channels(x: Var, factors: Var) -> Var:
+    """Maps x times constants (N, C) float32."""
+    factors = factors.stop_grad()
+    if _state["last"]:
+        y: Var = _ScaleChannels()(x, factors)
+        return y
+    return x * factors.broadcast(x, [2, 3])

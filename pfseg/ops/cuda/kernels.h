@@ -35,6 +35,7 @@ using Options = std::unordered_map<std::string, double>;
     declare(maps_join) \
     declare(maps_split) \
     declare(maps_add_relu) \
+    declare(maps_scale_channels) \
     declare(maps_modulate) \
     declare(maps_modulate_gradient) \
     declare(batchnorm_moments) \

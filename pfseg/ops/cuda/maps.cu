@@ -84,6 +84,19 @@ __global__ void add_relu(int64_t packs, const T* a, const T* b, T* y) {
     }
 }
 
+// y = x times a factor for each sample and channel.
+template <class T, int N>
+__global__ void scale_channels(int64_t packs, int channels, int64_t positions, const T* x, const float* factors, T* y) {
+    for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
+        const int64_t position = p * N / channels;
+        const float* own = factors + position / positions * channels + (p * N - position * channels);
+        const auto px = reinterpret_cast<const Pack<T, N>*>(x)[p];
+        Pack<T, N> py;
+        for (int i = 0; i < N; i++) py.values[i] = from_float<T>(to_float(px.values[i]) * own[i]);
+        reinterpret_cast<Pack<T, N>*>(y)[p] = py;
+    }
+}
+
 // One thread for each pack of channels: y = x * (1 + sign * factor of the position).
 template <class T, int N>
 __global__ void modulate(int64_t packs, int channels, float sign, const T* x, const float* factor, T* y) {
@@ -141,6 +154,16 @@ void maps_add_relu(const Array* in, const Array* out, const Options&) {
         using T = decltype(zero);
         const int64_t packs = in[0].size() / pack;
         launch(add_relu<T, pack>, grid_of(packs), 256, 0, packs, as<T>(in[0]), as<T>(in[1]), as<T>(out[0]));
+    });
+}
+
+// x, factors (N, C) float32 -> x * factors
+void maps_scale_channels(const Array* in, const Array* out, const Options&) {
+    with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
+        using T = decltype(zero);
+        const int64_t packs = in[0].size() / pack;
+        launch(scale_channels<T, pack>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]),
+               in[0].shape[1] * in[0].shape[2], as<T>(in[0]), as<float>(in[1]), as<T>(out[0]));
     });
 }
 
