@@ -21,6 +21,8 @@ class JobSettings(Protocol):
     @property
     def ranks(self) -> Literal["auto"] | int: ...  # noqa: D102
     @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
     def launch(self) -> object: ...  # noqa: D102
 
 
@@ -72,12 +74,14 @@ def plan_ranks(settings: JobSettings) -> tuple[int, list[str]]:
 
     `ranks=auto` means one per GPU used, on a CPU one, or one per SLURM task.
 
-    Raises ConfigError for more GPUs than are visible, and for hosts and ranks that don't fit.
+    Raises ConfigError for more GPUs than are visible, a precision that needs one, and hosts and ranks that don't fit.
     """
     ranks, kind = settings.ranks, getattr(settings.launch, "name", None)
     if kind == "slurm":
         return _plan_script(settings.gpus, ranks, getattr(settings.launch, "nodes", 1)), []
     chosen = choose_gpus(settings.gpus)
+    if not chosen and settings.precision != "fp32":
+        raise ConfigError(f"precision={settings.precision} needs a GPU: use precision=fp32 on a CPU")
     if hosts := getattr(settings.launch, "hosts", None):
         total = sum(_parse_hosts(hosts, max(1, len(chosen))).values())
         if ranks not in ("auto", total):

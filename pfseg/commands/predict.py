@@ -130,7 +130,9 @@ def load_predictor(settings: Predict) -> Predictor:
         ConfigError: windows that the network doesn't take.
     """
     from pfseg.inference.folding import as_function, fold_batchnorm
+    from pfseg.ops import kernels
 
+    kernels.set_precision(settings.precision)
     path = Path(settings.checkpoint)
     stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale

@@ -55,6 +55,7 @@ class Predict(Application):
     window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
     batch_size: t.Count = setting("windows at a time")
+    precision: t.Precision = setting("what a GPU computes in")
     bands: t.Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
     stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: as trained")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")

@@ -28,6 +28,7 @@ class TrainerSettings(Settings):
     workers: t.Workers = setting("loading processes per rank; auto: by the number of cores")
     save_every: t.Count | None = setting("steps between checkpoints, besides the one after each epoch")
     max_time: t.Positive | None = setting("minutes after which the run saves and ends; null: unlimited")
+    deterministic: bool = setting("whether a GPU repeats a run to the last bit, by slower convolutions")
     log_grad_norm: bool = setting("whether to log the norm of the gradient, of all and of each part of the network")
 
 

@@ -29,8 +29,8 @@ _MOVED = {  # classes by `_target_`
 _LATER: dict[str, dict[str, Any]] = {
     "dataset": {"eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
-    "trainer": {"log_grad_norm": False, "bn_batches": 0},
-    "": {"pruner": None, "resume": None},
+    "trainer": {"log_grad_norm": False, "bn_batches": 0, "deterministic": False},
+    "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
 _NEEDED = {
     ".hydra/overrides.yaml": "is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",

@@ -50,6 +50,7 @@ Size = Annotated[
 Gpus = Literal["auto"] | Natural | list[Natural]
 Ranks = Literal["auto"] | Count
 Workers = Literal["auto"] | Natural
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Flips = Literal["none", "h", "v", "hv", "d4"]
 Variant = Literal["pytorch", "jittor"]
 Split = Literal["train", "val", "test"]

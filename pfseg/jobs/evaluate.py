@@ -25,6 +25,7 @@ from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores
+from pfseg.ops import kernels
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
 from pfseg.runtime import jt, rank, seed_everything, world_size
@@ -38,6 +39,7 @@ CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Score a checkpoint in this rank; returns what becomes `result.json`."""
     seed_everything(settings.seed)
+    kernels.set_precision(settings.precision)
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))
     stored = _with_changes(training_settings(checkpoint, dataset_changes(settings), trust=True), settings)

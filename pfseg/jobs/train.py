@@ -16,6 +16,7 @@ from pfseg.engine.optimizer import build_optimizer, scale_lr
 from pfseg.engine.ranks import on_every_rank
 from pfseg.engine.schedule import make_schedule
 from pfseg.engine.trainer import Trainer, total_steps
+from pfseg.ops import kernels
 from pfseg.runtime import jt, rank, seed_everything, world_size
 from pfseg.tracking.records import RecordWriter
 
@@ -23,6 +24,8 @@ from pfseg.tracking.records import RecordWriter
 def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Train in this rank; returns what becomes `result.json`."""
     seed_everything(settings.seed)
+    kernels.set_precision(settings.precision)
+    kernels.set_deterministic(settings.trainer.deterministic)
     data, trainer_settings = settings.dataset, settings.trainer
     train_set, val_set = build.build_dataset(data, "train"), build.build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):

@@ -5,6 +5,7 @@ On a GPU the network's maps are (N, H, W, C), channels last, of `dtype()`; see `
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pfseg.errors import PfsegError
 from pfseg.files import PART, lock
@@ -21,7 +23,7 @@ SOURCES = Path(__file__).with_name("cuda")
 Output = tuple[Sequence[int], str]  # shape and type
 
 _DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_state = {"precision": "fp32", "emulated": ""}
+_state: dict[str, Any] = {"precision": "fp32", "deterministic": False, "emulated": ""}
 
 
 class KernelError(PfsegError):
@@ -35,12 +37,22 @@ def active() -> bool:
 
 def precision() -> str:
     """What the network computes in: fp32, tf32 (products of 10 bits of mantissa), bf16 or fp16."""
-    return _state["precision"]
+    return str(_state["precision"])
 
 
 def set_precision(precision: str) -> None:
     """Choose what the network computes in."""
     _state["precision"] = precision
+
+
+def deterministic() -> bool:
+    """Whether the same inputs give the same bits each time."""
+    return bool(_state["deterministic"])
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Choose convolutions that give the same bits each time, also where others are faster."""
+    _state["deterministic"] = deterministic
 
 
 def dtype() -> str:
@@ -55,28 +67,33 @@ def emulate(library: Path | None) -> None:
 
 def run(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **options: float) -> list[Var]:
     """Call a function of the library (see `cuda/kernels.h`) with the inputs; gives the outputs."""
-    ins = ", ".join(f"pfseg::array(in{i})" for i in range(len(inputs)))
-    outs = ", ".join(f"pfseg::array(out{i})" for i in range(len(outputs)))
-    code = f"pfseg::Array ins[] = {{{ins}}}, outs[] = {{{outs}}}; pfseg::{function}(ins, outs, data);"
-    kind = "cpu" if _state["emulated"] else "cuda"
-    variables: list[Var] = jt.code(
+    emulated = _state["emulated"]
+    variables: list[Var] = _operators().kernel(
+        _address(emulated or str(_library()), function),
+        not emulated,
         [tuple(shape) for shape, _ in outputs],
         [dtype for _, dtype in outputs],
         list(inputs),
-        data={name: float(value) for name, value in options.items()},
-        **{f"{kind}_src": code, f"{kind}_header": '#include "call.h"'},
+        {name: float(value) for name, value in options.items()},
     )
-    variables[-1].compile_options = _link(_state["emulated"] or str(_library()))
     return variables
 
 
 @cache
-def _link(library: str) -> dict[str, int]:
-    folder, name = os.path.split(library)
-    name = name.removeprefix("lib").removesuffix(".so")
-    # nvcc hands the linker's options on only so
-    rpath = f'-Wl,-rpath,"{folder}"' if _state["emulated"] else f'-Xlinker -rpath,"{folder}"'
-    return {f'FLAGS: -I"{SOURCES}" -L"{folder}" {rpath} -l{name} ': 1}
+def _operators() -> Any:
+    """The operator that calls a function of the library."""
+    folder = SOURCES.with_name("native")
+    files = [str(folder / name) for name in ("kernel_op.h", "kernel_op.cc")]
+    return jt.compile_custom_ops(files, extra_flags=f' -I"{SOURCES}" ')
+
+
+@cache
+def _address(library: str, function: str) -> int:
+    find = ctypes.CDLL(library).pfseg_kernel
+    find.restype = ctypes.c_void_p
+    address = find(function.encode())
+    assert address, function
+    return int(address)
 
 
 @cache

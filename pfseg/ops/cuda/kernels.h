@@ -1,4 +1,4 @@
-// What Jittor's operators call of the library of GPU kernels; compiled into each of them, so kept small.
+// The functions of the library of GPU kernels, and the arrays that they take.
 //
 // Each function takes arrays on the device, writes to arrays on the device, and queues its work on CUDA's default stream.
 // Maps are (N, H, W, C), channels last, of the type that the network computes in; all else is float32 or int32.
@@ -26,9 +26,9 @@ struct Array {
 };
 
 using Options = std::unordered_map<std::string, double>;
+using Kernel = void (*)(const Array* in, const Array* out, const Options& options);
 
-// Each is `void name(const Array* in, const Array* out, const Options& options)`; the .cu file that defines it says what
-// it takes.
+// Each is a Kernel; the .cu file that defines it says what it takes.
 #define PFSEG_KERNELS(declare) \
     declare(maps_to_last) \
     declare(maps_to_first) \
