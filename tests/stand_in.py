@@ -33,7 +33,7 @@ class Settings(SimpleNamespace):
 def settings(launch: dict[str, Any] | None = None, **others: Any) -> Settings:
     """Settings of a job without GPUs."""
     mpi = {"name": "mpi", "timeout": None, "hosts": None, "interface": None}
-    others = {"job": "train", "gpus": 0, "ranks": 1, **others}
+    others = {"job": "train", "gpus": 0, "ranks": 1, "precision": "fp32", **others}
     return Settings(launch=SimpleNamespace(**(mpi | (launch or {}))), dataset=SimpleNamespace(root=None), **others)
 
 

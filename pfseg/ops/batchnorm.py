@@ -153,8 +153,8 @@ class BatchNorm2d(jt.nn.Module):
     def execute(self, x: Var) -> Var:
         """Normalise (N, C, H, W); with `relu` negative results become 0."""
         if kernels.active():
-            maps_x, back = maps.enter(x)
-            return back(self._normalise_maps(maps_x, None, self.relu))
+            given, back = maps.enter(x)
+            return back(self._normalise_maps(given, None, self.relu))
         if self.folded:
             return jt.maximum(x, 0.0) if self.relu else x
         if self.frozen or not self.is_training():

@@ -110,7 +110,8 @@ def _library() -> Path:
         if library.exists():
             return library
         objects = [library.with_name(f"{path.stem}{PART}.o") for path in files]
-        commands = [[jt.flags.nvcc_path, *flags, "-c", str(a), "-o", str(b)] for a, b in zip(files, objects, strict=True)]
+        compile_ = [jt.flags.nvcc_path, *flags, "-c"]
+        commands = [[*compile_, str(path), "-o", str(target)] for path, target in zip(files, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, commands))
         part = library.with_name(library.name + PART)

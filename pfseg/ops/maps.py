@@ -142,7 +142,7 @@ class _Modulate(jt.Function):
 
 
 def modulate(x: Var, factor: Var, sign: float) -> Var:
-    """x * (1 + sign * factor) of maps x and a factor (N, 1, H, W) float32."""
+    """Maps x times 1 + sign * factor, the factor (N, 1, H, W) float32."""
     if _state["last"]:
         y: Var = _Modulate(sign)(x, factor)
         return y

@@ -29,7 +29,9 @@ LAUNCH = Slurm(
 
 
 def configured(**changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"job": "train", "name": "roads", "gpus": 4, "ranks": 8, "launch": LAUNCH, **changes})
+    return SimpleNamespace(
+        **{"job": "train", "name": "roads", "gpus": 4, "ranks": 8, "precision": "fp32", "launch": LAUNCH, **changes}
+    )
 
 
 def test_the_script_asks_for_what_the_job_needs(tmp_path: Path) -> None:

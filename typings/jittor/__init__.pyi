@@ -18,6 +18,9 @@ world_size: int
 class _Flags:
     use_cuda: int
     no_grad: int
+    cache_path: str
+    nvcc_path: str
+    cuda_archs: Sequence[int]
 
 flags: _Flags
 

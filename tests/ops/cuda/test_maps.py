@@ -57,9 +57,9 @@ def test_modulate(emulated, sign, channels):
     with maps.channels_last():
         y = maps.to_first(maps.modulate(maps.to_last(x), factor, sign))
     gradients = jt.grad((y * upstream).sum(), [x, factor])
-    expected = x.numpy() * (1 + sign * factor.numpy())
-    assert np.abs(y.numpy() - expected).max() < 16 * TOLERANCE[emulated]
-    assert np.abs(gradients[0].numpy() - upstream.numpy() * (1 + sign * factor.numpy())).max() < 16 * TOLERANCE[emulated]
+    scale = 1 + sign * factor.numpy()
+    assert np.abs(y.numpy() - x.numpy() * scale).max() < 16 * TOLERANCE[emulated]
+    assert np.abs(gradients[0].numpy() - upstream.numpy() * scale).max() < 16 * TOLERANCE[emulated]
     expected = sign * (upstream.numpy() * x.numpy()).sum(1, keepdims=True)
     assert np.abs(gradients[1].numpy() - expected).max() < 64 * TOLERANCE[emulated]
 
