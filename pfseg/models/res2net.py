@@ -8,6 +8,7 @@ from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
+from pfseg.ops.pooling import AvgPool2d, MaxPool2d
 from pfseg.runtime import Var, jt
 
 nn = jt.nn
@@ -38,7 +39,7 @@ class Bottle2neck(jt.nn.Module):
         self.bns = nn.ModuleList([BatchNormReLU(self.width) for _ in range(_SPLITS - 1)])
         self.conv3 = Conv2d(self.width * _SPLITS, channels * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(channels * self.expansion)
-        self.pool = nn.Pool(3, stride=stride, padding=1, op="mean", count_include_pad=True) if first else None
+        self.pool = AvgPool2d(3, stride=stride, padding=1) if first else None
         self.downsample = downsample
 
     def execute(self, x: Var) -> Var:
@@ -70,7 +71,7 @@ class Res2Net(LayeredBackbone):
             Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
             BatchNormReLU(64),
             nn.Identity(),  # keeps the published numbers, in which ReLU is a module
-            nn.Pool(3, stride=2, padding=1, op="maximum"),
+            MaxPool2d(3, stride=2, padding=1),
         )
         self.layer1 = make_layer(Bottle2neck, 64, 64, counts[0], stride=1)
         self.layer2 = make_layer(Bottle2neck, 256, 128, counts[1], stride=2)

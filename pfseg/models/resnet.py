@@ -8,6 +8,7 @@ from pfseg.models.network import LayeredBackbone
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
+from pfseg.ops.pooling import MaxPool2d
 from pfseg.runtime import Var, jt
 
 nn = jt.nn
@@ -104,8 +105,7 @@ def _deep_stem() -> nn.Sequential:
         nn.Identity(),
         Conv2d(64, 128, 3, padding=1, bias=False),
     )
-    pool = nn.Pool(3, stride=2, padding=1, op="maximum")
-    return nn.Sequential(convolutions, BatchNormReLU(128), nn.Identity(), pool)
+    return nn.Sequential(convolutions, BatchNormReLU(128), nn.Identity(), MaxPool2d(3, stride=2, padding=1))
 
 
 def make_layer(

@@ -32,7 +32,7 @@ class AdaptiveAvgPool(jt.nn.Module):
         self.out, self.rule = out, rule
 
     def execute(self, x: Var) -> Var:
-        """Pool (N, C, H, W) to (N, C, out, out)."""
+        """Pool maps to (out, out)."""
         return adaptive_avg_pool(x, self.out, self.rule)
 
 

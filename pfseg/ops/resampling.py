@@ -1,7 +1,10 @@
-"""Resizing and adaptive pooling as the published networks have them, from (N, C, H, W) to (N, C, h, w).
+"""Resizing and adaptive pooling as the published networks have them.
 
-Both are linear and separable: a matrix for the rows and one for the columns (`_separable`), whose transposes give the
-gradient. A GPU multiplies by the full matrices; on a CPU one C++ loop (`resampling.h`) uses that their rows are sparse.
+Both are linear and separable: a matrix for the rows and one for the columns, whose transposes give the gradient. Their
+rows are sparse, which the C++ loop of a CPU (`resampling.h`) and the GPU kernels (`cuda/resampling.cu`) make use of.
+
+The layout of maps is that of `pfseg.ops.maps`: (N, C, H, W) float32, or (N, H, W, C) in `channels_last()` on a GPU.
+Planes, as a map of certainties, are (N, 1, H, W) float32 on every device.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pfseg.ops import header
+from pfseg.ops import header, kernels, maps
 from pfseg.ops.points import gather_points
 from pfseg.runtime import Var, jt
 
@@ -86,27 +89,109 @@ class _Separable(jt.Function):
         return jt.code(shape, "float32", inputs, cpu_header=header("resampling"), cpu_src=call)
 
 
-def _separable(x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
-    """Apply `rows` (h, H) and `columns` (w, W) to the last two axes of (N, C, H, W), giving (N, C, h, w)."""
-    if not jt.flags.use_cuda:
-        y: Var = _Separable(rows, columns)(x)
-        return y
-    n, c, height, width = x.shape
-    x = jt.matmul(x.reshape(n * c * height, width), jt.array(columns.T))  # (N*C*H, w)
-    x = jt.matmul(jt.array(rows), x.reshape(n * c, height, columns.shape[0]))  # (N*C, h, w)
-    return x.reshape(n, c, rows.shape[0], columns.shape[0])
+class _Resampled(jt.Function):
+    """Resizing or average pooling to `size` on the GPU kernels, of maps, or of (N, C, H, W) if `planar`."""
+
+    def __init__(self, kernel: str, size: Sequence[int], planar: bool, **options: float) -> None:
+        self.kernel, self.size = kernel, tuple(size)
+        self.options = {"planar": planar, **options}
+
+    def execute(self, x: Var) -> Var:
+        self.shape = n, *_, channels = tuple(x.shape)
+        shape = (n, self.shape[1], *self.size) if self.options["planar"] else (n, *self.size, channels)
+        return kernels.run(self.kernel, [(shape, x.dtype)], [x], **self.options)[0]
+
+    def grad(self, upstream: Var) -> Var:
+        outputs = [(self.shape, upstream.dtype)]
+        return kernels.run(f"{self.kernel}_gradient", outputs, [upstream], **self.options)[0]
+
+
+class _ResizedToImages(jt.Function):
+    """Maps (N, h, w, C) to images (N, C, H, W) float32 on the GPU kernels."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = tuple(size)
+
+    def execute(self, x: Var) -> Var:
+        self.shape, self.dtype = x.shape, x.dtype
+        shape = (self.shape[0], self.shape[3], *self.size)
+        return kernels.run("resample_to_images", [(shape, "float32")], [x])[0]
+
+    def grad(self, upstream: Var) -> Var:
+        return kernels.run("resample_to_images_gradient", [(self.shape, self.dtype)], [upstream])[0]
+
+
+class _Maxima(jt.Function):
+    """Maxima of adaptive pooling and their positions on the GPU kernels; see `adaptive_max_pool`."""
+
+    def __init__(self, out: int, rule: str) -> None:
+        self.out, self.fixed = out, rule == "fixed_window"
+
+    def execute(self, x: Var) -> tuple[Var, Var]:
+        self.shape, out = x.shape, self.out
+        outputs = [((self.shape[0], 1, out, out), "float32"), ((self.shape[0], out * out), "int32")]
+        values, self.flat = kernels.run("resample_max", outputs, [x], planar=True, fixed=self.fixed)
+        return values, self.flat
+
+    def grad(self, upstream: Var, _flat: Var) -> Var:
+        outputs, inputs = [(self.shape, "float32")], [upstream, self.flat]
+        return kernels.run("resample_max_gradient", outputs, inputs, planar=True, fixed=self.fixed)[0]
 
 
 def resize(x: Var, size: Sequence[int]) -> Var:
-    """Bilinear resize of (N, C, H, W) float32 to `size` = (h, w), `align_corners=True`."""
-    if tuple(x.shape[2:]) == tuple(size):
+    """Bilinear resize of maps to `size` = (h, w), `align_corners=True`."""
+    return _resize(x, size, planar=not maps.is_last())
+
+
+def plane_resize(x: Var, size: Sequence[int]) -> Var:
+    """Bilinear resize of planes to `size` = (h, w), `align_corners=True`."""
+    return _resize(x, size, planar=True)
+
+
+def _resize(x: Var, size: Sequence[int], planar: bool) -> Var:
+    height, width = x.shape[2:4] if planar else x.shape[1:3]
+    if (height, width) == tuple(size):
         return x
-    return _separable(x, _resize_matrix(x.shape[2], size[0]), _resize_matrix(x.shape[3], size[1]))
+    y: Var
+    if kernels.active():
+        y = _Resampled("resample_resize", size, planar)(x)
+    else:
+        y = _Separable(_resize_matrix(height, size[0]), _resize_matrix(width, size[1]))(x)
+    return y
+
+
+def resize_to_image(x: Var, size: Sequence[int]) -> Var:
+    """Bilinear resize of maps, `align_corners=True`, to images (N, C, *size) float32 on every device."""
+    if not maps.is_last():
+        return resize(x, size)
+    y: Var = _ResizedToImages(size)(x)
+    return y
 
 
 def adaptive_avg_pool(x: Var, out: int, rule: str) -> Var:
-    """Average pooling of (N, C, H, W) to (N, C, out, out) by `pooling_windows`."""
-    return _separable(x, _pool_matrix(x.shape[2], out, rule), _pool_matrix(x.shape[3], out, rule))
+    """Average pooling of maps to (out, out) by `pooling_windows`."""
+    return _average(x, out, rule, planar=not maps.is_last())
+
+
+def plane_avg_pool(x: Var, out: int, rule: str) -> Var:
+    """Average pooling of planes to (N, 1, out, out) by `pooling_windows`."""
+    return _average(x, out, rule, planar=True)
+
+
+def _average(x: Var, out: int, rule: str, planar: bool) -> Var:
+    height, width = x.shape[2:4] if planar else x.shape[1:3]
+    y: Var
+    if kernels.active():
+        _check_windows(height, width, out, rule)
+        y = _Resampled("resample_average", (out, out), planar, fixed=rule == "fixed_window")(x)
+    else:
+        y = _Separable(_pool_matrix(height, out, rule), _pool_matrix(width, out, rule))(x)
+    return y
+
+
+def _check_windows(height: int, width: int, out: int, rule: str) -> None:
+    """ValueError if `pooling_windows` has none for the sides."""
+    pooling_windows(min(height, width), out, rule)
 
 
 @lru_cache(maxsize=64)
@@ -122,11 +207,15 @@ def _window_indices(height: int, width: int, out: int, rule: str) -> np.ndarray:
 
 
 def adaptive_max_pool(x: Var, out: int, rule: str) -> tuple[Var, Var]:
-    """Max pooling of (N, 1, H, W) with the positions of the maxima.
+    """Max pooling of planes with the positions of the maxima.
 
     Gives values (N, 1, out, out), through which gradients flow, and flat positions (N, out*out) int32; of equal values
     the first in row-major order within the window.
     """
+    if kernels.active():
+        _check_windows(*x.shape[2:], out, rule)
+        values, flat = _Maxima(out, rule)(x)
+        return values, flat
     n, _, height, width = x.shape
     indices = _window_indices(height, width, out, rule)
     cells, k = indices.shape

@@ -41,7 +41,19 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(batchnorm_moments) \
     declare(batchnorm_normalise) \
     declare(batchnorm_gradient_sums) \
-    declare(batchnorm_gradient)
+    declare(batchnorm_gradient) \
+    declare(resample_resize) \
+    declare(resample_resize_gradient) \
+    declare(resample_to_images) \
+    declare(resample_to_images_gradient) \
+    declare(resample_average) \
+    declare(resample_average_gradient) \
+    declare(resample_max) \
+    declare(resample_max_gradient) \
+    declare(pool_max) \
+    declare(pool_max_gradient) \
+    declare(pool_mean) \
+    declare(pool_mean_gradient)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)
