@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from pfseg.ops import kernels, pixel_losses
 from pfseg.ops.selection import global_kth_smallest, kth_smallest
 from pfseg.runtime import Var, jt, world_size
 
@@ -47,13 +48,20 @@ def _log_sum_exp(logits: Var) -> Var:
 def _pixel_cross_entropy(logits: Var, mask: Var, ignore_index: int) -> tuple[Var, Var]:
     """Cross entropy per pixel (N, H, W), 0 where ignored, and the valid pixels (N, H, W) as float32 0 or 1."""
     valid = (mask != ignore_index).float32()
+    if kernels.active():
+        return pixel_losses.pixel_cross_entropy(logits, mask, ignore_index), valid
     truth = (logits * _one_hot(mask, logits.shape[1])).sum(1)
     return (_log_sum_exp(logits) - truth) * valid, valid
 
 
+def _all_ranks(global_reduction: bool) -> bool:
+    """Whether pixels are counted over several ranks."""
+    return global_reduction and world_size() > 1
+
+
 def _average_ranks(counts: Var, global_reduction: bool) -> Var:
     """The mean of the ranks' `counts` with `global_reduction`: losses divided by it average to the global batch's."""
-    return counts.mpi_all_reduce("mean") if global_reduction and world_size() > 1 else counts
+    return counts.mpi_all_reduce("mean") if _all_ranks(global_reduction) else counts
 
 
 def _mean(values: Var, weights: Var, global_reduction: bool) -> Var:
@@ -70,6 +78,8 @@ class CrossEntropy:
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        if kernels.active() and not _all_ranks(self.global_reduction):
+            return pixel_losses.mean_cross_entropy(logits, mask, self.ignore_index)
         return _mean(*_pixel_cross_entropy(logits, mask, self.ignore_index), self.global_reduction)
 
 
@@ -89,11 +99,14 @@ class OhemCrossEntropy:
 
     def __call__(self, logits: Var, mask: Var) -> Var:
         """Loss of logits (N, K, H, W) against mask (N, H, W)."""
+        all_ranks = _all_ranks(self.global_reduction)
+        if kernels.active() and not all_ranks:
+            return pixel_losses.ohem_cross_entropy(logits, mask, self.threshold, self.min_kept, self.ignore_index)
         loss, valid = _pixel_cross_entropy(logits, mask, self.ignore_index)
         with jt.no_grad():
             probability = jt.exp(-loss).minimum(1.0).reshape(-1)  # 1 where ignored
             count = probability.shape[0]
-            if self.global_reduction and world_size() > 1:
+            if all_ranks:
                 limit = global_kth_smallest(probability, min(self.min_kept, count * world_size()), self.threshold)
             else:
                 limit = kth_smallest(probability, min(self.min_kept, count)).maximum(self.threshold)
@@ -188,6 +201,8 @@ class EdgeLoss:
             overlap = (p * edge).sum([1, 2])
             total = (p * p + edge * edge).sum([1, 2])
             return (1.0 - (2.0 * overlap + 1.0) / (total + 1.0)).mean()
+        if kernels.active():
+            return pixel_losses.edge_cross_entropy(logits, edge, _all_ranks(self.global_reduction))
         count = edge.numel()
         with jt.no_grad():
             positive = _average_ranks(edge.sum(), self.global_reduction)

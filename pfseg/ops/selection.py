@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfseg.ops import header
+from pfseg.ops import header, kernels, pixel_losses
 from pfseg.runtime import Var, jt
 
 
@@ -18,8 +18,8 @@ def top_points(x: Var, count: int) -> Var:
 
 def kth_smallest(values: Var, k: int) -> Var:
     """The k-th smallest (k from 1) of a flat float32 Var, shape (1,)."""
-    if jt.flags.use_cuda:
-        return jt.argsort(values)[1][k - 1 : k]
+    if kernels.active():
+        return kernels.run("losses_kth_smallest", [((1,), "float32"), pixel_losses.SCRATCH], [values], k=k)[0]
     return jt.code(
         (1,),
         "float32",

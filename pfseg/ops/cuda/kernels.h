@@ -30,6 +30,15 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
 
 // Each is a Kernel; the .cu file that defines it says what it takes.
 #define PFSEG_KERNELS(declare) \
+    declare(losses_pixels) \
+    declare(losses_pixels_gradient) \
+    declare(losses_mean) \
+    declare(losses_mean_gradient) \
+    declare(losses_kth_smallest) \
+    declare(losses_edge) \
+    declare(losses_edge_gradient) \
+    declare(scores_labels) \
+    declare(scores_confusion) \
     declare(maps_to_last) \
     declare(maps_to_first) \
     declare(maps_join) \
