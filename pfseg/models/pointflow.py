@@ -1,15 +1,15 @@
 """PointFlow: semantics flow from a coarse map to a finer one through two sets of matched points (paper, section 3.2).
 
-Shapes: coarse (N, C, H, W), fine (N, C, h, w) with h = 2H for even sizes; P points. A point index counts the cells of
-the coarse map row by row; it lands in the fine map at (floor(y * h / H), floor(x * w / W)): multiplying the flat index
-first, as the published code does, lands on wrong rows unless h = 2H and w = 2W.
+Shapes: coarse (N, C, H, W), fine (N, C, h, w) with h = 2H for even sizes; P points, see `pfseg.ops.points`. Maps are in
+the layout of `pfseg.ops.maps`; certainty and edge logits are (N, 1, H, W) float32 in each.
 """
 
 from __future__ import annotations
 
-from pfseg.ops.convolution import Conv2d, batched_matmul
+from pfseg.ops import maps
+from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
-from pfseg.ops.points import gather_points, sample_points, scatter_points
+from pfseg.ops.points import flow_points
 from pfseg.ops.resampling import adaptive_avg_pool, adaptive_max_pool, resize
 from pfseg.ops.selection import top_points
 from pfseg.runtime import Var, jt
@@ -26,8 +26,8 @@ class PointMatcher(jt.nn.Module):
 
     def execute(self, coarse: Var, fine: Var) -> Var:
         """Map (N, M, H, W) and (N, M, h, w) to certainty (N, 1, H, W) in (0, 1)."""
-        fine = resize(fine, coarse.shape[2:])
-        return jt.sigmoid(self.match_conv(jt.concat([coarse, fine], 1)))
+        fine = resize(fine, maps.size(coarse))
+        return jt.sigmoid(maps.plane(self.match_conv(maps.concat([coarse, fine]))))
 
 
 class PointFlow(jt.nn.Module):
@@ -55,38 +55,15 @@ class PointFlow(jt.nn.Module):
 
     def execute(self, coarse: Var, fine: Var) -> tuple[Var, Var]:
         """Give the fine map (N, C, h, w) with the points written over it, and edge logits (N, 1, H, W)."""
-        n, c, height, width = coarse.shape
-        h, w = fine.shape[2:]
+        size = maps.size(coarse)
         certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))
-
-        average = resize(adaptive_avg_pool(certainty, self.edge_pool, self.pooling), (height, width))
-        edge = self.edge_final(coarse - coarse * average)
-        flat = fine.reshape(n, c, h * w)
-        flows: list[tuple[Var, Var]] = []
+        average = resize(adaptive_avg_pool(certainty, self.edge_pool, self.pooling), size)
+        edge = maps.plane(self.edge_final(maps.modulate(coarse, average, -1.0)))
+        boundary = salient = None
         if self.num_edge_points:
             with jt.no_grad():
-                points = top_points(edge, self.num_edge_points)  # (N, P)
-            edge_coarse = gather_points(coarse.reshape(n, c, -1), points)
-            edge_fine = sample_points(fine, (height, width), points)
-            flows.append((_flow(edge_coarse, edge_fine), _fine_indices(points, (height, width), (h, w))))
+                boundary = top_points(edge, self.num_edge_points)
         if self.salient_pool:
             maximum, points = adaptive_max_pool(certainty, self.salient_pool, self.pooling)
-            weighted = coarse + resize(maximum, (height, width)) * coarse
-            salient_coarse = gather_points(weighted.reshape(n, c, -1), points)
-            target = _fine_indices(points, (height, width), (h, w))
-            flows.append((_flow(salient_coarse, gather_points(flat, target)), target))
-        for values, target in flows:
-            flat = scatter_points(flat, values, target)
-        return flat.reshape(n, c, h, w), edge
-
-
-def _flow(coarse: Var, fine: Var) -> Var:
-    """Fuse points (N, C, P) of both maps: each fine point receives all coarse points by softmax affinity."""
-    affinity = nn.softmax(batched_matmul(fine.transpose(0, 2, 1), coarse), dim=2)  # (N, P, P), [fine, coarse]
-    return batched_matmul(coarse, affinity.transpose(0, 2, 1)) + fine  # (N, C, P)
-
-
-def _fine_indices(indices: Var, coarse: tuple[int, int], fine: tuple[int, int]) -> Var:
-    """Flat positions (N, P) in the fine map of coarse cells (N, P)."""
-    row, column = indices // coarse[1], indices % coarse[1]
-    return row * fine[0] // coarse[0] * fine[1] + column * fine[1] // coarse[1]
+            salient = points, resize(maximum, size)
+        return flow_points(coarse, fine, boundary, salient), edge

@@ -75,6 +75,14 @@ def to_first(x: Var) -> Var:
     return y
 
 
+def plane(x: Var) -> Var:
+    """(N, 1, H, W) float32 of maps with one channel."""
+    if not _state["last"]:
+        return x
+    n, height, width, _ = x.shape
+    return x.reshape(n, 1, height, width) if str(x.dtype) == "float32" else to_first(x)
+
+
 def enter(x: Var) -> tuple[Var, Callable[[Var], Var]]:
     """What an operator on the GPU kernels works with: maps (N, H, W, C), and a function that turns back what it gives.
 

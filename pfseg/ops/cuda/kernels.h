@@ -62,7 +62,10 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(pool_max) \
     declare(pool_max_gradient) \
     declare(pool_mean) \
-    declare(pool_mean_gradient)
+    declare(pool_mean_gradient) \
+    declare(points_top) \
+    declare(points_flow) \
+    declare(points_flow_gradient)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)
