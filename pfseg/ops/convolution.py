@@ -1,4 +1,4 @@
-"""Convolutions and batched matrix products on a CPU, straight from oneDNN (`convolution.h`); a GPU takes Jittor's own.
+"""Convolutions and batched matrix products: on a CPU straight from oneDNN (`convolution.h`), on a GPU from cuDNN and cuBLAS.
 
 Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
 of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pfseg.ops import header
+from pfseg.ops import header, kernels, maps
 from pfseg.runtime import Var, jt, onednn_flags
 
 Pair = tuple[int, int]
@@ -49,18 +49,12 @@ class _Convolution(jt.Function):
         k, weight_c, *kernel = weight.shape
         if c != weight_c:
             raise ValueError(f"got {c} channels, but the convolution's weights are for {weight_c}")
-        y_sides = [
-            (side + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for side, taps, stride, padding, dilation in zip(
-                sides, kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
+        y_sides = _sides(sides, kernel, self.stride, self.padding, self.dilation)
         plain = self.stride == self.dilation == (1, 1)
         tiles = n * math.prod(-(-side // 4) for side in y_sides)
         winograd = plain and kernel == [3, 3] and min(c, k) >= _MIN_CHANNELS and tiles >= _MIN_TILES
         self.pointwise = plain and kernel == [1, 1] and self.padding == (0, 0)
-        pairs = (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation))
-        self.options: dict[str, float] = {f"{name}{axis}": pair[axis] for name, pair in pairs for axis in (0, 1)}
+        self.options = _geometry(self.stride, self.padding, self.dilation)
         self.options["winograd"] = winograd
         y_shape = [n, k, *y_sides]
         self.scratch = _scratch(x.shape, weight.shape, y_shape, winograd)
@@ -89,6 +83,18 @@ class _Convolution(jt.Function):
         return x_grad, weight_grad, None if self.bias is None else upstream.sum([0, 2, 3]), None
 
 
+def _sides(sides: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+    """(H', W') of the result."""
+    axes = zip(sides, kernel, stride, padding, dilation, strict=True)
+    return [(side + 2 * pad - step * (taps - 1) - 1) // stride + 1 for side, taps, stride, pad, step in axes]
+
+
+def _geometry(stride: Pair, padding: Pair, dilation: Pair) -> dict[str, float]:
+    """Options of the calls that convolve."""
+    pairs = (("stride", stride), ("padding", padding), ("dilation", dilation))
+    return {f"{name}{axis}": pair[axis] for name, pair in pairs for axis in (0, 1)}
+
+
 def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: bool) -> int:
     """Floats that copies of all three take in oneDNN's layouts: channels in blocks of 16, Winograd's 6x6 weights."""
 
@@ -100,17 +106,75 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
     return maps + blocks(w[0]) * blocks(w[1]) * taps + 64
 
 
-class Conv2d(jt.nn.Conv):
-    """`jittor.nn.Conv` without groups by oneDNN on a CPU; `relu`, for prediction alone, adds a ReLU to the pass."""
+class _ConvolutionMaps(jt.Function):
+    """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), float32 instead of the maps' type if asked for."""
 
-    relu = False
+    def __init__(self, stride: Pair, padding: Pair, dilation: Pair, relu: bool, float_output: bool) -> None:
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.relu, self.float_output = relu, float_output
+
+    def execute(self, x: Var, weight: Var, bias: Var | None) -> Var:
+        n, *sides, c = x.shape
+        k, weight_c, *kernel = weight.shape
+        if c != weight_c:
+            raise ValueError(f"got {c} channels, but the convolution's weights are for {weight_c}")
+        dtype = str(x.dtype)
+        pointwise = kernel == [1, 1] and self.stride == (1, 1) and self.padding == (0, 0)
+        converts = self.float_output and dtype != "float32"
+        wide = converts and not pointwise
+        packed = not pointwise or dtype != "float32"
+        self.options = _geometry(self.stride, self.padding, self.dilation)
+        self.options |= {"pointwise": pointwise, "tf32": kernels.precision() == "tf32"}
+        self.options["deterministic"] = kernels.deterministic()
+        # Tensor cores take channels in groups of 8.
+        self.rows = -(-k // 8) * 8 if converts else k
+        y_shape = (n, *_sides(sides, kernel, self.stride, self.padding, self.dilation))
+        outputs: list[kernels.Output] = [((*y_shape, k), "float32" if converts else dtype)]
+        if packed:
+            outputs.append(((self.rows, *kernel, c), dtype))
+        if wide:
+            outputs.append(((*y_shape, self.rows), dtype))
+        flags = {"bias": bias is not None, "relu": self.relu, "packed": packed, "wide": wide}
+        inputs = [x, weight] if bias is None else [x, weight, bias]
+        y, *more = kernels.run("convolution_forward", outputs, inputs, **self.options, **flags)
+        self.x, self.packed, self.weight_shape, self.bias = x, more[0] if packed else weight, weight.shape, bias
+        return y
+
+    def grad(self, upstream: Var) -> tuple[Var, Var, Var | None]:
+        x, dtype = self.x, str(self.x.dtype)
+        bias_grad = None
+        if self.bias is not None:
+            k = upstream.shape[3]
+            scratch = 1024 * k + 1024  # as for BatchNorm
+            outputs: list[kernels.Output] = [((k,), "float32"), ((scratch,), "float32")]
+            bias_grad = kernels.run("convolution_gradient_bias", outputs, [upstream])[0]
+        if upstream.dtype != dtype:
+            (upstream,) = kernels.run("convolution_widen", [((*upstream.shape[:3], self.rows), dtype)], [upstream])
+        (x_grad,) = kernels.run("convolution_gradient_x", [(x.shape, dtype)], [upstream, self.packed], **self.options)
+        outputs = [(self.weight_shape, "float32")]
+        if not self.options["pointwise"]:
+            outputs.append((self.packed.shape, dtype))
+        weight_grad = kernels.run("convolution_gradient_w", outputs, [upstream, x], **self.options)[0]
+        return x_grad, weight_grad, bias_grad
+
+
+class Conv2d(jt.nn.Conv):
+    """`jittor.nn.Conv` without groups by oneDNN on a CPU, by cuDNN and cuBLAS on a GPU.
+
+    Attributes:
+        relu: add a ReLU to the pass; for prediction alone.
+        float_output: give float32 maps whatever the type of the others, as for logits; they are (N, H', W', K) on a GPU.
+    """
+
+    relu = float_output = False
 
     def execute(self, x: Var) -> Var:
-        """Convolve (N, C, H, W) float32."""
-        if jt.flags.use_cuda:
-            y: Var = super().execute(x)
-            return jt.nn.relu(y) if self.relu else y
-        y = _Convolution(self.stride, self.padding, self.dilation)(x, self.weight, self.bias, self.relu)
+        """Convolve (N, C, H, W) float32, or maps within `maps.channels_last()`."""
+        if kernels.active():
+            x, back = maps.enter(x)
+            convolution = _ConvolutionMaps(self.stride, self.padding, self.dilation, self.relu, self.float_output)
+            return back(convolution(x, self.weight, self.bias))
+        y: Var = _Convolution(self.stride, self.padding, self.dilation)(x, self.weight, self.bias, self.relu)
         return y
 
 

@@ -65,7 +65,12 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(pool_mean_gradient) \
     declare(points_top) \
     declare(points_flow) \
-    declare(points_flow_gradient)
+    declare(points_flow_gradient) \
+    declare(convolution_forward) \
+    declare(convolution_gradient_x) \
+    declare(convolution_gradient_w) \
+    declare(convolution_gradient_bias) \
+    declare(convolution_widen)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)

@@ -1,0 +1,78 @@
+// Sums over the positions of maps (N, H, W, C), for each channel; in float32 and in a fixed order.
+//
+// A sum over all positions takes two stages: each block adds up a part of them for some channels and leaves the result in
+// `partial`; the block that finishes last adds these up, part by part.
+#pragma once
+#include "device.h"
+
+namespace pfseg {
+
+constexpr int WIDTH = 32, ROWS = 8;  // threads of a block: channels (or packs of them), and positions at a time
+constexpr int MAX_PARTS = 512;
+
+struct Geometry {
+    int64_t positions;  // N * H * W
+    int channels, parts;
+    int64_t each;  // positions of a part
+};
+
+template <int N>
+Geometry geometry(const Array& x) {
+    Geometry g;
+    g.channels = static_cast<int>(x.shape[3]);
+    g.positions = x.shape[0] * x.shape[1] * x.shape[2];
+    const int64_t wanted = std::max<int64_t>(1, 1056 / blocks(g.channels, WIDTH * N));  // blocks to fill a large GPU twice over
+    g.parts = static_cast<int>(std::min<int64_t>({wanted, MAX_PARTS, blocks(g.positions, 4 * ROWS)}));
+    g.each = (g.positions + g.parts - 1) / g.parts;
+    return g;
+}
+
+// Two sums over the positions, of each channel of a pack, of what `Value` makes of a position.
+template <int N, class Value, class Finish>
+__global__ void channel_sums(Geometry g, Value value, Finish finish, float* partial, unsigned* arrived) {
+    __shared__ float memory[2][ROWS][WIDTH * N];
+    __shared__ bool last;
+    const int first = (blockIdx.x * WIDTH + threadIdx.x) * N;
+    float sums[2][N] = {};
+    if (first < g.channels) {
+        const int64_t end = min(g.positions, (blockIdx.y + 1) * g.each);
+        value.prepare(first);
+        for (int64_t position = blockIdx.y * g.each + threadIdx.y; position < end; position += ROWS)
+            value.add(position, first, sums);
+    }
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < 2; k++) memory[k][threadIdx.y][threadIdx.x * N + i] = sums[k][i];
+    __syncthreads();
+    if (threadIdx.y < 2 && first < g.channels) {
+        for (int i = 0; i < N; i++) {
+            float sum = 0;
+            for (int row = 0; row < ROWS; row++) sum += memory[threadIdx.y][row][threadIdx.x * N + i];
+            partial[(int64_t(blockIdx.y) * 2 + threadIdx.y) * g.channels + first + i] = sum;
+        }
+        __threadfence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) last = atomicAdd(arrived + blockIdx.x, 1u) == unsigned(g.parts - 1);
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (int c = threadIdx.y * WIDTH + threadIdx.x; c < WIDTH * N; c += WIDTH * ROWS) {
+        const int channel = blockIdx.x * WIDTH * N + c;
+        if (channel >= g.channels) continue;
+        float total[2] = {};
+        for (int part = 0; part < g.parts; part++)
+            for (int k = 0; k < 2; k++) total[k] += partial[(int64_t(part) * 2 + k) * g.channels + channel];
+        finish(channel, total[0], total[1]);
+    }
+}
+
+template <int N, class Value, class Finish>
+void sum_channels(const Geometry& g, Value value, Finish finish, const Array& scratch) {
+    const unsigned groups = blocks(g.channels, WIDTH * N);
+    float* partial = as<float>(scratch);
+    unsigned* arrived = reinterpret_cast<unsigned*>(partial + int64_t(g.parts) * 2 * g.channels);
+    check(cudaMemsetAsync(arrived, 0, groups * sizeof(unsigned)), "clearing counters");
+    launch(channel_sums<N, Value, Finish>, dim3(groups, g.parts), dim3(WIDTH, ROWS), 0, g, value, finish, partial, arrived);
+}
+
+}  // namespace pfseg
