@@ -1,6 +1,7 @@
-"""Jittor's optimizers: building them, their gradients over the ranks, their state, and averages of the weights.
+"""Optimizers: building them, their gradients over the ranks, their state, and averages of the weights.
 
-The state is named `optimizer/<slot>/<key>`, the key being that of the weight it belongs to.
+The state is named `optimizer/<slot>/<key>`, the key being that of the weight it belongs to; the state of the loss's
+scale is `optimizer/loss_scale`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from pfseg.config import run_settings
 from pfseg.errors import CheckpointError
+from pfseg.ops import kernels, optimizers
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Arrays, Module, Var, assign, to_arrays
 
@@ -19,12 +22,18 @@ Optimizer = Any  # jittor.optim.Optimizer, which ships no types
 
 
 def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> Optimizer:
-    """Jittor's optimizer over the trainable weights."""
+    """The optimizer over the trainable weights; in fp16 on the GPU kernels it scales the loss."""
     weights = list(trainable(model).values())
+    optimizer: Optimizer
     if isinstance(settings, run_settings.Sgd):
-        return jt.optim.SGD(weights, settings.lr, settings.momentum, settings.weight_decay, nesterov=settings.nesterov)
-    kind = jt.optim.AdamW if settings.name == "adamw" else jt.optim.Adam
-    return kind(weights, settings.lr, eps=settings.eps, betas=settings.betas, weight_decay=settings.weight_decay)
+        momentum, decay = settings.momentum, settings.weight_decay
+        optimizer = optimizers.Sgd(weights, settings.lr, momentum, decay, nesterov=settings.nesterov)
+    else:
+        kind = optimizers.AdamW if settings.name == "adamw" else optimizers.Adam
+        optimizer = kind(weights, settings.lr, settings.eps, settings.betas, settings.weight_decay)
+    if kernels.dtype() == "float16" and kernels.active():
+        optimizer.loss_scale = optimizers.LossScale()
+    return optimizer
 
 
 def scale_lr(settings: run_settings.Sgd | run_settings.Adam, global_batch: int) -> float:
@@ -73,6 +82,14 @@ def gradient_norms(model: Module, optimizer: Optimizer) -> tuple[list[str], Var]
         ...), and their values (T,) float32, which stay on the device.
     """
     parts = {id(parameter): name.partition(".")[0] for name, parameter in model.named_parameters()}
+    if kernels.active():
+        by_part: dict[str, list[Var]] = {}
+        for parameter, gradient in gradients(optimizer):
+            by_part.setdefault(parts[id(parameter)], []).append(gradient)
+        ends = list(accumulate(map(len, by_part.values())))
+        scale = getattr(optimizer, "loss_scale", None)
+        norms = optimizers.measure([g for part in by_part.values() for g in part], ends, scale=scale)[0]
+        return ["grad_norm", *(f"grad_norm/{part}" for part in by_part)], norms
     squares: dict[str, Var] = {}
     for parameter, gradient in gradients(optimizer):
         part, square = parts[id(parameter)], gradient.sqr().sum()
@@ -105,7 +122,8 @@ def trainable(model: Module) -> dict[str, Var]:
 
 def _state(model: Module, optimizer: Optimizer) -> dict[str, Var]:
     (group,) = optimizer.param_groups
-    return {
+    scale = getattr(optimizer, "loss_scale", None)
+    return ({"optimizer/loss_scale": scale.state} if scale else {}) | {
         f"optimizer/{slot}/{key}": var
         for slot, values in group.items()
         if slot not in ("params", "grads") and isinstance(values, list)
@@ -127,7 +145,11 @@ class WeightAverage:
     def update(self, model: Module, step: int) -> None:
         """Include the weights after `step` (from 0)."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        for key, var in model.state_dict().items():
+        weights = model.state_dict()
+        if kernels.active():
+            optimizers.average(list(self.average.values()), [weights[key] for key in self.average], keep)
+            return
+        for key, var in weights.items():
             average = self.average[key]
             average.update(average * keep + var.detach() * (1 - keep))
 

@@ -61,53 +61,70 @@ class _Normalise(jt.Function):
 
 
 class _NormaliseMaps(jt.Function):
-    """Normalisation on the GPU kernels, by `moments` if given, else by the batch's; returns (y, mean, biased variance).
+    """Normalisation on the GPU kernels, of maps x (N, H, W, C) by weight and bias (C,); adds a fourth input, if any.
 
-    The inputs are maps x (N, H, W, C), weight, bias (C,), and maps to add before the ReLU, if any.
+    Attributes:
+        running: mean and unbiased variance (C,) after the batch; what they were where `momentum` is None, which makes
+            them what x is normalised by.
     """
 
-    def __init__(self, eps: float, relu: bool, sync: bool, moments: tuple[Var, Var] | None) -> None:
-        self.eps, self.sync, self.moments = eps, sync, moments
-        self.flags = {"relu": relu}
+    def __init__(self, eps: float, momentum: float | None, relu: bool, sync: bool, running: list[Var]) -> None:
+        self.eps, self.momentum, self.sync, self.running = eps, momentum, sync, running
+        self.flags = {"relu": relu, "residual": False}
 
-    def execute(self, x: Var, weight: Var, bias: Var, residual: Var | None = None) -> tuple[Var, Var, Var]:
-        mean, var = self.moments or _sums("batchnorm_moments", [x])
-        if self.sync and self.moments is None:
-            # Every rank has equally many values: batches are whole.
-            own, mean = mean, mean.mpi_all_reduce("mean")
-            var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
-        self.inverse = 1.0 / jt.sqrt(var + self.eps)
-        self.flags["residual"] = residual is not None
-        self.inputs = [mean, weight * self.inverse, bias]
+    def execute(self, x: Var, weight: Var, bias: Var, residual: Var | None = None) -> Var:
+        mean, scale, self.inverse = self._statistics(x, weight)
         more = [] if residual is None else [residual]
+        self.flags["residual"] = residual is not None
+        self.inputs = [mean, scale, bias]
+        y: Var
         (y,) = kernels.run("batchnorm_normalise", [(x.shape, x.dtype)], [x, *self.inputs, *more], **self.flags)
         self.x, self.y = x, [] if residual is None else [y]
-        return y, mean, var
+        return y
 
-    def grad(self, upstream: Var, _mean: Var, _var: Var) -> tuple[Var, ...]:
-        x = self.x
-        total, product = _sums("batchnorm_gradient_sums", [x, upstream, *self.inputs, *self.y], **self.flags)
-        gradients = [product * self.inverse, total]
-        if self.moments is None:
-            if self.sync:
-                sums = jt.concat([total, product]).mpi_all_reduce("mean")
-                total, product = sums[: x.shape[3]], sums[x.shape[3] :]
-            count = x.shape[0] * x.shape[1] * x.shape[2]
-            means = [total / count, product * self.inverse * self.inverse / count]
-        else:
-            means = [jt.zeros_like(total)] * 2
+    def _statistics(self, x: Var, weight: Var) -> list[Var]:
+        """Mean, factor and inverse deviation (C,) to normalise by; moves the running statistics."""
+        if self.momentum is None:
+            mean, var = self.running
+            inverse = 1.0 / jt.sqrt(var + self.eps)
+            return [mean, weight * inverse, inverse]
+        channel = ((x.shape[3],), "float32")
+        options = {"eps": self.eps, "momentum": self.momentum}
+        if not self.sync:
+            outputs, inputs = [channel] * 5 + _scratch(x), [x, weight, *self.running]
+            mean, scale, inverse, *self.running, _ = kernels.run("batchnorm_statistics", outputs, inputs, **options)
+            return [mean, scale, inverse]
+        # Every rank has equally many values: batches are whole.
+        own, var, _ = kernels.run("batchnorm_moments", [channel] * 2 + _scratch(x), [x])
+        mean = own.mpi_all_reduce("mean")
+        var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
+        options["count"] = _positions(x) * world_size()
+        inputs = [mean, var, weight, *self.running]
+        scale, inverse, *self.running = kernels.run("batchnorm_settle", [channel] * 4, inputs, **options)
+        return [mean, scale, inverse]
+
+    def grad(self, upstream: Var) -> tuple[Var, ...]:
+        x, c = self.x, self.x.shape[3]
+        outputs = [((c,), "float32"), ((c,), "float32"), ((2, c), "float32"), *_scratch(x)]
+        inputs = [x, upstream, *self.inputs, self.inverse, *self.y]
+        flags = self.flags | {"constant": self.momentum is None}
+        weight, bias, means, _ = kernels.run("batchnorm_gradient_sums", outputs, inputs, **flags)
+        if self.sync and self.momentum is not None:
+            means = means.mpi_all_reduce("mean")
         outputs = [(x.shape, x.dtype)] * (1 + len(self.y))
-        inputs = [x, upstream, *self.inputs, *means, *self.y]
+        inputs = [x, upstream, *self.inputs, means, *self.y]
         x_gradient, *residual = kernels.run("batchnorm_gradient", outputs, inputs, **self.flags)
-        return x_gradient, *gradients, *residual
+        return x_gradient, weight, bias, *residual
 
 
-def _sums(function: str, inputs: list[Var], **flags: bool) -> tuple[Var, Var]:
-    """Two values per channel (C,) of maps (N, H, W, C), the first input."""
-    c = inputs[0].shape[3]
-    scratch = 1024 * c + 1024  # 2 floats for each channel and part, of which there are up to 512, and counters
-    first, second, _ = kernels.run(function, [((c,), "float32")] * 2 + [((scratch,), "float32")], inputs, **flags)
-    return first, second
+def _scratch(x: Var) -> list[kernels.Output]:
+    # 2 floats for each channel and part, of which there are up to 512, and counters
+    return [((1024 * x.shape[3] + 1024,), "float32")]
+
+
+def _positions(x: Var) -> int:
+    n, height, width, _ = x.shape
+    return int(n * height * width)
 
 
 class BatchNorm2d(jt.nn.Module):
@@ -180,19 +197,24 @@ class BatchNorm2d(jt.nn.Module):
             if residual is not None:
                 return maps.add_relu(x, residual)
             return jt.maximum(x, 0.0) if relu else x
-        moments = None
-        if self.frozen or not self.is_training():
-            moments = (self.running_mean, self.running_var)
+        momentum = None if self.frozen or not self.is_training() else self._next_momentum()
         sync = self.sync and world_size() > 1
+        normalise = _NormaliseMaps(self.eps, momentum, relu, sync, [self.running_mean, self.running_var])
         inputs = [x, self.weight, self.bias] if residual is None else [x, self.weight, self.bias, residual]
-        y, mean, var = _NormaliseMaps(self.eps, relu, sync, moments)(*inputs)
-        if moments is None:
-            self._track(mean, var, x.shape[0] * x.shape[1] * x.shape[2] * (world_size() if sync else 1))
+        y: Var = normalise(*inputs)
+        if momentum is not None:
+            mean, var = normalise.running
+            self.running_mean.update(mean)
+            self.running_var.update(var)
         return y
 
-    def _track(self, mean: Var, var: Var, count: int) -> None:
+    def _next_momentum(self) -> float:
+        """Share of the next batch in the running statistics."""
         self.batches_seen += 1
-        momentum = self.momentum if self.momentum is not None else 1.0 / self.batches_seen
+        return 1.0 / self.batches_seen if self.momentum is None else self.momentum
+
+    def _track(self, mean: Var, var: Var, count: int) -> None:
+        momentum = self._next_momentum()
         unbiased = var * (count / max(count - 1, 1))
         self.running_mean.update(self.running_mean + (mean.stop_grad() - self.running_mean) * momentum)
         self.running_var.update(self.running_var + (unbiased.stop_grad() - self.running_var) * momentum)

@@ -23,15 +23,42 @@ struct Moments {
     }
 };
 
-template <class T>
+// What follows from the moments of a channel: the factor of the normalisation, and the running statistics after the batch.
+struct Settle {
+    const float *weight, *running_mean, *running_variance;
+    float eps, momentum, unbiased;  // factor that makes the variance unbiased
+    float *scale, *inverse, *new_mean, *new_variance;
+    __device__ void operator()(int c, float mean, float variance) const {
+        inverse[c] = 1.0f / sqrtf(variance + eps);
+        scale[c] = weight[c] * inverse[c];
+        new_mean[c] = running_mean[c] + (mean - running_mean[c]) * momentum;
+        new_variance[c] = running_variance[c] + (variance * unbiased - running_variance[c]) * momentum;
+    }
+};
+
+// weight, running mean and variance -> scale, 1 / deviation, new running mean and variance (all C)
+Settle settle(const Array* in, const Array* out, const Options& options, double count) {
+    return {as<float>(in[0]), as<float>(in[1]), as<float>(in[2]), float(options.at("eps")), float(options.at("momentum")),
+            float(count / std::max(count - 1, 1.0)), as<float>(out[0]), as<float>(out[1]), as<float>(out[2]), as<float>(out[3])};
+}
+
+__global__ void settle_all(int channels, Settle settle, const float* mean, const float* variance) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c < channels) settle(c, mean[c], variance[c]);
+}
+
+template <class T, bool SETTLE>
 struct FinishMoments {
     const T* x;
     float count;
-    float *mean, *variance;
+    float *mean, *variance;  // the variance only without `settle`
+    Settle settle;
     __device__ void operator()(int c, float sum, float squares) const {
         const float shifted = sum / count;
-        mean[c] = to_float(x[c]) + shifted;
-        variance[c] = max(squares / count - shifted * shifted, 0.0f);
+        const float average = to_float(x[c]) + shifted, spread = max(squares / count - shifted * shifted, 0.0f);
+        mean[c] = average;
+        if (SETTLE) settle(c, average, spread);
+        else variance[c] = spread;
     }
 };
 
@@ -61,9 +88,18 @@ struct GradientSums {
     }
 };
 
+// Gradients of weight and bias, and the means over the positions that the gradient of x takes.
 struct FinishSums {
-    float *total, *product;
-    __device__ void operator()(int c, float first, float second) const { total[c] = first, product[c] = second; }
+    int channels;
+    float share;  // 1 / number of positions; 0 where the moments are constants
+    const float* inverse;
+    float *weight, *bias, *means;
+    __device__ void operator()(int c, float total, float product) const {
+        weight[c] = product * inverse[c];
+        bias[c] = total;
+        means[c] = total * share;
+        means[channels + c] = product * inverse[c] * inverse[c] * share;
+    }
 };
 
 template <class T, int N, bool RELU, bool RESIDUAL>
@@ -85,8 +121,7 @@ __global__ void normalise(int64_t packs, int channels, const T* x, const float* 
 
 template <class T, int N, bool RELU, bool RESIDUAL>
 __global__ void gradient(int64_t packs, int channels, const T* x, const T* upstream, const T* y, const float* mean,
-                         const float* scale, const float* shift, const float* total, const float* product, T* x_gradient,
-                         T* residual_gradient) {
+                         const float* scale, const float* shift, const float* means, T* x_gradient, T* residual_gradient) {
     for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
         const int first = static_cast<int>(p * N % channels);
         const auto px = reinterpret_cast<const Pack<T, N>*>(x)[p];
@@ -98,7 +133,7 @@ __global__ void gradient(int64_t packs, int channels, const T* x, const T* upstr
             const float d = to_float(px.values[i]) - mean[c];
             const bool kept = !RELU || (RESIDUAL ? to_float(py.values[i]) > 0 : d * scale[c] + shift[c] > 0);
             const float g = kept ? to_float(pg.values[i]) : 0.0f;
-            gx.values[i] = from_float<T>(scale[c] * (g - total[c] - d * product[c]));
+            gx.values[i] = from_float<T>(scale[c] * (g - means[c] - d * means[channels + c]));
             gr.values[i] = from_float<T>(g);
         }
         reinterpret_cast<Pack<T, N>*>(x_gradient)[p] = gx;
@@ -121,10 +156,28 @@ void batchnorm_moments(const Array* in, const Array* out, const Options&) {
         using T = decltype(zero);
         constexpr int N = pack;
         const Geometry g = geometry<N>(in[0]);
-        const Moments<T, N> value{as<T>(in[0]), g.channels};
-        const FinishMoments<T> finish{as<T>(in[0]), float(g.positions), as<float>(out[0]), as<float>(out[1])};
-        sum_channels<N>(g, value, finish, out[2]);
+        const FinishMoments<T, false> finish{as<T>(in[0]), float(g.positions), as<float>(out[0]), as<float>(out[1]), {}};
+        sum_channels<N>(g, Moments<T, N>{as<T>(in[0]), g.channels}, finish, out[2]);
     });
+}
+
+// x, and as `settle` -> mean (C), what `settle` gives, scratch
+void batchnorm_statistics(const Array* in, const Array* out, const Options& options) {
+    with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
+        using T = decltype(zero);
+        constexpr int N = pack;
+        const Geometry g = geometry<N>(in[0]);
+        const FinishMoments<T, true> finish{as<T>(in[0]), float(g.positions), as<float>(out[0]), nullptr,
+                                            settle(in + 1, out + 1, options, double(g.positions))};
+        sum_channels<N>(g, Moments<T, N>{as<T>(in[0]), g.channels}, finish, out[5]);
+    });
+}
+
+// mean, biased variance (C) of `count` positions, and as `settle` -> what `settle` gives
+void batchnorm_settle(const Array* in, const Array* out, const Options& options) {
+    const int channels = static_cast<int>(in[0].shape[0]);
+    launch(settle_all, blocks(channels, 256), 256, 0, channels, settle(in + 2, out, options, options.at("count")),
+           as<float>(in[0]), as<float>(in[1]));
 }
 
 // x, mean, scale, shift (C), [residual] -> y
@@ -140,32 +193,34 @@ void batchnorm_normalise(const Array* in, const Array* out, const Options& optio
     });
 }
 
-// x, upstream, mean, scale, shift, [y] -> sums (C) of g and of g * (x - mean), scratch
+// x, upstream, mean, scale, shift, 1 / deviation (C), [y] -> gradients of weight and bias (C), means over the positions
+// (2, C) of g and of g * (x - mean) / variance, which are 0 with `constant` moments, scratch
 void batchnorm_gradient_sums(const Array* in, const Array* out, const Options& options) {
     with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
         using T = decltype(zero);
         constexpr int N = pack;
         const Geometry g = geometry<N>(in[0]);
+        const FinishSums finish{g.channels, options.at("constant") ? 0.0f : 1.0f / g.positions, as<float>(in[5]),
+                                as<float>(out[0]), as<float>(out[1]), as<float>(out[2])};
         with_flags(options.at("relu"), options.at("residual"), [&](auto relu, auto residual) {
             const GradientSums<T, N, relu, residual> value{
-                as<T>(in[0]), as<T>(in[1]), residual ? as<T>(in[5]) : nullptr,
+                as<T>(in[0]), as<T>(in[1]), residual ? as<T>(in[6]) : nullptr,
                 as<float>(in[2]), as<float>(in[3]), as<float>(in[4]), g.channels};
-            sum_channels<N>(g, value, FinishSums{as<float>(out[0]), as<float>(out[1])}, out[2]);
+            sum_channels<N>(g, value, finish, out[3]);
         });
     });
 }
 
-// x, upstream, mean, scale, shift, total, product (C; means over the positions, the second over the variance), [y]
-// -> gradient of x, [of the residual]
+// x, upstream, mean, scale, shift (C), means (2, C), [y] -> gradient of x, [of the residual]
 void batchnorm_gradient(const Array* in, const Array* out, const Options& options) {
     with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
         using T = decltype(zero);
         constexpr int N = pack;
         const int64_t packs = in[0].size() / N;
         with_flags(options.at("relu"), options.at("residual"), [&](auto relu, auto residual) {
-            launch(gradient<T, N, relu, residual>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]), as<T>(in[0]), as<T>(in[1]),
-                   residual ? as<T>(in[7]) : nullptr, as<float>(in[2]), as<float>(in[3]), as<float>(in[4]),
-                   as<float>(in[5]), as<float>(in[6]), as<T>(out[0]), residual ? as<T>(out[1]) : nullptr);
+            launch(gradient<T, N, relu, residual>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]), as<T>(in[0]),
+                   as<T>(in[1]), residual ? as<T>(in[6]) : nullptr, as<float>(in[2]), as<float>(in[3]), as<float>(in[4]),
+                   as<float>(in[5]), as<T>(out[0]), residual ? as<T>(out[1]) : nullptr);
         });
     });
 }

@@ -48,6 +48,8 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(maps_modulate) \
     declare(maps_modulate_gradient) \
     declare(batchnorm_moments) \
+    declare(batchnorm_statistics) \
+    declare(batchnorm_settle) \
     declare(batchnorm_normalise) \
     declare(batchnorm_gradient_sums) \
     declare(batchnorm_gradient) \
@@ -70,7 +72,11 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(convolution_gradient_x) \
     declare(convolution_gradient_w) \
     declare(convolution_gradient_bias) \
-    declare(convolution_widen)
+    declare(convolution_widen) \
+    declare(optimizer_factor) \
+    declare(optimizer_sgd) \
+    declare(optimizer_adam) \
+    declare(optimizer_average)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)

@@ -66,3 +66,44 @@ def test_residual_and_relu_as_on_a_cpu(emulated, channels, frozen):
     kernels.emulate(library)
     for a, b in zip(got, expected, strict=True):
         assert deviation(a, b) < TOLERANCE[emulated]
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_of_several_batches(emulated, momentum, monkeypatch):
+    """Alone and, with sums that are exchanged, as of two ranks that have the same batch."""
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal((2, 26, 5, 3)).astype(np.float32) * 2 + 1 for _ in range(2)]
+    upstream = jt.array(rng.standard_normal((2, 26, 5, 3)).astype(np.float32))
+    if emulated == "bf16":
+        batches = [maps.to_first(maps.to_last(jt.array(a))).numpy() for a in batches]
+
+    def run(images: list[np.ndarray], scale: float = 1.0) -> list[np.ndarray]:
+        norm = golden.fill(BatchNorm2d(26))
+        norm.momentum = momentum
+        norm.train()
+        results = []
+        for image in images:
+            x = jt.array(image)
+            y = norm(x)
+            repeated = jt.concat([upstream] * (image.shape[0] // 2), 0)
+            gradients = jt.grad((y * repeated).sum() * scale, [x, norm.weight, norm.bias])
+            results += [v.numpy() for v in (y, *gradients)]
+        return [*results, norm.running_mean.numpy(), norm.running_var.numpy()]
+
+    def same(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
+        for a, b in zip(got, expected, strict=True):
+            assert deviation(a, b[: len(a)]) < TOLERANCE[emulated]
+
+    library = kernels._state["emulated"]
+    alone = run(batches)
+    monkeypatch.setattr("pfseg.ops.batchnorm.world_size", lambda: 2)
+    monkeypatch.setattr(jt.Var, "mpi_all_reduce", lambda var, _: var, raising=False)
+    ranks = run(batches)
+    monkeypatch.undo()
+    kernels.emulate(None)
+    same(alone, run(batches))
+    both = run([np.concatenate([a, a]) for a in batches])
+    for i in (2, 3, 6, 7):  # the gradients of the weights are each rank's own
+        both[i] = both[i] / 2
+    same(ranks, both)
+    kernels.emulate(library)
