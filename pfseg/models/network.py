@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pfseg.ops import maps
-from pfseg.ops.resampling import resize_plane, resize_to_image
+from pfseg.ops.resampling import plane_resize, resize_to_image
 from pfseg.runtime import Var, jt
 
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
@@ -109,7 +109,7 @@ class SegmentationNetwork(jt.nn.Module):
     def execute(self, image: Var) -> SegOutput:
         """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
         logits, edges = self._logits(image)
-        return SegOutput(logits, tuple(resize_plane(edge, image.shape[2:]) for edge in edges))
+        return SegOutput(logits, tuple(plane_resize(edge, image.shape[2:]) for edge in edges))
 
     def predict(self, image: Var) -> Var:
         """Logits (N, K, H, W) alone, without the work of resizing the edge maps."""

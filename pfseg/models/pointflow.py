@@ -10,7 +10,7 @@ from pfseg.ops import maps
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
 from pfseg.ops.points import flow_points
-from pfseg.ops.resampling import adaptive_avg_pool, adaptive_max_pool, resize
+from pfseg.ops.resampling import adaptive_max_pool, plane_avg_pool, plane_resize, resize
 from pfseg.ops.selection import top_points
 from pfseg.runtime import Var, jt
 
@@ -57,7 +57,7 @@ class PointFlow(jt.nn.Module):
         """Give the fine map (N, C, h, w) with the points written over it, and edge logits (N, 1, H, W)."""
         size = maps.size(coarse)
         certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))
-        average = resize(adaptive_avg_pool(certainty, self.edge_pool, self.pooling), size)
+        average = plane_resize(plane_avg_pool(certainty, self.edge_pool, self.pooling), size)
         edge = maps.plane(self.edge_final(maps.modulate(coarse, average, -1.0)))
         boundary = salient = None
         if self.num_edge_points:
@@ -65,5 +65,5 @@ class PointFlow(jt.nn.Module):
                 boundary = top_points(edge, self.num_edge_points)
         if self.salient_pool:
             maximum, points = adaptive_max_pool(certainty, self.salient_pool, self.pooling)
-            salient = points, resize(maximum, size)
+            salient = points, plane_resize(maximum, size)
         return flow_points(coarse, fine, boundary, salient), edge

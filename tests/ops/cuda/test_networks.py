@@ -1,0 +1,58 @@
+"""A whole training step on the GPU kernels, beside the same on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import golden
+import numpy as np
+import pytest
+from building import build_loss
+
+from pfseg import create_model
+from pfseg.ops import kernels
+from pfseg.runtime import jt
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    library = kernels._state["emulated"]
+    kernels.emulate(None)
+    yield
+    kernels.emulate(library)
+
+
+def step(model, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Logits and losses of a training step, and gradients by weight."""
+    rng = np.random.default_rng(3)
+    image = jt.array(rng.standard_normal((2, 3, size, size)).astype(np.float32))
+    mask = jt.array(rng.integers(0, 5, (2, size, size)).astype(np.int32))
+    edge = jt.array((rng.random((2, size, size)) < 0.1).astype(np.float32))
+    output = model(image)
+    terms = build_loss(ohem=True, min_kept=1000)(output, {"mask": mask, "edge": edge})
+    weights = dict(model.named_parameters())
+    names = [name for name, var in weights.items() if not name.endswith(("running_mean", "running_var"))]
+    gradients = jt.grad(sum(terms.values()), [weights[name] for name in names])
+    values = {name: term.numpy() for name, term in terms.items()} | {"logits": output.logits.numpy()}
+    return values, {name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("emulated", ["fp32"], indirect=True)
+@pytest.mark.parametrize("name", ["pfnet_r18"])
+def test_training_step_as_on_a_cpu(emulated, name):
+    model = golden.fill(create_model(name, num_classes=5))
+    model.train()
+    model.head.ppm.bottleneck[3].p = 0.0
+    state = {key: var.numpy() for key, var in model.state_dict().items()}
+    values, gradients = step(model, 96)
+    model.load_state_dict(state)
+    with on_cpu():
+        expected_values, expected_gradients = step(model, 96)
+    for key, value in values.items():
+        assert golden.difference(value, expected_values[key]) < 1e-3, key
+    for key, gradient in gradients.items():
+        norm = np.linalg.norm(expected_gradients[key])
+        assert np.linalg.norm(gradient - expected_gradients[key]) < 5e-2 * norm, key
