@@ -212,11 +212,11 @@ def adaptive_max_pool(x: Var, out: int, rule: str) -> tuple[Var, Var]:
     Gives values (N, 1, out, out), through which gradients flow, and flat positions (N, out*out) int32; of equal values
     the first in row-major order within the window.
     """
+    n, _, height, width = x.shape
     if kernels.active():
-        _check_windows(*x.shape[2:], out, rule)
+        _check_windows(height, width, out, rule)
         values, flat = _Maxima(out, rule)(x)
         return values, flat
-    n, _, height, width = x.shape
     indices = _window_indices(height, width, out, rule)
     cells, k = indices.shape
     with jt.no_grad():
