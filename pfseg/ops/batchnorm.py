@@ -180,9 +180,10 @@ class BatchNorm2d(jt.nn.Module):
             y = x * scale.broadcast(x, [0, 2, 3]) + shift.broadcast(x, [0, 2, 3])
             return jt.maximum(y, 0.0) if self.relu else y
         sync = self.sync and world_size() > 1
-        y, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
+        normalised: Var
+        normalised, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
         self._track(mean, var, x.shape[0] * x.shape[2] * x.shape[3] * (world_size() if sync else 1))
-        return y
+        return normalised
 
     def add_relu(self, x: Var, shortcut: Var) -> Var:
         """max(the normalised x + shortcut, 0), both (N, C, H, W)."""
