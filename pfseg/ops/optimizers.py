@@ -48,9 +48,9 @@ class _OnKernels(jt.optim.Optimizer):
     loss_scale: LossScale | None = None
     _max_norm = 0.0
 
-    def backward(self, loss: Var) -> None:
+    def backward(self, loss: Var, retain_graph: bool = False) -> None:
         """Add the gradients of a loss to those that the next step takes."""
-        super().backward(loss * self.loss_scale.value if self.loss_scale else loss)
+        super().backward(loss * self.loss_scale.value if self.loss_scale else loss, retain_graph)
 
     def clip_grad_norm(self, max_norm: float, norm_type: int = 2) -> None:
         """Shrink the gradients of the next step to a norm of `max_norm`; on the GPU kernels `step` does that."""
