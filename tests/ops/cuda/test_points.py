@@ -84,3 +84,14 @@ def test_module_and_its_gradients(emulated):
     tolerance = {"fp32": 1e-4, "bf16": 5e-2}[emulated]
     for name, value in zip(("out", "edge", "grad_high", "grad_low"), (out, edge, *gradients), strict=True):
         assert golden.difference(value, stored[name]) < tolerance, name
+
+
+def test_plane_of_maps_with_one_channel(emulated):
+    x = jt.array(np.arange(24, dtype=np.float32).reshape(2, 1, 3, 4))
+    with maps.channels_last():
+        y = maps.plane(maps.to_last(x))
+        z = maps.plane(x.reshape(2, 3, 4, 1))  # as a convolution with float32 output gives it
+    assert str(y.dtype) == "float32"
+    np.testing.assert_array_equal(y.numpy(), x.numpy())
+    np.testing.assert_array_equal(z.numpy(), x.numpy())
+    np.testing.assert_array_equal(jt.grad((y * x).sum(), x).numpy(), 2 * x.numpy())
