@@ -1,4 +1,4 @@
-"""Convolutions and batched matrix products: on a CPU straight from oneDNN (`convolution.h`), on a GPU from cuDNN and cuBLAS.
+"""Convolutions and batched matrix products: from oneDNN on a CPU (`convolution.h`), from cuDNN and cuBLAS on a GPU.
 
 Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
 of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
@@ -107,7 +107,7 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
 
 
 class _ConvolutionMaps(jt.Function):
-    """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), float32 instead of the maps' type if asked for."""
+    """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), of the maps' type or float32."""
 
     def __init__(self, stride: Pair, padding: Pair, dilation: Pair, relu: bool, float_output: bool) -> None:
         self.stride, self.padding, self.dilation = stride, padding, dilation
@@ -163,7 +163,7 @@ class Conv2d(jt.nn.Conv):
 
     Attributes:
         relu: add a ReLU to the pass; for prediction alone.
-        float_output: give float32 maps whatever the type of the others, as for logits; they are (N, H', W', K) on a GPU.
+        float_output: give float32 whatever the maps' type, as for logits.
     """
 
     relu = float_output = False

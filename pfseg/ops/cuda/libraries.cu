@@ -8,6 +8,7 @@
 #include <cudnn.h>
 
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -17,6 +18,7 @@ namespace pfseg {
 namespace {
 
 constexpr int MAX_TRIED = 6;  // plans to time
+constexpr auto MAX_TRYING = std::chrono::milliseconds(500);  // after which no other is tried: some engines are compiled first
 constexpr int64_t MAX_WORKSPACE = int64_t(1) << 30;
 constexpr size_t CUBLAS_WORKSPACE = size_t(64) << 20;
 
@@ -307,6 +309,7 @@ float time_of(const Plan& plan, const Convolution& c) {
 std::unique_ptr<Plan> choose(Pass pass, const Convolution& c) {
     const auto graph = std::make_shared<Graph>(pass, c);
     if (!graph->valid) return nullptr;
+    const auto start = std::chrono::steady_clock::now();
     for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
         std::unique_ptr<Plan> best;
         float best_time = 0;
@@ -322,7 +325,7 @@ std::unique_ptr<Plan> choose(Pass pass, const Convolution& c) {
             const float time = time_of(*plan, c);
             if (time < 0) continue;
             if (!best || time < best_time) best = std::move(plan), best_time = time;
-            if (++tried == MAX_TRIED) break;
+            if (++tried == MAX_TRIED || std::chrono::steady_clock::now() - start > MAX_TRYING) break;
         }
         if (best) return best;
     }
