@@ -11,7 +11,7 @@ from pfseg.models.network import Backbone, Head, SegmentationNetwork
 from pfseg.models.pointflow import PointFlow
 from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
-from pfseg.ops.convolution import Conv2d
+from pfseg.ops.convolution import Conv2d, FloatConv2d
 from pfseg.ops.layers import AdaptiveAvgPool, BatchNormReLU, ChannelDropout, ConvNormReLU
 from pfseg.ops.resampling import resize
 from pfseg.runtime import Var, jt
@@ -77,7 +77,7 @@ class PFNetHead(Head):
         self.fpn_out_align = nn.ModuleList(
             [PointFlow(dim, match_dim, num_edge_points, edge_pool, salient_pool, pooling) for _ in finer]
         )
-        self.conv_last = nn.Sequential(ConvNormReLU(len(in_channels) * dim, dim), Conv2d(dim, num_classes, 1))
+        self.conv_last = nn.Sequential(ConvNormReLU(len(in_channels) * dim, dim), FloatConv2d(dim, num_classes, 1))
 
     def execute(self, features: Sequence[Var]) -> tuple[Var, tuple[Var, ...]]:
         """Map c1..c4 to logits (N, K, H/4, W/4) and edge logits at 1/32, 1/16 and 1/8, coarse to fine."""

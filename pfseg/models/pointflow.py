@@ -7,7 +7,7 @@ the layout of `pfseg.ops.maps`; certainty and edge logits are (N, 1, H, W) float
 from __future__ import annotations
 
 from pfseg.ops import maps
-from pfseg.ops.convolution import Conv2d
+from pfseg.ops.convolution import Conv2d, FloatConv2d
 from pfseg.ops.layers import BatchNormReLU
 from pfseg.ops.points import flow_points
 from pfseg.ops.resampling import adaptive_max_pool, plane_avg_pool, plane_resize, resize
@@ -22,7 +22,7 @@ class PointMatcher(jt.nn.Module):
 
     def __init__(self, match_dim: int) -> None:
         super().__init__()
-        self.match_conv = Conv2d(2 * match_dim, 1, 3, padding=1)
+        self.match_conv = FloatConv2d(2 * match_dim, 1, 3, padding=1)
 
     def execute(self, coarse: Var, fine: Var) -> Var:
         """Map (N, M, H, W) and (N, M, h, w) to certainty (N, 1, H, W) in (0, 1)."""
@@ -50,7 +50,7 @@ class PointFlow(jt.nn.Module):
             Conv2d(channels, channels, 3, padding=1, bias=False),
             BatchNormReLU(channels),
             nn.Identity(),  # keeps the published key numbers, in which ReLU is a module
-            Conv2d(channels, 1, 3, padding=1, bias=False),
+            FloatConv2d(channels, 1, 3, padding=1, bias=False),
         )
 
     def execute(self, coarse: Var, fine: Var) -> tuple[Var, Var]:

@@ -161,9 +161,7 @@ class _ConvolutionMaps(jt.Function):
 class Conv2d(jt.nn.Conv):
     """`jittor.nn.Conv` without groups by oneDNN on a CPU, by cuDNN and cuBLAS on a GPU.
 
-    Attributes:
-        relu: add a ReLU to the pass; for prediction alone.
-        float_output: give float32 whatever the maps' type, as for logits.
+    With `relu`, for prediction alone, a ReLU is part of the pass.
     """
 
     relu = float_output = False
@@ -176,6 +174,12 @@ class Conv2d(jt.nn.Conv):
             return back(convolution(x, self.weight, self.bias))
         y: Var = _Convolution(self.stride, self.padding, self.dilation)(x, self.weight, self.bias, self.relu)
         return y
+
+
+class FloatConv2d(Conv2d):
+    """A `Conv2d` that gives float32 whatever the maps' type, as for logits."""
+
+    float_output = True
 
 
 class _Matmul(jt.Function):
