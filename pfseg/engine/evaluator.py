@@ -26,6 +26,7 @@ from pfseg.inference.folding import as_function
 from pfseg.inference.sliding import SlidingWindows, WindowGrid, most_probable
 from pfseg.inference.views import Flips, Views
 from pfseg.models.network import SegmentationNetwork
+from pfseg.ops.scores import most_probable_class
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Var
 
@@ -158,7 +159,7 @@ class Evaluator:
         with jt.no_grad():
             logits = predict(jt.array(np.stack([part.planes for part in batch])))
             if self.scale == 1.0:
-                logits = jt.argmax(logits, 1)[0].uint8()
+                logits = most_probable_class(logits)
         finished = []
         for (image, window, _), result in zip(batch, logits.numpy(), strict=True):
             if image.result is None:

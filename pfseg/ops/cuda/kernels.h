@@ -38,7 +38,6 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(losses_edge) \
     declare(losses_edge_gradient) \
     declare(scores_labels) \
-    declare(scores_confusion) \
     declare(maps_to_last) \
     declare(maps_to_first) \
     declare(maps_join) \

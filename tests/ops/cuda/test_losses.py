@@ -11,7 +11,6 @@ import pytest
 from building import build_image_weighted, build_relaxed
 
 from pfseg.losses import CrossEntropy, EdgeLoss, OhemCrossEntropy
-from pfseg.metrics.confusion import confusion_matrix
 from pfseg.ops import kernels, pixel_losses, scores
 from pfseg.ops.selection import kth_smallest
 from pfseg.runtime import jt
@@ -179,18 +178,8 @@ def test_kth_smallest(k):
 @pytest.mark.parametrize(("classes", "size"), SIZES)
 def test_labels(classes, size):
     logits = np.random.default_rng(0).integers(-2, 3, (3, classes, *size)).astype(np.float32)  # with equal ones
-    got = scores.labels(jt.array(logits)).numpy()
+    got = scores.most_probable_class(jt.array(logits)).numpy()
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, logits.argmax(1))
     logits[0, 1, 0, 0] = np.nan
-    assert scores.labels(jt.array(logits)).numpy()[0, 0, 0] == 1
-
-
-@pytest.mark.parametrize("classes", [2, 16, 120])
-def test_confusion(classes):
-    rng = np.random.default_rng(0)
-    mask = rng.integers(0, classes, (2, 41, 67)).astype(np.int32)
-    predicted = np.where(rng.random(mask.shape) < 0.7, mask, rng.integers(0, classes, mask.shape)).astype(np.uint8)
-    mask[rng.random(mask.shape) < 0.1] = 255
-    got = scores.confusion(jt.array(predicted), jt.array(mask), classes).numpy()
-    np.testing.assert_array_equal(got, confusion_matrix(predicted, mask, classes))
+    assert scores.most_probable_class(jt.array(logits)).numpy()[0, 0, 0] == 1
