@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfseg.devices import visible_gpus
-from pfseg.errors import PfsegError
+from pfseg.errors import JobError, PfsegError
 from pfseg.files import PART, lock, program
 
 __all__ = ["jt"]  # for type checkers, which take it for a private import otherwise
@@ -134,6 +136,17 @@ def onednn_flags() -> dict[str, int]:
     """`compile_options` of a `jittor.code` variable whose C++ includes `dnnl.hpp`."""
     folder = link_onednn()
     return {f'FLAGS: -I"{folder}/include" -L"{folder}/lib" -Wl,-rpath,"{folder}/lib" -lmkldnn ': 1}
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn Jittor's error for a GPU without enough memory into a JobError that ends with what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Unable to alloc cuda device memory" not in str(error):
+            raise
+        raise JobError(f"the GPU's memory is full: {advice}") from error
 
 
 def rank() -> int:

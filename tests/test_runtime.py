@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pfseg import runtime
+from pfseg.errors import JobError
 from pfseg.runtime import jt
 
 
@@ -107,3 +108,13 @@ def test_jittor_does_not_take_over_ctrl_c(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "goes on\n", done.stderr
+
+
+def test_a_full_gpu_says_what_to_lower():
+    with (
+        pytest.raises(JobError, match=r"^the GPU's memory is full: lower batch_size$"),
+        runtime.memory_advice("lower batch_size"),
+    ):
+        raise RuntimeError("[f 12] Unable to alloc cuda device memory for size 123")  # as Jittor says it
+    with pytest.raises(RuntimeError, match=r"^other$"), runtime.memory_advice("lower batch_size"):
+        raise RuntimeError("other")

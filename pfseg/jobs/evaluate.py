@@ -28,7 +28,7 @@ from pfseg.metrics.confusion import scores
 from pfseg.ops import kernels
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
-from pfseg.runtime import jt, rank, seed_everything, world_size
+from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
@@ -62,7 +62,8 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     device = "cuda" if jt.flags.use_cuda else "cpu"
     write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
     try:
-        found = evaluator.run(model.predict, show)
+        with memory_advice("lower batch_size or eval_size"):
+            found = evaluator.run(model.predict, show)
         for warning in evaluator.loader.pop_warnings():
             write("message", level="warning", text=warning)
     finally:

@@ -17,7 +17,7 @@ from pfseg.engine.ranks import on_every_rank
 from pfseg.engine.schedule import make_schedule
 from pfseg.engine.trainer import Trainer, total_steps
 from pfseg.ops import kernels
-from pfseg.runtime import jt, rank, seed_everything, world_size
+from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.records import RecordWriter
 
 
@@ -90,7 +90,8 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         if isinstance(train_set, SceneDataset):
             records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
     try:
-        return trainer.run()
+        with memory_advice("lower batch_size (with trainer.accumulate for the same updates) or dataset.crop_size"):
+            return trainer.run()
     finally:
         loader.close()
         evaluator.loader.close()
