@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 
 .PHONY: help install train test test-fast test-system check docs bench-data bench-eval bench-train bench-predict \
-	bench-tracking bench-scaling bench-launch
+	bench-tracking bench-scaling bench-launch gpu-bundle gpu-check
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -54,6 +54,12 @@ bench-scaling: $(STAMP) ## time two ranks of one thread beside one rank of two, 
 
 bench-launch: $(STAMP) ## time what starting and ending a job costs beside its work
 	$(VENV)/bin/python benchmarks/launch.py $(ARGS)
+
+gpu-bundle: $(STAMP) ## compile for a GPU machine without a network and pack it all; needs CUDA's wheels, no GPU
+	$(VENV)/bin/python benchmarks/gpu_bundle.py gpu-bundle.tar.xz $(ARGS)
+
+gpu-check: $(STAMP) ## check and time everything on a GPU; beside PyTorch: TORCH=<python that has it>
+	$(VENV)/bin/python benchmarks/gpu_check.py $(if $(TORCH),--torch $(TORCH)) $(ARGS)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"pfseg needs Python 3.11 or 3.12, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'

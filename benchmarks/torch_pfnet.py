@@ -3,14 +3,22 @@
 Run as `python torch_pfnet.py <folder>` where PyTorch is installed. Reads `weights.npz` and `image.npy` there, writes
 `logits.npy` and then, for each line on its standard input, runs one forward pass and prints its seconds; with a
 `mask.npy` a training step: forward in training mode, cross entropy, backward, SGD.
+
+With `--serve`, on a GPU, for `benchmarks/gpu_checks.py`: each line asks in JSON for work (`train` with PFNet's whole
+loss, `predict`), size, batch, precision and whether to compile, and is answered by milliseconds of a step and memory.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +78,8 @@ class PointFlow(nn.Module):
         last = nn.Conv2d(c, 1, 3, padding=1, bias=False)
         self.edge_final = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, bias=False), NormReLU(c), nn.Identity(), last)
 
-    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-        """Let semantics flow."""
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let semantics flow; gives the fine map and edge logits."""
         n, c, height, width = coarse.shape
         h, w = fine.shape[2:]
         certainty = self.point_matcher(self.down_h(coarse), self.down_l(fine))
@@ -93,8 +101,9 @@ class PointFlow(nn.Module):
             return found[:, None].expand(n, c, -1)
 
         salient_fine = flat.gather(2, target(salient))
-        flat = flat.scatter(2, target(edge_points), flow(edge_coarse, edge_fine))
-        return flat.scatter(2, target(salient), flow(salient_coarse, salient_fine)).reshape(n, c, h, w)
+        flat = flat.scatter(2, target(edge_points), flow(edge_coarse, edge_fine).to(flat.dtype))
+        flat = flat.scatter(2, target(salient), flow(salient_coarse, salient_fine).to(flat.dtype))
+        return flat.reshape(n, c, h, w), edge
 
 
 def flow(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
@@ -134,15 +143,18 @@ class Head(nn.Module):
         self.fpn_out_align = nn.ModuleList(PointFlow(dim) for _ in channels[:-1])
         self.conv_last = nn.Sequential(conv(4 * dim), nn.Conv2d(dim, classes, 1))
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Logits at a quarter of the size."""
+    def forward(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits at a quarter of the size, and edge logits, coarse to fine."""
         fused = self.ppm(features[-1])
-        levels = [fused]
+        levels, edges = [fused], []
         for i in (2, 1, 0):
             lateral = self.fpn_in[i](features[i])
-            fused = lateral + self.fpn_out_align[i](fused, lateral)
+            flowed, edge = self.fpn_out_align[i](fused, lateral)
+            fused = lateral + flowed
             levels.append(self.fpn_out[i](fused))
-        return self.conv_last(torch.cat([resize(level, levels[-1].shape[2:]) for level in reversed(levels)], 1))
+            edges.append(edge)
+        finest = levels[-1].shape[2:]
+        return self.conv_last(torch.cat([resize(level, finest) for level in reversed(levels)], 1)), edges
 
 
 class PFNet(nn.Module):
@@ -164,21 +176,43 @@ class PFNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, H, W)."""
+        return resize(self.head(self.features(image))[0], image.shape[2:])
+
+    def with_edges(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits (N, K, H, W) and edge logits (N, 1, H, W), coarse to fine."""
+        logits, edges = self.head(self.features(image))
+        return resize(logits, image.shape[2:]), [resize(edge, image.shape[2:]) for edge in edges]
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The backbone's maps, fine to coarse."""
         x, features = self.layer0(image), []
         for index in range(1, 5):
             x = getattr(self, f"layer{index}")(x)
             features.append(x)
-        return resize(self.head(features), image.shape[2:])
+        return features
 
 
-def main() -> None:
-    """Serve forward passes."""
-    folder = Path(sys.argv[1])
+def load(folder: Path) -> PFNet:
+    """The network with the weights of a folder, in evaluation mode."""
     weights = {key: torch.from_numpy(value) for key, value in np.load(folder / "weights.npz").items()}
     model = PFNet(weights["head.conv_last.1.bias"].shape[0]).eval()
     found = model.load_state_dict(weights, strict=False)
     lost = [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
     assert not lost and not found.unexpected_keys, (lost, found.unexpected_keys)
+    return model
+
+
+def main() -> None:
+    """Serve forward passes, or what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--serve", action="store_true")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    model = load(folder)
+    if arguments.serve:
+        serve(model)
+        return
     image = torch.from_numpy(np.load(folder / "image.npy"))
     with torch.inference_mode():
         np.save(folder / "logits.npy", model(image).numpy())
@@ -206,6 +240,110 @@ def train(model: PFNet, optimizer: torch.optim.Optimizer, image: torch.Tensor, m
     optimizer.zero_grad()
     F.cross_entropy(model(image), mask).backward()
     optimizer.step()
+
+
+def serve(model: PFNet) -> None:
+    """Answer requests on a GPU (or, to try it out, on a CPU), in PyTorch's fastest ways of each precision."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    answer({"name": f"PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {name}"})
+    compiled: dict[str, Callable[..., Any]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer(measure(model, request, device, compiled))
+        except RuntimeError as error:  # out of memory, for one
+            answer({"error": str(error).splitlines()[0][:200]})
+
+
+def answer(values: dict[str, Any]) -> None:
+    """Print a line of JSON."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def measure(
+    model: PFNet, request: dict[str, Any], device: torch.device, compiled: dict[str, Callable[..., Any]]
+) -> dict[str, Any]:
+    """Milliseconds of a step, three times the mean of up to 10, and MiB."""
+    precision, training = request["precision"], request["work"] == "train"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    cast = partial(torch.autocast, device.type, half) if half else contextlib.nullcontext
+    size, count, classes = request["size"], request["batch"], model.head.conv_last[1].out_channels
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.standard_normal((count, 3, size, size)).astype(np.float32))
+    image = image.to(device, memory_format=torch.channels_last)
+    mask = np.kron(rng.integers(0, classes, (count, size // 32, size // 32)), np.ones((1, 32, 32), np.int64))
+    mask = torch.from_numpy(mask).to(device)
+    edge = torch.from_numpy((rng.random((count, size, size)) < 0.1).astype(np.float32)).to(device)
+    model.train(training)
+    forward: Callable[..., Any] = model.with_edges if training else model.forward
+    if request.get("compile"):
+        forward = compiled.setdefault(request["work"], torch.compile(forward))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with cast():
+            logits, edges = forward(image)
+        loss = pfnet_loss(logits.float(), [e.float() for e in edges], mask, edge)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    def predict() -> None:
+        with torch.inference_mode(), cast():
+            forward(image)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    work = step if training else predict
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.mem_get_info()[0]
+    work(), work(), wait()
+    started = time.perf_counter()
+    work(), wait()
+    steps = max(1, min(10, int(request["seconds"] / 3 / (time.perf_counter() - started))))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(steps):
+            work()
+        wait()
+        times.append(1000 * (time.perf_counter() - started) / steps)
+    optimizer.zero_grad()
+    result = {"ms": times, "mib": 0.0, "peak": 0.0}
+    if device.type == "cuda":
+        result["mib"] = (before - torch.cuda.mem_get_info()[0]) / 2**20
+        result["peak"] = torch.cuda.max_memory_allocated() / 2**20
+        del image, mask, edge
+        torch.cuda.empty_cache()
+    return result
+
+
+def pfnet_loss(logits: torch.Tensor, edges: list[torch.Tensor], mask: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
+    """As `pfseg.losses.PFNetLoss` with the settings of conf/loss/pfnet.yaml."""
+    loss = F.cross_entropy(logits, mask, ignore_index=255, reduction="none")
+    with torch.no_grad():
+        probability = torch.exp(-loss).flatten()
+        limit = probability.kthvalue(min(10000, probability.numel())).values.clamp(min=0.7)
+        kept = ((probability <= limit).view_as(loss) & (mask != 255)).float()
+    total = (loss * kept).sum() / kept.sum().clamp(min=1)
+    positive = edge.sum()
+    weight = (edge * (edge.numel() - positive) + (1 - edge) * positive) / edge.numel()
+    for level in edges:
+        total = total + F.binary_cross_entropy_with_logits(level[:, 0], edge, weight)
+    return total
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The one place that prepares and imports Jittor: importing this module does the work, the only one that may.
 
 `from pfseg.runtime import jt` gives a Jittor that works offline, with and without a GPU, under `mpirun` and alone.
-Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`), and `OMP_NUM_THREADS`, which the launcher sets.
+Environment read: `PFSEG_DEVICE` (`auto`, the default, or `cpu`), `OMP_NUM_THREADS`, which the launcher sets, and
+`PFSEG_PORTABLE`, the folder of a bundle of compiled operators (see `benchmarks/gpu_bundle.py`).
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import importlib
 import os
 import random
 import shutil
@@ -14,13 +18,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfseg import toolkit
 from pfseg.devices import visible_gpus
 from pfseg.errors import JobError, PfsegError
 from pfseg.files import PART, lock, program
@@ -40,8 +45,44 @@ def settle_home() -> Path:
 
     Left alone Jittor would take the `JITTOR_HOME` of an earlier process, which it writes down, and compile there.
     """
-    os.environ["JITTOR_HOME"] = os.environ.get("JITTOR_HOME") or str(Path.home())
-    return Path(os.environ["JITTOR_HOME"])
+    portable = portable_folder()
+    home = portable / "jh" if portable else Path(os.environ.get("JITTOR_HOME") or Path.home())
+    os.environ["JITTOR_HOME"] = str(home)
+    return home
+
+
+def portable_folder() -> Path | None:
+    """`PFSEG_PORTABLE`: the folder of a bundle, which has the same path where it was made and where it is used."""
+    name = os.environ.get("PFSEG_PORTABLE")
+    return Path(name) if name else None
+
+
+@contextmanager
+def pinned_cache(folder: Path) -> Iterator[None]:
+    """Let Jittor compile into this folder, and find there all that it compiled on another machine.
+
+    Jittor 1.3.11 names its folder after the host, its kernel and its processor, and compiles anew what it names in
+    another order, that of the file system. To be active while Jittor is imported.
+    """
+    if os.uname().machine == "x86_64":
+        toolkit.add_flags("-march=x86-64-v3")  # after Jittor's -march=native: of any processor that has a GPU beside it
+    found, listed, walk = glob.glob, os.listdir, os.walk
+
+    def sorted_walk(*arguments: Any, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for path, folders, files in walk(*arguments, **options):
+            folders.sort()
+            yield path, folders, sorted(files)
+
+    glob.glob = lambda *a, **options: sorted(found(*a, **options))
+    os.listdir = lambda *a: sorted(listed(*a))
+    os.walk = sorted_walk  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        importlib.import_module("jittor_utils").cache_path = str(folder)
+        sys.path.insert(0, str(folder))
+        yield
+    finally:
+        glob.glob, os.listdir, os.walk = found, listed, walk
 
 
 def link_onednn(prefix: Path | None = None, home: Path | None = None) -> Path:
@@ -92,6 +133,8 @@ def hide_unusable_cuda() -> bool:
 
 def _import_jittor() -> Any:
     link_onednn()
+    portable = portable_folder()
+    pinned = pinned_cache(portable / "cache") if portable else nullcontext()
     cuda = hide_unusable_cuda()
     if shutil.which("g++") is None and "cc_path" not in os.environ:
         raise RuntimeSetupError(
@@ -113,15 +156,37 @@ def _import_jittor() -> Any:
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
-    import jittor
+    with pinned:
+        if cuda:
+            toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
+        import jittor
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Jittor's end this process on Ctrl-C, and when a child is killed
             signal.signal(number, handler or signal.SIG_DFL)
-    jittor.flags.use_cuda = int(cuda and jittor.has_cuda)
+    jittor.flags.use_cuda = int(cuda)
+    if cuda:
+        _check_libraries(jittor)
+        jittor.flags.use_cuda_host_allocator = 0  # it makes each array an operator with two copies
     return jittor
+
+
+def _toolkit_folder() -> Path:
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]  # one folder for each Python environment
+    return settle_home() / ".cache" / "jittor" / "pfseg_cuda" / f"{environment}_"
+
+
+def _check_libraries(jittor: Any) -> None:
+    """Raise RuntimeSetupError where Jittor works without a library of CUDA: it says so only in its own, silent, log."""
+    extern = jittor.compile_extern
+    absent = [name for name in ("cudnn", "cublas", "curand", "cub") if getattr(extern, name, None) is None]
+    if absent or not jittor.has_cuda:
+        raise RuntimeSetupError(
+            f"Jittor could not load {', '.join(absent) or 'CUDA'}: set log_silent=0 to see why, "
+            "run `pip install 'pfseg[cuda]'`, or set PFSEG_DEVICE=cpu"
+        )
 
 
 if TYPE_CHECKING:

@@ -100,30 +100,35 @@ def _address(library: str, function: str) -> int:
 def _library() -> Path:
     """Compile the kernels for this machine's GPUs, unless that is done; raises KernelError."""
     toolkit = Path(jt.flags.nvcc_path).parent.parent
-    architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in jt.flags.cuda_archs]
+    # PTX beside the machine code is for cards that are newer than what Jittor knows.
+    architectures = [f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]" for arch in jt.flags.cuda_archs]
     flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", f"-I{SOURCES}", f"-I{toolkit}/include", *architectures]
-    files = sorted(SOURCES.glob("*.cu"))
-    text = "".join([*flags, *(path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()))])
+    shared = "".join([*flags, *(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.h")))])
     folder = Path(jt.flags.cache_path) / "pfseg"
-    library = folder / f"libpfseg_{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    with lock(library):
+    objects = {
+        path: folder / f"{path.stem}_{_digest(shared + path.read_text(encoding='utf-8'))}.o"
+        for path in sorted(SOURCES.glob("*.cu"))
+    }
+    library = folder / f"libpfseg_{_digest(''.join(map(str, objects.values())))}.so"
+    with lock(folder / "libpfseg"):
         if library.exists():
             return library
-        objects = [library.with_name(f"{path.stem}{PART}.o") for path in files]
-        compile_ = [jt.flags.nvcc_path, *flags, "-c"]
-        commands = [[*compile_, str(path), "-o", str(target)] for path, target in zip(files, objects, strict=True)]
+        changed = [(path, target) for path, target in objects.items() if not target.exists()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_compile, commands))
-        part = library.with_name(library.name + PART)
+            list(pool.map(lambda pair: _compile([*flags, "-c", str(pair[0])], pair[1]), changed))
         linked = [f"-L{toolkit}/lib64", "-Xlinker", f"-rpath,{toolkit}/lib64", "-lcudnn", "-lcublas"]
-        _compile([jt.flags.nvcc_path, "-shared", "--cudart", "shared", *map(str, objects), *linked, "-o", str(part)])
-        for path in objects:
-            path.unlink()
-        part.rename(library)
+        _compile(["-shared", "--cudart", "shared", *map(str, objects.values()), *linked], library)
     return library
 
 
-def _compile(command: list[str]) -> None:
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _compile(arguments: list[str], target: Path) -> None:
+    part = target.with_name(f"{target.stem}{PART}{target.suffix}")
+    command = [jt.flags.nvcc_path, *arguments, "-o", str(part)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise KernelError(f"compiling the GPU kernels failed:\n{' '.join(command)}\n{done.stderr[-2000:]}")
+    part.rename(target)

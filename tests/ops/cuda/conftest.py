@@ -1,4 +1,4 @@
-"""The GPU kernels on the processor: compiled by g++ with `emulation.h` in place of CUDA."""
+"""The GPU kernels on a GPU where there is one, else on the processor: compiled by g++ with `emulation.h` for CUDA."""
 
 from __future__ import annotations
 
@@ -45,16 +45,23 @@ def build() -> Path:
     return library
 
 
+def use_gpu(library: Path | None) -> None:
+    """Stands in for `kernels.emulate` where there is a GPU."""
+    jt.flags.use_cuda = int(library is not None)
+
+
 @pytest.fixture(scope="session")
 def library() -> Path:
-    return build()
+    return Path() if jt.flags.use_cuda else build()
 
 
 @pytest.fixture(params=["fp32", "bf16"])
-def emulated(library: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The network runs on the emulated kernels, in the precision given."""
+def emulated(library: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The network runs on the GPU or on the emulated kernels, in the precision given."""
+    if library == Path():
+        monkeypatch.setattr(kernels, "emulate", use_gpu)
     kernels.emulate(library)
     kernels.set_precision(request.param)
     yield request.param
     kernels.set_precision("fp32")
-    kernels.emulate(None)
+    kernels.emulate(library if library == Path() else None)  # a GPU stays in use for the next test
