@@ -11,7 +11,6 @@ them as wheels or as a toolkit. There, as root:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -29,11 +28,13 @@ PACKAGES = (  # what a training needs, with the OpenCV that brings no window sys
     "pytest>=8,<10", "pytest-timeout>=2.3,<3",
 )  # fmt: skip
 LEFT_OUT = (
-    "__pycache__", "*.a", "*/site-packages/pip", "*/site-packages/setuptools", "*/site-packages/pkg_resources",
-    "*/site-packages/nvidia", "venv/lib/libdnnl.so", "venv/lib/libdnnl.so.2.6", "*/config-3.*", "*/python3.*/test", "idlelib", "tkinter", "ensurepip", "lib2to3", "numpy/*/tests",
-    "jittor/notebook", "jittor/script", "jittor/demo", "venv/share", "onednn*/examples", "*.part",
-    "venv/lib/libdnnl.so", "venv/lib/libdnnl.so.2.6", "venv/lib/cmake",  # copies
+    "__pycache__", "*.a", "*.part", "idlelib", "tkinter", "ensurepip", "lib2to3", "*/config-3.*-linux-gnu", "*/python3.*/test",
+    "*/site-packages/pip", "*/site-packages/setuptools", "*/site-packages/pkg_resources", "*/site-packages/nvidia",
+    "numpy/*/tests", "jittor/notebook", "jittor/script", "jittor/demo", "cv2/data", "_avif.*", "libavif*",
+    "venv/share", "venv/lib/libdnnl.so", "venv/lib/libdnnl.so.2.6", "venv/lib/cmake", ".cache/jittor/jt*",
 )  # fmt: skip
+# OpenCV's for films, and for large systems of equations: nothing calls them, and they are a third of all.
+STUBS = ("libavcodec", "libavformat", "libavutil", "libswscale", "libopenblas")
 # Finds the libraries of the machine's own Python, or a toolkit, and starts the checks.
 SCRIPT = """#!/bin/bash
 cd {root}/checkout
@@ -93,15 +94,21 @@ def pack(root: Path, target: Path) -> None:
     """Two archives behind each other, so that what rarely changes isn't compressed anew each time."""
     config = (root / "venv" / "pyvenv.cfg").read_text()
     home = Path(next(line.split("=")[1].strip() for line in config.splitlines() if line.startswith("home"))).parent
-    standard = [path for path in next((home / "lib").glob("python3.*")).iterdir() if path.name != "site-packages"]
-    base = [home / "bin", *home.glob("lib/libpython*"), *standard, home / "include", root / "venv", root / "jh"]
+    base = [home / "bin", home / "lib", home / "include", root / "venv", root / "jh"]
     rest = [root / "cache", root / "checkout", root / "gpu-check"]
-    files = [path for folder in base for path in sorted(folder.rglob("*")) if path.is_file()]
-    state = hashlib.sha256("".join(f"{path}{path.stat().st_size}" for path in files).encode()).hexdigest()[:16]
-    first, second = root / f"base_{state}.tar.xz", root / "rest.tar.xz"
+    first, second = root / "base.tar.xz", root / "rest.tar.xz"
     if not first.exists():
-        _archive(base, first, [str(path).lstrip("/") for path in home.glob("lib/python3.*/site-packages")])
-    _archive(rest, second, [])
+        staging = root / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        own_packages = [str(path).lstrip("/") for path in home.glob("lib/python3.*/site-packages")]
+        with subprocess.Popen(_tar(Path("/"), base, own_packages), stdout=subprocess.PIPE) as process:
+            subprocess.run(["tar", "-C", staging, "-xf", "-"], stdin=process.stdout, check=True)
+        _shrink(staging, home)
+        _compress(_tar(staging, base, []), first)
+        shutil.rmtree(staging)
+    _drop_old_kernels(root / "cache")
+    _compress(_tar(Path("/"), rest, []), second)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as out:
         for part in (first, second):
@@ -109,13 +116,64 @@ def pack(root: Path, target: Path) -> None:
     sys.stdout.write(f"{target}: {target.stat().st_size / 2**20:.1f} MiB\n")
 
 
-def _archive(paths: list[Path], target: Path, without: list[str]) -> None:
-    part = target.with_suffix(".part")
+def _drop_old_kernels(cache: Path) -> None:
+    """Leave the latest of the libraries of kernels, and of each file's objects."""
+    latest: dict[str, Path] = {}
+    for path in sorted(cache.glob("*/pfseg/*_*"), key=lambda path: path.stat().st_mtime_ns):
+        name = path.name.partition("_")[0] + path.suffix
+        if name in latest:
+            latest[name].unlink()
+        latest[name] = path
+
+
+def _shrink(staging: Path, home: Path) -> None:
+    """Take the symbols from the copy of Python, and OpenCV's large libraries out of the copy of its package."""
+    for path in (staging / str(home).lstrip("/")).rglob("*.so*"):
+        subprocess.run(["strip", "--strip-unneeded", path], check=False)
+    (folder,) = staging.rglob("opencv_python_headless.libs")
+    for path in list(folder.iterdir()):
+        if not path.name.startswith((*STUBS, "libpng")):
+            path.unlink()
+        elif path.name.startswith(STUBS):
+            _stub(path)
+
+
+def _stub(library: Path) -> None:
+    """Replace a library by one whose functions do nothing."""
+    listing = subprocess.check_output(["nm", "-D", "--defined-only", library], text=True)
+    found = [line.split()[-2:] for line in listing.splitlines()]
+    names = [symbol.partition("@@") for kind, symbol in found if kind in "TtWwi"]
+    source, script = library.with_suffix(".c"), library.with_suffix(".map")
+    functions = sorted({name for name, _, _ in names if name.isidentifier()} - {"_init", "_fini"})
+    source.write_text("".join(f"long {name}() {{ return 0; }}\n" for name in functions))
+    command = ["gcc", "-w", "-shared", "-fPIC", "-fno-builtin", f"-Wl,-soname,{library.name}", source, "-o", library]
+    if version := next((version for _, _, version in names if version), None):
+        script.write_text(f"{version} {{ global: *; }};\n")
+        command.append(f"-Wl,--version-script={script}")
+    subprocess.run(command, check=True)
+    source.unlink()
+    script.unlink(missing_ok=True)
+
+
+def _tar(top: Path, paths: list[Path], without: list[str]) -> list[str]:
     left_out = [f"--exclude={pattern}" for pattern in (*LEFT_OUT, *without)]
-    names = [str(path).lstrip("/") for path in paths]
-    tar = ["tar", "-C", "/", *left_out, "--owner=0", "--group=0", "-cf", "-", *names]
+    return [
+        "tar",
+        "-C",
+        str(top),
+        *left_out,
+        "--owner=0",
+        "--group=0",
+        "-cf",
+        "-",
+        *(str(p).lstrip("/") for p in paths),
+    ]
+
+
+def _compress(tar: list[str], target: Path) -> None:
+    part = target.with_suffix(".part")
     with part.open("wb") as out, subprocess.Popen(tar, stdout=subprocess.PIPE) as process:
-        subprocess.run(["xz", "-T0", "-7"], stdin=process.stdout, stdout=out, check=True)
+        subprocess.run(["xz", "-T0", "-6"], stdin=process.stdout, stdout=out, check=True)
     part.rename(target)
 
 

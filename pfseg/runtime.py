@@ -73,12 +73,12 @@ def pinned_cache(folder: Path) -> Iterator[None]:
             folders.sort()
             yield path, folders, sorted(files)
 
-    glob.glob = lambda *a, **options: sorted(found(*a, **options))
-    os.listdir = lambda *a: sorted(listed(*a))
-    os.walk = sorted_walk  # type: ignore[assignment]
+    vars(glob)["glob"] = lambda *a, **options: sorted(found(*a, **options))
+    vars(os)["listdir"] = lambda *a: sorted(listed(*a))
+    vars(os)["walk"] = sorted_walk
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        importlib.import_module("jittor_utils").cache_path = str(folder)
+        vars(importlib.import_module("jittor_utils"))["cache_path"] = str(folder)
         sys.path.insert(0, str(folder))
         yield
     finally:

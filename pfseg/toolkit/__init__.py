@@ -260,6 +260,6 @@ def _link_libraries(target: Path, sources: Sources) -> None:
                     (target / name).symlink_to(path)
     for part in ("ops", "cnn"):  # Jittor opens them by their names of version 8
         for use in ("infer", "train"):
-            name = target / f"libcudnn_{part}_{use}.so"
-            if not os.path.lexists(name):
-                name.symlink_to((target / f"libcudnn_{part}.so").resolve())
+            older = target / f"libcudnn_{part}_{use}.so"
+            if not os.path.lexists(older):
+                older.symlink_to((target / f"libcudnn_{part}.so").resolve())

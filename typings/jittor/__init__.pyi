@@ -17,6 +17,7 @@ world_size: int
 
 class _Flags:
     use_cuda: int
+    use_cuda_host_allocator: int
     no_grad: int
     cache_path: str
     nvcc_path: str
