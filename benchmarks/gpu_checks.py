@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import golden
 import numpy as np
@@ -162,20 +164,34 @@ def _convolution(check: Check, rng: np.random.Generator, case: tuple, precision:
 
 def operators(check: Check) -> None:
     """The tests of each own kernel, which compare with the processor's operators and with stored values."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--no-header", "-rfE", "--tb=short"]
-    command += ["--timeout", "120", "-o", "addopts=", "-o", "filterwarnings="]
-    command += ["--import-mode=importlib", "tests/ops/cuda"]
-    done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.stdout is not None
-    lines = []
-    for line in done.stdout:
-        lines.append(line)
-        if match := re.match(r"(FAILED|ERROR) (\S+)(.*)", line):
-            check.row(match[2].removeprefix("tests/ops/cuda/"), match[3].strip(" -")[:300], False)
-    done.wait()
-    (check.out / "operators.txt").write_text("".join(lines))
-    summary = next((line.strip() for line in reversed(lines) if re.search(r"\d+ (passed|failed|error)", line)), "")
-    check.row("pytest", summary or f"ended with {done.returncode}: {''.join(lines)[-600:]}", done.returncode == 0)
+    files = sorted((ROOT / "tests" / "ops" / "cuda").glob("test_*.py"))
+    with ThreadPoolExecutor(1 if check.pretend else 4) as pool:
+        list(pool.map(lambda path: _tests(check, path), files))
+
+
+def _tests(check: Check, path: Path) -> None:
+    """The tests of one file, in a process of their own: a failed kernel spoils all that follows it."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--no-header", "-rfE", "--tb=short"]
+    command += ["--timeout", "60", "-o", "addopts=", "-o", "filterwarnings=", "--import-mode=importlib", str(path)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    passed, failed, lines = 0, [], []
+    with (check.out / f"operators_{path.stem}.txt").open("w") as out:
+        for line in process.stdout:
+            out.write(line)
+            lines.append(line)
+            passed += " PASSED" in line
+            if match := re.match(r"\S+::(\S+) (FAILED|ERROR)", line):
+                failed.append(match[1])
+                check.row(f"{path.stem}: {match[1]}", match[2].lower(), False)
+            elif match := re.match(r"(?:FAILED|ERROR) \S+::(\S+) - (.*)", line):
+                check.row(f"{path.stem}: {match[1]}", match[2][:200])
+    process.wait()
+    whole = process.returncode in (0, 1)
+    text = f"{passed} passed, {len(failed)} failed"
+    text += "" if whole else f"; ended with {process.returncode}: {''.join(lines)[-500:]}"
+    check.row(path.stem, text, whole and not failed)
 
 
 GOLDENS = {
@@ -466,23 +482,86 @@ def repeats(check: Check) -> None:
         check.row(name, f"{text}; loss {first[0]:.4f} to {first[steps - 1]:.4f}", equal if deterministic else None)
 
 
+class Array(ctypes.Structure):
+    """As in `pfseg/ops/cuda/kernels.h`."""
+
+    _fields_: ClassVar = [
+        ("data", ctypes.c_void_p), ("type", ctypes.c_int), ("dims", ctypes.c_int), ("shape", ctypes.c_int64 * 6),
+    ]  # fmt: skip
+
+    def __str__(self) -> str:
+        """Type and shape."""
+        kind = ("fp32", "bf16", "fp16", "int32", "uint8")[self.type]
+        return f"{kind} {'x'.join(map(str, self.shape[: self.dims]))}"
+
+
+class Stopwatch:
+    """Times each own kernel by calling it through Python, with the device waited for before and after."""
+
+    def __init__(self) -> None:
+        self.times: dict[tuple[str, str], list[float]] = {}
+        self._kept: list[Any] = []
+        self._address = kernels._address
+        kernels._address = cache(self._timed)
+
+    def _timed(self, library: str, function: str) -> int:
+        kind = ctypes.CFUNCTYPE(None, ctypes.POINTER(Array), ctypes.POINTER(Array), ctypes.c_void_p)
+        original = kind(self._address(library, function))
+        wait = ctypes.CDLL(None).cudaDeviceSynchronize
+
+        def call(inputs: Any, outputs: Any, options: int) -> None:
+            wait()
+            started = time.perf_counter()
+            original(inputs, outputs, options)
+            wait()
+            seconds = time.perf_counter() - started
+            self.times.setdefault((function, f"{inputs[0]} to {outputs[0]}"), []).append(seconds)
+
+        callback = kind(call)
+        self._kept.append(callback)
+        return int(ctypes.cast(callback, ctypes.c_void_p).value or 0)
+
+
 def profile(check: Check) -> None:
-    """The most expensive operators of a bf16 training step and of a prediction."""
+    """Where the time of a bf16 training step and of a prediction goes: own kernels, and Jittor's operators."""
+    watch = Stopwatch()
     ours = Ours()
     size = {"size": 128, "batch": 2} if check.pretend else {"size": 896, "batch": 8}
     for work in ("train", "predict"):
-        request = {"work": work, "precision": "bf16", "seconds": 0.1, **size}
+        request = {"work": work, "precision": "bf16", "seconds": 0.0, **size}  # 6 steps
         ours.request(request)
+        watch.times.clear()
         jt.profiler.start(0, 0)
         ours.request(request)
         jt.profiler.stop()
+        steps = 6.0
         head, *rows = jt.profiler.report()
-        (check.out / f"profile_{work}.txt").write_text("\n".join("\t".join(map(str, row)) for row in (head, *rows)))
+        table = "\n".join("\t".join(map(str, row)) for row in (head, *rows))
+        (check.out / f"profile_{work}_jittor.txt").write_text(table)
         columns = {name: index for index, name in enumerate(head)}
-        total = sum(float(row[columns["TotalTime"]]) for row in rows)
-        for row in rows[:20]:
-            time_, count = float(row[columns["TotalTime"]]), row[columns["Count"]]
-            check.row(f"{work}: {row[0][:90]}", f"{100 * time_ / total:.1f} % in {count} calls: {row[1][-40:]}")
+        jittor = sum(float(row[columns["TotalTime"]]) for row in rows) / 1e6 / steps
+        calls = sum(int(row[columns["Count"]]) for row in rows) / steps
+        check.row(f"{work}: Jittor's own operators", f"{jittor:.2f} ms in {calls:.0f} calls of a step")
+        for row in sorted(rows, key=lambda row: -float(row[columns["TotalTime"]]))[:4]:
+            milliseconds, count = float(row[columns["TotalTime"]]) / 1e6 / steps, int(row[columns["Count"]]) / steps
+            name = " ".join(re.findall(r"opkey\d:(\w+)|OP:(\w+)", row[0])[0]) if "opkey" in row[0] else row[0][:40]
+            check.row(f"{work}: {name}", f"{milliseconds:.2f} ms in {count:.0f} calls: {row[0][:200]}")
+        lines = ["function\tarrays\tms of a step\tcalls"]
+        by_name: dict[str, list[float]] = {}
+        ordered = sorted(watch.times.items(), key=lambda item: -sum(item[1]))
+        for (name, arrays), seconds in ordered:
+            lines.append(f"{name}\t{arrays}\t{1000 * sum(seconds) / steps:.3f}\t{len(seconds) / steps:.1f}")
+            by_name.setdefault(name, []).extend(seconds)
+        (check.out / f"profile_{work}.txt").write_text("\n".join(lines))
+        total = sum(map(sum, by_name.values()))
+        text = f"{1000 * total / steps:.2f} ms in {sum(map(len, by_name.values())) / steps:.0f} calls of a step"
+        check.row(f"{work}: own kernels, each waited for", text)
+        for name, seconds in sorted(by_name.items(), key=lambda item: -sum(item[1]))[:20]:
+            text = f"{1000 * sum(seconds) / steps:.2f} ms in {len(seconds) / steps:.0f} calls"
+            check.row(f"{work}: {name}", f"{text}, {100 * sum(seconds) / total:.0f} %")
+        for (name, arrays), seconds in ordered[:12]:
+            text = f"{1000 * sum(seconds) / steps:.2f} ms in {len(seconds) / steps:.0f} calls"
+            check.row(f"{work}: {name}", f"{text} of {arrays}")
 
 
 def training(check: Check) -> None:
@@ -490,13 +569,13 @@ def training(check: Check) -> None:
     steps = 3 if check.pretend else 300
     for precision in ("bf16", "fp32"):
         folder = check.out / f"training_{precision}"
-        command = [sys.executable, str(ROOT / "train.py"), f"precision={precision}", "logger=none", "model=pfnet_r18"]
+        command = [sys.executable, str(ROOT / "train.py"), f"precision={precision}", "logger=none", "launch=inline"]
         command += [
             f"trainer.max_steps={steps}",
             f"trainer.max_epochs={'13' if steps > 3 else '1'}",
             "trainer.val_every=13",
         ]
-        command += [f"hydra.run.dir={folder}", "batch_size=4", "optimizer=adamw"]
+        command += [f"hydra.run.dir={folder}"]
         started = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         (check.out / f"training_{precision}.txt").write_text(done.stdout + done.stderr)
