@@ -145,9 +145,12 @@ def find_scenes(settings: FolderData, splits: Mapping[str, Any] | None) -> list[
 
 
 def build_model(settings: Model, num_classes: int) -> Any:
-    """Build a network with random weights."""
+    """Build a network with random weights, which depend on the seed but not on the device."""
+    from pfseg.runtime import on_processor
+
     keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
-    return _call(settings.target, keywords | {"num_classes": num_classes})
+    with on_processor():
+        return _call(settings.target, keywords | {"num_classes": num_classes})
 
 
 def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, dict[str, Any]]:

@@ -214,6 +214,19 @@ def memory_advice(advice: str) -> Iterator[None]:
         raise JobError(f"the GPU's memory is full: {advice}") from error
 
 
+@contextmanager
+def on_processor() -> Iterator[None]:
+    """Compute what is made within on the processor, whose random numbers are the same on every machine."""
+    device = jt.flags.use_cuda
+    jt.flags.use_cuda = 0
+    try:
+        yield
+        if device:
+            jt.sync_all(True)
+    finally:
+        jt.flags.use_cuda = device
+
+
 def rank() -> int:
     """This process's rank, 0 without MPI."""
     return int(jt.rank) if jt.in_mpi else 0

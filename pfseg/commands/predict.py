@@ -43,8 +43,6 @@ class Predictor(NamedTuple):
 
 def run(settings: Predict) -> None:
     """Predict as configured."""
-    from pfseg.runtime import memory_advice
-
     console = terminal.console()
     output = Path(settings.output)
     root, images = find_images(settings.input, output)
@@ -61,8 +59,7 @@ def run(settings: Predict) -> None:
     with ConsoleProgress(console, "predicting") as progress, bounded_cache():
         total = sum(task.size for task in tasks)
         progress.begin(total, total - sum(task.size for task in left))
-        with memory_advice("lower batch_size or window"):
-            failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left))
+        failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left))
     before = f", {len(tasks) - len(left):,} were finished before" if len(left) < len(tasks) else ""
     terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:

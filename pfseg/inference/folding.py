@@ -12,7 +12,7 @@ from pfseg.inference.views import Network
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
-from pfseg.runtime import jt
+from pfseg.runtime import jt, memory_advice
 from pfseg.weights.transfer import Module, Var
 
 Conv = jt.nn.Conv
@@ -24,7 +24,7 @@ def as_function(predict: Callable[[Var], Var]) -> Network:
     """The `predict` of a network in evaluation mode, without gradients."""
 
     def network(batch: np.ndarray) -> np.ndarray:
-        with jt.no_grad():
+        with jt.no_grad(), memory_advice("lower batch_size or the size of the windows"):
             logits: np.ndarray = predict(jt.array(batch)).numpy()
         return logits
 
