@@ -159,6 +159,17 @@ def average(averages: Sequence[Var], values: Sequence[Var], keep: float) -> None
     _update("optimizer_average", [averages, values], [averages], [], keep=keep)
 
 
+def join(tensors: Sequence[Var]) -> Var:
+    """All tensors in one array (T,), each filled up to a multiple of 4 values, which can be anything."""
+    total = sum(-(-int(tensor.numel()) // 4) * 4 for tensor in tensors)
+    return kernels.run("optimizer_join", [((total,), "float32")], tensors, count=len(tensors))[0]
+
+
+def split(joined: Var, like: Sequence[Var]) -> list[Var]:
+    """The tensors of `join`; `like` has their shapes."""
+    return kernels.run("optimizer_split", [(var.shape, "float32") for var in like], [joined], count=len(like))
+
+
 def _update(
     function: str,
     kinds: Sequence[Sequence[Var]],

@@ -75,7 +75,9 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(optimizer_factor) \
     declare(optimizer_sgd) \
     declare(optimizer_adam) \
-    declare(optimizer_average)
+    declare(optimizer_average) \
+    declare(optimizer_join) \
+    declare(optimizer_split)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)

@@ -2,6 +2,8 @@
 //
 // A launch covers the tensors of a table, which fits the arguments of a kernel (4 KiB): each block finds its tensor by the
 // number of its first block, and then covers `EACH` values of it.
+#include <vector>
+
 #include "device.h"
 
 namespace pfseg {
@@ -145,6 +147,23 @@ struct Average {
     __device__ void operator()(const float* in, float* out) const { out[0] = in[0] * keep + in[1] * add; }
 };
 
+struct Copy {
+    __device__ void prepare() {}
+    __device__ void operator()(const float* in, float* out) const { out[0] = in[0]; }
+};
+
+// Copy between tensors and their places in one array, each of which starts at a whole pack; `pointers(i, place)` gives
+// where tensor i is copied from and to.
+template <class Pointers>
+void copy_all(const Array* tensors, int count, Pointers pointers) {
+    std::vector<int64_t> places(1, 0);
+    for (int i = 0; i < count; i++) places.push_back(places.back() + (tensors[i].size() + 3) / 4 * 4);
+    const auto row = [&](int i, float** row) { pointers(i, places[i], row); };
+    for_tables<2>(tensors, count, row, [&](const auto& table, int64_t) {
+        launch(update<1, 1, Copy>, table.blocks, THREADS, 0, table, Copy{});
+    });
+}
+
 __global__ void squares(Table<1> table, float* partial) {
     __shared__ float memory[THREADS];
     const Range range = range_of(table, blockIdx.x);
@@ -249,6 +268,20 @@ void optimizer_adam(const Array* in, const Array* out, const Options& options) {
 void optimizer_average(const Array* in, const Array* out, const Options& options) {
     const Average rule{float(options.at("keep")), float(1 - options.at("keep"))};
     update_all<2, 1>(in, out, static_cast<int>(options.at("count")), rule);
+}
+
+// `count` tensors -> one after the other in one array, each filled up to a multiple of 4 values, which aren't set
+void optimizer_join(const Array* in, const Array* out, const Options& options) {
+    copy_all(in, static_cast<int>(options.at("count")), [&](int i, int64_t place, float** row) {
+        row[0] = const_cast<float*>(values(in[i])), row[1] = as<float>(out[0]) + place;
+    });
+}
+
+// The array of `optimizer_join` -> `count` tensors
+void optimizer_split(const Array* in, const Array* out, const Options& options) {
+    copy_all(out, static_cast<int>(options.at("count")), [&](int i, int64_t place, float** row) {
+        row[0] = as<float>(in[0]) + place, row[1] = const_cast<float*>(values(out[i]));
+    });
 }
 
 }  // namespace pfseg

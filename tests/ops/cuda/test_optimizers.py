@@ -158,3 +158,17 @@ def test_the_scale_of_the_loss(kernel_library):
     again = build_optimizer(settings("sgd"), plain)
     again.backward(losses(plain, 3))
     np.testing.assert_allclose(norms.numpy(), gradient_norms(plain, again)[1].numpy(), rtol=1e-5)
+
+
+def test_joined_tensors_come_apart_again(kernel_library):
+    kernels.emulate(kernel_library)
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal(SHAPES[i % len(SHAPES)]).astype(np.float32) for i in range(300)]
+    tensors = [jt.array(values) for values in given]
+    joined = optimizers.join(tensors)
+    places = np.cumsum([0, *(-(-values.size // 4) * 4 for values in given)])
+    assert joined.numel() == places[-1]
+    for values, place in zip(given, places, strict=False):
+        np.testing.assert_array_equal(joined.numpy()[place : place + values.size], values.ravel())
+    for values, found in zip(given, optimizers.split(joined * 2, tensors), strict=True):
+        np.testing.assert_array_equal(found.numpy(), values * 2)
