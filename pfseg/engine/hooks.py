@@ -86,11 +86,15 @@ class LossTerms(Hook):
 
 
 class Logging(Hook):
-    """Writes the row `train` of the steps that are logged; the speed is that since the last row or epoch."""
+    """Writes the row `train` of the steps that are logged; the speed is that since the last row or epoch.
+
+    On a GPU a message after the first one says how much memory the training holds.
+    """
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None  # step and time
         self._norms: tuple[list[str], Var] | None = None
+        self._memory_shown = not jt.flags.use_cuda
 
     def before_step(self, trainer: Trainer) -> None:
         """Start the clock."""
@@ -116,6 +120,10 @@ class Logging(Hook):
         row |= memory_mib()
         loading = {"data/worker_mib": trainer.loader.worker_mib} if trainer.loader.worker_mib else {}
         trainer.record("train", **{f"train/{name}": value for name, value in row.items()}, **loading)
+        if not self._memory_shown:
+            self._memory_shown, total = True, jt.get_mem_info().total_cuda_ram / 2**30
+            text = f"training takes {row['gpu_mib'] / 2**10:.1f} of {total:.1f} GiB of GPU memory"
+            trainer.record("message", level="info", text=text)
 
 
 class LoaderWarnings(Hook):
