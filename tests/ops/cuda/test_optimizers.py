@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pfseg.config import run_settings
+from pfseg.devices import Nodes
 from pfseg.engine.optimizer import WeightAverage, build_optimizer, export_optimizer, gradient_norms, load_optimizer
+from pfseg.launch.mpirun import _command, _environment
 from pfseg.ops import kernels, optimizers
 from pfseg.runtime import jt
 from pfseg.weights.transfer import export_weights, load_weights
@@ -172,3 +176,33 @@ def test_joined_tensors_come_apart_again(kernel_library):
         np.testing.assert_array_equal(joined.numpy()[place : place + values.size], values.ravel())
     for values, found in zip(given, optimizers.split(joined * 2, tensors), strict=True):
         np.testing.assert_array_equal(found.numpy(), values * 2)
+
+
+@pytest.mark.slow
+def test_ranks_average_in_one_message_as_in_many(kernel_library, tmp_path):
+    script = tmp_path / "average.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from pfseg.engine.optimizer import average_gradients, gradients, local_gradients\n"
+        "from pfseg.ops import kernels, optimizers\n"
+        "from pfseg.runtime import jt, rank\n"
+        "rng = np.random.default_rng(0)\n"
+        "weights = [jt.array(rng.standard_normal(shape).astype(np.float32)) for shape in [(3,), (5, 7), (64, 33)]]\n"
+        "found, factor = [], rank() + 0.1\n"
+        "for library in (None, Path(sys.argv[1])):\n"
+        "    kernels.emulate(library)\n"
+        "    optimizer = optimizers.Sgd(weights, 0.1, 0.9)\n"
+        "    with local_gradients():\n"
+        "        optimizer.backward(sum((weight.sqr() * factor).sum() for weight in weights))\n"
+        "    average_gradients(optimizer)\n"
+        "    found.append([gradient.numpy() for _, gradient in gradients(optimizer)])\n"
+        "for weight, many, one in zip(weights, *found, strict=True):\n"
+        "    np.testing.assert_array_equal(many, one)\n"
+        "    np.testing.assert_allclose(one, weight.numpy() * 1.2, rtol=1e-6)\n"
+    )
+    env = _environment({"PFSEG_DEVICE": "cpu"})
+    command = [*_command(2, Nodes(), env), sys.executable, str(script), str(kernel_library)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
