@@ -24,6 +24,7 @@ import numpy as np
 
 from pfseg import create_model
 from pfseg.config import run_settings
+from pfseg.engine import nccl
 from pfseg.engine.optimizer import build_optimizer
 from pfseg.files import program
 from pfseg.losses import PFNetLoss
@@ -618,7 +619,9 @@ def training(check: Check) -> None:
 
 
 def ranks(check: Check) -> None:
-    """Two ranks on one card by MPI."""
+    """NCCL with one rank, and two ranks on one card, which takes MPI."""
+    if (library := None if check.pretend else nccl.find_library()) is not None:
+        check.guarded("NCCL, one rank", lambda: _one_rank(check, library))
     if program("mpirun") is None:
         check.row("skipped", "mpirun is not here")
         return
@@ -626,6 +629,13 @@ def ranks(check: Check) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "debug=fast", "ranks=2", "gpus=1", f"hydra.run.dir={folder}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     check.row("two ranks", "ran" if done.returncode == 0 else (done.stdout + done.stderr)[-700:], done.returncode == 0)
+
+
+def _one_rank(check: Check, library: Any) -> None:
+    values = np.random.default_rng(0).standard_normal(100003).astype(np.float32)
+    options = nccl.join(library, nccl.new_identity(library), 0, 1)
+    (averaged,) = kernels.run("ranks_average", [(values.shape, "float32")], [jt.array(values)], **options)
+    check.row("NCCL, one rank", "a mean over one rank", bool(np.array_equal(averaged.numpy(), values)))
 
 
 CHECKS: dict[str, Callable[[Check], None]] = {

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from pfseg.config import run_settings
+from pfseg.engine import nccl
 from pfseg.errors import CheckpointError
 from pfseg.ops import kernels, optimizers
 from pfseg.runtime import jt
@@ -58,9 +59,9 @@ def local_gradients() -> Iterator[None]:
 
 def average_gradients(optimizer: Optimizer) -> None:
     """Average the gradients that the backward passes of each rank have summed up over all ranks."""
-    if kernels.active():  # in one message, which goes through the memory of the host
+    if kernels.active():  # in one message
         own = [gradient for _, gradient in gradients(optimizer)]
-        averages = optimizers.split(optimizers.join(own).mpi_all_reduce("mean"), own)
+        averages = optimizers.split(nccl.average(optimizers.join(own)), own)
         for gradient, averaged in zip(own, averages, strict=True):
             gradient.update(averaged)
         return

@@ -11,6 +11,7 @@ from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
 from pfseg.data.base import find_overlap
 from pfseg.data.whole_scenes import SceneDataset
+from pfseg.engine import nccl
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer, scale_lr
 from pfseg.engine.ranks import on_every_rank
@@ -89,6 +90,10 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         )
         if isinstance(train_set, SceneDataset):
             records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
+    if world_size() > 1 and jt.flags.use_cuda:
+        text = f"gradients are averaged by {nccl.way().text}"
+        if records:
+            records.write("message", step=0, epoch=0, level="info", text=text)
     try:
         with memory_advice("lower batch_size (with trainer.accumulate for the same updates) or dataset.crop_size"):
             return trainer.run()

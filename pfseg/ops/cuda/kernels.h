@@ -77,7 +77,8 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(optimizer_adam) \
     declare(optimizer_average) \
     declare(optimizer_join) \
-    declare(optimizer_split)
+    declare(optimizer_split) \
+    declare(ranks_average)
 
 #define PFSEG_DECLARE(name) void name(const Array* in, const Array* out, const Options& options);
 PFSEG_KERNELS(PFSEG_DECLARE)
