@@ -30,6 +30,7 @@ ROOMS = {  # in the order of the menu; the other modules of pfseg/ come first
     "weights": "Weights",
     "config": "Configuration",
     "launch": "Launching",
+    "toolkit": "CUDA toolkit",
     "jobs": "Jobs",
     "tracking": "Tracking",
     "reporting": "Reporting",
