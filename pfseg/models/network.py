@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pfseg.ops import maps
+from pfseg.ops.convolution import PackedWeights
 from pfseg.ops.resampling import plane_resize, resize_to_image
 from pfseg.runtime import Var, jt
 
@@ -101,10 +102,12 @@ class SegmentationNetwork(jt.nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.output_stride = self.min_size = backbone.feature_strides[-1]
+        self._packed = PackedWeights()
 
     def features(self, image: Var) -> Sequence[Var]:
         """The backbone's maps of an image (N, 3, H, W), fine to coarse; raises ValueError below `min_size`."""
-        return self._maps(image, last=False)
+        with self._packed.of(self):
+            return self._maps(image, last=False)
 
     def execute(self, image: Var) -> SegOutput:
         """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
@@ -118,10 +121,11 @@ class SegmentationNetwork(jt.nn.Module):
     def _logits(self, image: Var) -> tuple[Var, tuple[Var, ...]]:
         """Logits (N, K, H, W), and the head's edge logits."""
         last = getattr(self.head, "channels_last", False)
-        features = self._maps(image, last)
-        with maps.channels_last(last):
-            logits, edges = self.head(features)
-            return resize_to_image(logits, image.shape[2:]), edges
+        with self._packed.of(self):
+            features = self._maps(image, last)
+            with maps.channels_last(last):
+                logits, edges = self.head(features)
+                return resize_to_image(logits, image.shape[2:]), edges
 
     def _maps(self, image: Var, last: bool) -> Sequence[Var]:
         """The backbone's maps, on a GPU (N, H, W, C) with `last`."""

@@ -73,12 +73,18 @@ class _NormaliseMaps(jt.Function):
         self.flags = {"relu": relu, "residual": False}
 
     def execute(self, x: Var, weight: Var, bias: Var, residual: Var | None = None) -> Var:
-        mean, scale, self.inverse = self._statistics(x, weight)
         more = [] if residual is None else [residual]
+        constant = self.momentum is None and jt.flags.no_grad  # without a gradient the kernel takes the variance itself
+        if constant:
+            mean, variance = self.running
+            scale, more = weight, [*more, variance]
+        else:
+            mean, scale, self.inverse = self._statistics(x, weight)
         self.flags["residual"] = residual is not None
         self.inputs = [mean, scale, bias]
+        options = self.flags | {"constant": constant, "eps": self.eps}
         y: Var
-        (y,) = kernels.run("batchnorm_normalise", [(x.shape, x.dtype)], [x, *self.inputs, *more], **self.flags)
+        (y,) = kernels.run("batchnorm_normalise", [(x.shape, x.dtype)], [x, *self.inputs, *more], **options)
         self.x, self.y = x, [] if residual is None else [y]
         return y
 
@@ -118,8 +124,8 @@ class _NormaliseMaps(jt.Function):
 
 
 def _scratch(x: Var) -> list[kernels.Output]:
-    # 2 floats for each channel and part, of which there are up to 512, and counters
-    return [((1024 * x.shape[3] + 1024,), "float32")]
+    # 2 floats for each channel and part, of which there are up to 512
+    return [((1024 * x.shape[3],), "float32")]
 
 
 def _positions(x: Var) -> int:

@@ -9,7 +9,8 @@ predicts are part of the pass. Shapes: x (N, C, H, W), weight (K, C, h, w), y (N
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from pfseg.ops import header, kernels, maps
 from pfseg.runtime import Var, jt, onednn_flags
@@ -106,38 +107,60 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
     return maps + blocks(w[0]) * blocks(w[1]) * taps + 64
 
 
-class _ConvolutionMaps(jt.Function):
-    """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), of the maps' type or float32."""
+class _Pack(jt.Function):
+    """Weights (K, C, h, w) float32 as the GPU kernels take them, (K', h, w, C) of a type, all by one launch.
 
-    def __init__(self, stride: Pair, padding: Pair, dilation: Pair, relu: bool, float_output: bool) -> None:
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.relu, self.float_output = relu, float_output
+    So are the gradients by the packed ones, which come back as (K, C, h, w).
+    """
+
+    def __init__(self, rows: Sequence[int], dtype: str) -> None:
+        self.rows, self.dtype = rows, dtype
+
+    def execute(self, *weights: Var) -> list[Var]:
+        self.shapes = [weight.shape for weight in weights]
+        outputs = [((k, h, w, c), self.dtype) for k, (_, c, h, w) in zip(self.rows, self.shapes, strict=True)]
+        return kernels.run("convolution_pack", outputs, weights, count=len(weights))
+
+    def grad(self, *upstream: Var | None) -> list[Var | None]:
+        given = [(shape, g) for shape, g in zip(self.shapes, upstream, strict=True) if g is not None]
+        outputs = [(shape, "float32") for shape, _ in given]
+        gradients = iter(kernels.run("convolution_unpack", outputs, [g for _, g in given], count=len(given)))
+        return [None if g is None else next(gradients) for g in upstream]
+
+
+class _ConvolutionMaps(jt.Function):
+    """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), of the maps' type or float32.
+
+    The weights that it takes, and gives a gradient for, are those of `_Pack`. Only those of a matrix product are
+    float32 (K, C, 1, 1), so that their gradient is, too; `packed` is then what it computes with, if not None.
+    """
+
+    def __init__(self, module: Conv2d, packed: Var | None) -> None:
+        self.stride, self.padding, self.dilation = module.stride, module.padding, module.dilation
+        self.relu, self.float_output = module.relu, module.float_output
+        self.pointwise, self.shape, self.packed = module.pointwise, module.weight.shape, packed
 
     def execute(self, x: Var, weight: Var, bias: Var | None) -> Var:
         n, *sides, c = x.shape
-        k, weight_c, *kernel = weight.shape
+        k, weight_c, *kernel = self.shape
         if c != weight_c:
             raise ValueError(f"got {c} channels, but the convolution's weights are for {weight_c}")
         dtype = str(x.dtype)
-        pointwise = kernel == [1, 1] and self.stride == (1, 1) and self.padding == (0, 0)
         converts = self.float_output and dtype != "float32"
-        wide = converts and not pointwise
-        packed = not pointwise or dtype != "float32"
+        wide = converts and not self.pointwise
         self.options = _geometry(self.stride, self.padding, self.dilation)
-        self.options |= {"pointwise": pointwise, "tf32": kernels.precision() == "tf32"}
+        self.options |= {"pointwise": self.pointwise, "tf32": kernels.precision() == "tf32"}
         self.options["deterministic"] = kernels.deterministic()
-        # Tensor cores take channels in groups of 8.
-        self.rows = -(-k // 8) * 8 if converts else k
+        self.x, self.bias = x, bias
+        self.weight = weight if self.packed is None else self.packed
+        self.rows = self.weight.shape[0]
         y_shape = (n, *_sides(sides, kernel, self.stride, self.padding, self.dilation))
         outputs: list[kernels.Output] = [((*y_shape, k), "float32" if converts else dtype)]
-        if packed:
-            outputs.append(((self.rows, *kernel, c), dtype))
         if wide:
             outputs.append(((*y_shape, self.rows), dtype))
-        flags = {"bias": bias is not None, "relu": self.relu, "packed": packed, "wide": wide}
-        inputs = [x, weight] if bias is None else [x, weight, bias]
-        y, *more = kernels.run("convolution_forward", outputs, inputs, **self.options, **flags)
-        self.x, self.packed, self.weight_shape, self.bias = x, more[0] if packed else weight, weight.shape, bias
+        flags = {"bias": bias is not None, "relu": self.relu, "wide": wide}
+        inputs = [x, self.weight] if bias is None else [x, self.weight, bias]
+        y: Var = kernels.run("convolution_forward", outputs, inputs, **self.options, **flags)[0]
         return y
 
     def grad(self, upstream: Var) -> tuple[Var, Var, Var | None]:
@@ -145,16 +168,13 @@ class _ConvolutionMaps(jt.Function):
         bias_grad = None
         if self.bias is not None:
             k = upstream.shape[3]
-            scratch = 1024 * k + 1024  # as for BatchNorm
-            outputs: list[kernels.Output] = [((k,), "float32"), ((scratch,), "float32")]
+            outputs: list[kernels.Output] = [((k,), "float32"), ((1024 * k,), "float32")]  # scratch as for BatchNorm
             bias_grad = kernels.run("convolution_gradient_bias", outputs, [upstream])[0]
         if upstream.dtype != dtype:
             (upstream,) = kernels.run("convolution_widen", [((*upstream.shape[:3], self.rows), dtype)], [upstream])
-        (x_grad,) = kernels.run("convolution_gradient_x", [(x.shape, dtype)], [upstream, self.packed], **self.options)
-        outputs = [(self.weight_shape, "float32")]
-        if not self.options["pointwise"]:
-            outputs.append((self.packed.shape, dtype))
-        weight_grad = kernels.run("convolution_gradient_w", outputs, [upstream, x], **self.options)[0]
+        (x_grad,) = kernels.run("convolution_gradient_x", [(x.shape, dtype)], [upstream, self.weight], **self.options)
+        outputs = [(self.shape, "float32") if self.pointwise else (self.weight.shape, dtype)]
+        (weight_grad,) = kernels.run("convolution_gradient_w", outputs, [upstream, x], **self.options)
         return x_grad, weight_grad, bias_grad
 
 
@@ -165,15 +185,91 @@ class Conv2d(jt.nn.Conv):
     """
 
     relu = float_output = False
+    _packed: Var | None = None  # within `PackedWeights.of`
 
     def execute(self, x: Var) -> Var:
         """Convolve (N, C, H, W) float32, or maps within `maps.channels_last()`."""
         if kernels.active():
             x, back = maps.enter(x)
-            convolution = _ConvolutionMaps(self.stride, self.padding, self.dilation, self.relu, self.float_output)
-            return back(convolution(x, self.weight, self.bias))
+            packed = self._packed
+            if packed is None and self.packs:
+                (packed,) = _pack([self])
+            weight = packed if packed is not None and not self.pointwise else self.weight
+            return back(_ConvolutionMaps(self, packed)(x, weight, self.bias))
         y: Var = _Convolution(self.stride, self.padding, self.dilation)(x, self.weight, self.bias, self.relu)
         return y
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a matrix product."""
+        return bool(self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0))
+
+    @property
+    def packs(self) -> bool:
+        """Whether the GPU kernels take the weights packed: all but those of matrix products of float32."""
+        return not self.pointwise or kernels.dtype() != "float32"
+
+    @property
+    def rows(self) -> int:
+        """K' of the packed weights: tensor cores take channels in groups of 8."""
+        k = int(self.weight.shape[0])
+        return -(-k // 8) * 8 if self.float_output and kernels.dtype() != "float32" else k
+
+
+def _pack(convolutions: Sequence[Conv2d]) -> list[Var]:
+    """Packed weights of convolutions; gradients flow through those that learn, except of matrix products.
+
+    Those give their gradient to the float32 weights, which then must not get None from here: Jittor 1.3.11 would let
+    that replace the gradient.
+    """
+    packed: dict[int, Var] = {}
+
+    def learns(c: Conv2d) -> bool:
+        return not (jt.flags.no_grad or c.pointwise or c.weight.is_stop_grad())
+
+    for learning, context in ((True, nullcontext()), (False, jt.no_grad())):
+        parts = [c for c in convolutions if learns(c) == learning]
+        if parts:
+            with context:
+                pack = _Pack([c.rows for c in parts], kernels.dtype())
+                packed |= zip(map(id, parts), pack(*(c.weight for c in parts)), strict=True)
+    return [packed[id(c)] for c in convolutions]
+
+
+class PackedWeights:
+    """The packed weights of all convolutions of a module, for the GPU kernels.
+
+    Packed one by one they would take a launch each. Without gradients they are kept, until a weight is another one or
+    the type of the maps is.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._kept: list[Var] = []
+
+    @contextmanager
+    def of(self, module: jt.nn.Module) -> Iterator[None]:
+        """Let the module's convolutions use them."""
+        if not kernels.active():
+            yield
+            return
+        convolutions = [part for part in module.modules() if isinstance(part, Conv2d) and part.packs]
+        for convolution, packed in zip(convolutions, self._pack(convolutions), strict=True):
+            convolution._packed = packed
+        try:
+            yield
+        finally:
+            for convolution in convolutions:
+                vars(convolution).pop("_packed", None)
+
+    def _pack(self, convolutions: Sequence[Conv2d]) -> list[Var]:
+        if not jt.flags.no_grad:
+            self._key, self._kept = (), []
+            return _pack(convolutions)
+        key = (kernels.dtype(), *((c.rows, c.weight.id) for c in convolutions))
+        if key != self._key:
+            self._key, self._kept = key, _pack(convolutions)
+        return self._kept
 
 
 class FloatConv2d(Conv2d):

@@ -32,6 +32,7 @@ class Var:
     @property
     def shape(self) -> Sequence[int]: ...
     ndim: int
+    id: int
     dtype: str
     compile_options: dict[str, int]
 

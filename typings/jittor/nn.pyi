@@ -16,6 +16,7 @@ class Pool(Module):
 class Conv(Module):
     weight: Var
     bias: Var | None
+    kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]

@@ -104,14 +104,16 @@ struct FinishSums {
 
 template <class T, int N, bool RELU, bool RESIDUAL>
 __global__ void normalise(int64_t packs, int channels, const T* x, const float* mean, const float* scale,
-                          const float* shift, const T* residual, T* y) {
+                          const float* shift, const float* variance, float eps, const T* residual, T* y) {
     for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
         const int first = static_cast<int>(p * N % channels);
         const auto px = reinterpret_cast<const Pack<T, N>*>(x)[p];
         Pack<T, N> pr, py;
         if (RESIDUAL) pr = reinterpret_cast<const Pack<T, N>*>(residual)[p];
         for (int i = 0; i < N; i++) {
-            float value = (to_float(px.values[i]) - mean[first + i]) * scale[first + i] + shift[first + i];
+            const int c = first + i;
+            const float factor = variance ? scale[c] * rsqrtf(variance[c] + eps) : scale[c];
+            float value = (to_float(px.values[i]) - mean[c]) * factor + shift[c];
             if (RESIDUAL) value += to_float(pr.values[i]);
             py.values[i] = from_float<T>(RELU ? max(value, 0.0f) : value);
         }
@@ -180,15 +182,17 @@ void batchnorm_settle(const Array* in, const Array* out, const Options& options)
            as<float>(in[0]), as<float>(in[1]));
 }
 
-// x, mean, scale, shift (C), [residual] -> y
+// x, mean, scale, shift (C), [residual], with `constant` variance (C), whose root with `eps` divides the scale -> y
 void batchnorm_normalise(const Array* in, const Array* out, const Options& options) {
     with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
         using T = decltype(zero);
         constexpr int N = pack;
         const int64_t packs = in[0].size() / N;
         with_flags(options.at("relu"), options.at("residual"), [&](auto relu, auto residual) {
+            const float* variance = options.at("constant") ? as<float>(in[residual ? 5 : 4]) : nullptr;
             launch(normalise<T, N, relu, residual>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]), as<T>(in[0]),
-                   as<float>(in[1]), as<float>(in[2]), as<float>(in[3]), residual ? as<T>(in[4]) : nullptr, as<T>(out[0]));
+                   as<float>(in[1]), as<float>(in[2]), as<float>(in[3]), variance, float(options.at("eps")),
+                   residual ? as<T>(in[4]) : nullptr, as<T>(out[0]));
         });
     });
 }

@@ -1,6 +1,6 @@
 // Convolutions of maps (N, H, W, C). Weights and bias come, and their gradients go, as float32 (K, C, h, w) and (K).
 //
-// Those of 1x1, stride 1 and no padding are matrix products; cuDNN runs the others, on weights packed as (K', h, w, C) in
+// Those of 1x1, stride 1 and no padding are matrix products; cuDNN runs the others. Weights are packed as (K', h, w, C) in
 // the maps' type. K' is K, or more where the result is float32 of maps of 16 bits: rows of zeros make it a multiple of 8,
 // since tensor cores serve few classes badly.
 #include "libraries.h"
@@ -9,36 +9,79 @@
 namespace pfseg {
 namespace {
 
-// Channels whose weights a block turns around at a time.
-int channels_each(int taps) { return std::max(1, std::min(1024, 8192 / taps)); }
+constexpr int VALUES = 8192;  // most weights that a block turns around
 
-// (K, C, taps) float32 to (K', taps, C); one block for some channels of one k.
+// Weights (K, C, taps) float32, packed as (K', taps, C). A block turns around `each` channels of one k; 1x1 ones, which
+// stay as they are, count as one k with K' * C channels.
 template <class T>
-__global__ void pack_weights(int count, int channels, int taps, int each, const float* weight, T* packed) {
-    PFSEG_SHARED(float, memory);
-    const int k = blockIdx.y, first = blockIdx.x * each, width = min(each, channels - first);
-    if (k < count)
-        for (int i = threadIdx.x; i < width * taps; i += blockDim.x)
-            memory[i] = weight[(int64_t(k) * channels + first) * taps + i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < width * taps; i += blockDim.x) {
-        const int tap = i / width, c = i - tap * width;
-        packed[(int64_t(k) * taps + tap) * channels + first + c] = from_float<T>(k < count ? memory[c * taps + tap] : 0.0f);
+struct Weights {
+    float* plain;
+    T* packed;
+    int64_t size;  // of the plain ones
+    int channels, taps, each;
+    int first;  // block
+};
+
+template <class T>
+struct Table {
+    static constexpr int CAPACITY = 3800 / sizeof(Weights<T>);  // arguments of a kernel have 4 KiB
+    Weights<T> weights[CAPACITY];
+    int count, blocks;
+};
+
+// Pack all weights of a table, with zeros behind those of the last k, or take them back.
+template <class T, bool PACK>
+__global__ void exchange_weights(Table<T> table) {
+    __shared__ float memory[VALUES];
+    int low = 0, high = table.count - 1;  // the last weights that start at or before the block
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (table.weights[middle].first <= blockIdx.x) low = middle;
+        else high = middle - 1;
+    }
+    const Weights<T> w = table.weights[low];
+    const int parts = (w.channels + w.each - 1) / w.each, block = blockIdx.x - w.first;
+    const int k = block / parts, begin = block % parts * w.each, width = min(w.each, w.channels - begin);
+    const int64_t start = int64_t(k) * w.channels * w.taps;
+    float* plain = w.plain + start + int64_t(begin) * w.taps;
+    T* packed = w.packed + start + begin;
+    const int count = static_cast<int>(max(int64_t(0), min(int64_t(width) * w.taps, w.size - (plain - w.plain))));
+    if (PACK) {
+        for (int i = threadIdx.x; i < width * w.taps; i += blockDim.x) memory[i] = i < count ? plain[i] : 0.0f;
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < width * w.taps; i += blockDim.x) {
+        const int tap = i / width, c = i - tap * width, from = c * w.taps + tap;
+        T* const to = packed + int64_t(tap) * w.channels + c;
+        if (PACK) *to = from_float<T>(memory[from]);
+        else if (from < count) memory[from] = to_float(*to);
+    }
+    if (!PACK) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < count; i += blockDim.x) plain[i] = memory[i];
     }
 }
 
-// Back, without the rows of zeros.
-template <class T>
-__global__ void unpack_weights(int channels, int taps, int each, const T* packed, float* weight) {
-    PFSEG_SHARED(float, memory);
-    const int k = blockIdx.y, first = blockIdx.x * each, width = min(each, channels - first);
-    for (int i = threadIdx.x; i < width * taps; i += blockDim.x) {
-        const int tap = i / width, c = i - tap * width;
-        memory[c * taps + tap] = to_float(packed[(int64_t(k) * taps + tap) * channels + first + c]);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < width * taps; i += blockDim.x)
-        weight[(int64_t(k) * channels + first) * taps + i] = memory[i];
+template <bool PACK>
+void exchange_all(const Array* plain, const Array* packed, int count) {
+    with_type(packed[0].type, [&](auto zero) {
+        using T = decltype(zero);
+        for (int start = 0; start < count; start += Table<T>::CAPACITY) {
+            Table<T> table{};
+            table.count = std::min(Table<T>::CAPACITY, count - start);
+            for (int i = 0; i < table.count; i++) {
+                const Array &from = plain[start + i], &to = packed[start + i];
+                Weights<T>& w = table.weights[i];
+                w.plain = as<float>(from), w.packed = as<T>(to), w.size = from.size(), w.first = table.blocks;
+                w.taps = int(from.shape[2] * from.shape[3]);
+                w.channels = int(w.taps == 1 ? to.size() : to.shape[3]);
+                if (w.taps > VALUES) throw std::runtime_error("too large a kernel of a convolution");
+                w.each = std::min(w.channels, VALUES / w.taps);
+                table.blocks += blocks(w.channels, w.each) * unsigned(to.size() / w.channels / w.taps);
+            }
+            launch(exchange_weights<T, PACK>, table.blocks, 256, 0, table);
+        }
+    });
 }
 
 // y = x + bias, then ReLU, for the first channels of x, whose positions are `stride` values apart.
@@ -85,30 +128,6 @@ struct FinishSum {
 
 int64_t positions(const Array& maps) { return maps.shape[0] * maps.shape[1] * maps.shape[2]; }
 
-void pack(const Array& weight, const Array& packed) {
-    const int channels = int(weight.shape[1]), taps = int(weight.shape[2] * weight.shape[3]), each = channels_each(taps);
-    with_type(packed.type, [&](auto zero) {
-        using T = decltype(zero);
-        launch(pack_weights<T>, dim3(blocks(channels, each), unsigned(packed.shape[0])), 256, sizeof(float) * each * taps,
-               int(weight.shape[0]), channels, taps, each, as<float>(weight), as<T>(packed));
-    });
-}
-
-void unpack(const Array& packed, const Array& weight) {
-    const int channels = int(weight.shape[1]), taps = int(weight.shape[2] * weight.shape[3]), each = channels_each(taps);
-    with_type(packed.type, [&](auto zero) {
-        using T = decltype(zero);
-        launch(unpack_weights<T>, dim3(blocks(channels, each), unsigned(weight.shape[0])), 256,
-               sizeof(float) * each * taps, channels, taps, each, as<T>(packed), as<float>(weight));
-    });
-}
-
-// Weights (K, C, 1, 1) are (K, 1, 1, C) as they are.
-Array last(Array weight) {
-    std::swap(weight.shape[1], weight.shape[3]);
-    return weight;
-}
-
 Convolution convolution(const Array& x, const Array& w, const Array& y, const Options& options) {
     Convolution c{x, w, y, {}, {}, {}, bool(options.at("tf32")), bool(options.at("deterministic"))};
     for (int i = 0; i < 2; i++) {
@@ -122,13 +141,23 @@ Convolution convolution(const Array& x, const Array& w, const Array& y, const Op
 
 }  // namespace
 
-// x, weight, [bias] -> y, [packed weights], [y with K' channels]; options: the geometry's (`stride0`, ...), `pointwise`,
-// `tf32`, `deterministic`, `relu`, and which optional arrays there are: `bias`, `packed`, `wide`
+// `count` weights (K, C, h, w) float32 -> each packed
+void convolution_pack(const Array* in, const Array* out, const Options& options) {
+    exchange_all<true>(in, out, static_cast<int>(options.at("count")));
+}
+
+// `count` packed weights -> each as (K, C, h, w) float32
+void convolution_unpack(const Array* in, const Array* out, const Options& options) {
+    exchange_all<false>(out, in, static_cast<int>(options.at("count")));
+}
+
+// x, weights (packed, or float32 (K, C, 1, 1) for 1x1 of float32), [bias] -> y, [y with K' channels]; options: the
+// geometry's (`stride0`, ...), `pointwise`, `tf32`, `deterministic`, `relu`, and which optional arrays there are: `bias`,
+// `wide`
 void convolution_forward(const Array* in, const Array* out, const Options& options) {
-    const bool packed = options.at("packed"), wide = options.at("wide"), relu = options.at("relu");
+    const bool wide = options.at("wide"), relu = options.at("relu");
     const float* bias = options.at("bias") ? as<float>(in[2]) : nullptr;
-    if (packed) pack(in[1], out[1]);
-    const Array w = packed ? out[1] : last(in[1]), y = wide ? out[2] : out[0];
+    const Array &w = in[1], &y = wide ? out[1] : out[0];
     const Array& x = in[0];
     if (options.at("pointwise")) {
         const int64_t channels = x.shape[3], k = y.shape[3];
@@ -165,7 +194,7 @@ void convolution_gradient_x(const Array* in, const Array* out, const Options& op
     }
 }
 
-// upstream (N, H', W', K'), x -> gradient of the weights (K, C, h, w), [packed as (K', h, w, C)]
+// upstream (N, H', W', K'), x -> gradient of the weights: packed, or float32 (K, C, 1, 1) for `pointwise`
 void convolution_gradient_w(const Array* in, const Array* out, const Options& options) {
     const Array &upstream = in[0], &x = in[1], &gradient = out[0];
     if (options.at("pointwise")) {
@@ -173,8 +202,7 @@ void convolution_gradient_w(const Array* in, const Array* out, const Options& op
         multiply(gradient.shape[0], channels, positions(x), {upstream.data, upstream.type, upstream.shape[3], true},
                  {x.data, x.type, channels}, {gradient.data, gradient.type, channels}, options.at("tf32"));
     } else {
-        convolve(Pass::gradient_w, convolution(x, out[1], upstream, options));
-        unpack(out[1], gradient);
+        convolve(Pass::gradient_w, convolution(x, gradient, upstream, options));
     }
 }
 

@@ -67,6 +67,8 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(points_top) \
     declare(points_flow) \
     declare(points_flow_gradient) \
+    declare(convolution_pack) \
+    declare(convolution_unpack) \
     declare(convolution_forward) \
     declare(convolution_gradient_x) \
     declare(convolution_gradient_w) \

@@ -8,7 +8,10 @@
 namespace pfseg {
 
 constexpr int WIDTH = 32, ROWS = 8;  // threads of a block: channels (or packs of them), and positions at a time
-constexpr int MAX_PARTS = 512;
+constexpr int MAX_PARTS = 512, MAX_GROUPS = 4096;
+
+// Blocks of a group of channels that have left their sums; 0 again after each launch.
+static __device__ unsigned arrived[MAX_GROUPS];
 
 struct Geometry {
     int64_t positions;  // N * H * W
@@ -29,7 +32,7 @@ Geometry geometry(const Array& x) {
 
 // Two sums over the positions, of each channel of a pack, of what `Value` makes of a position.
 template <int N, class Value, class Finish>
-__global__ void channel_sums(Geometry g, Value value, Finish finish, float* partial, unsigned* arrived) {
+__global__ void channel_sums(Geometry g, Value value, Finish finish, float* partial) {
     __shared__ float memory[2][ROWS][WIDTH * N];
     __shared__ bool last;
     const int first = (blockIdx.x * WIDTH + threadIdx.x) * N;
@@ -55,6 +58,7 @@ __global__ void channel_sums(Geometry g, Value value, Finish finish, float* part
     if (threadIdx.x == 0 && threadIdx.y == 0) last = atomicAdd(arrived + blockIdx.x, 1u) == unsigned(g.parts - 1);
     __syncthreads();
     if (!last) return;
+    if (threadIdx.x == 0 && threadIdx.y == 0) arrived[blockIdx.x] = 0;
     __threadfence();
     for (int c = threadIdx.y * WIDTH + threadIdx.x; c < WIDTH * N; c += WIDTH * ROWS) {
         const int channel = blockIdx.x * WIDTH * N + c;
@@ -69,10 +73,8 @@ __global__ void channel_sums(Geometry g, Value value, Finish finish, float* part
 template <int N, class Value, class Finish>
 void sum_channels(const Geometry& g, Value value, Finish finish, const Array& scratch) {
     const unsigned groups = blocks(g.channels, WIDTH * N);
-    float* partial = as<float>(scratch);
-    unsigned* arrived = reinterpret_cast<unsigned*>(partial + int64_t(g.parts) * 2 * g.channels);
-    check(cudaMemsetAsync(arrived, 0, groups * sizeof(unsigned)), "clearing counters");
-    launch(channel_sums<N, Value, Finish>, dim3(groups, g.parts), dim3(WIDTH, ROWS), 0, g, value, finish, partial, arrived);
+    if (groups > MAX_GROUPS) throw std::runtime_error("too many channels to sum up");
+    launch(channel_sums<N, Value, Finish>, dim3(groups, g.parts), dim3(WIDTH, ROWS), 0, g, value, finish, as<float>(scratch));
 }
 
 }  // namespace pfseg

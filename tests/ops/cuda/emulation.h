@@ -35,7 +35,14 @@ struct uint4 { unsigned x, y, z, w; };
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+
+namespace pfseg::emulation {
+inline int64_t launches = 0;  // of kernels, and calls of what a GPU runs as one
+inline bool only_counts = false;  // runs nothing
+}
+
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, void* = nullptr) {
+    pfseg::emulation::launches++;
     std::memset(data, value, bytes);
     return cudaSuccess;
 }
@@ -137,6 +144,8 @@ namespace pfseg {
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Arguments... arguments) {
+    emulation::launches++;
+    if (emulation::only_counts) return;
     gridDim = grid, blockDim = block;
     if (shared > 232448) throw std::runtime_error("too much shared memory for a block");
     emulation::shared_memory.assign(shared + 16, 0xff);  // NaN, not 0: as on a GPU it holds anything

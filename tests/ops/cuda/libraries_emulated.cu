@@ -1,11 +1,19 @@
 // In place of cuDNN and cuBLAS: plain loops.
 #include "libraries.h"
 
+// Launches so far; whether those from now on run nothing.
+extern "C" int64_t pfseg_launches(bool only_counts) {
+    pfseg::emulation::only_counts = only_counts;
+    return pfseg::emulation::launches;
+}
+
 namespace pfseg {
 
 void convolve(Pass pass, const Convolution& convolution) { convolve_directly(pass, convolution); }
 
 void multiply(int64_t rows, int64_t columns, int64_t inner, const Matrix& a, const Matrix& b, const Matrix& c, bool) {
+    emulation::launches++;
+    if (emulation::only_counts) return;
     const auto at = [](const Matrix& m, int64_t row, int64_t column) {
         return m.transposed ? column * m.stride + row : row * m.stride + column;
     };

@@ -107,3 +107,21 @@ def test_running_statistics_of_several_batches(emulated, momentum, monkeypatch):
         both[i] = both[i] / 2
     same(ranks, both)
     kernels.emulate(library)
+
+
+def test_evaluation_without_gradients_is_the_same(emulated):
+    norm = golden.fill(BatchNormReLU(26))
+    norm.eval()
+    rng = np.random.default_rng(0)
+    x, shortcut = (jt.array(rng.standard_normal((2, 26, 5, 7)).astype(np.float32)) for _ in range(2))
+
+    def run() -> list[np.ndarray]:
+        with maps.channels_last():
+            a, b = maps.to_last(x), maps.to_last(shortcut)
+            return [maps.to_first(y).numpy() for y in (norm(a), norm.add_relu(a, b))]
+
+    expected = run()
+    with jt.no_grad():
+        got = run()
+    for a, b in zip(got, expected, strict=True):
+        assert golden.difference(a, b) < (1e-6 if emulated == "fp32" else 1e-2)

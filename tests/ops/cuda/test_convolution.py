@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pfseg.ops import kernels, maps
-from pfseg.ops.convolution import Conv2d
+from pfseg.ops.convolution import Conv2d, PackedWeights
 from pfseg.runtime import jt
 
 CASES = {
@@ -74,3 +74,44 @@ def test_type_of_the_result(emulated):
 def test_channels_have_to_agree(emulated):
     with pytest.raises(ValueError, match=r"got 4 channels, but the convolution's weights are for 3"):
         Conv2d(3, 8, 3)(jt.zeros((1, 4, 8, 8)))
+
+
+def test_weights_packed_together(emulated):
+    rng = np.random.default_rng(0)
+    module = jt.nn.Sequential(
+        Conv2d(6, 9, 3), Conv2d(9, 10, 1), Conv2d(10, 12, 3, bias=False), Conv2d(12, 5, 1, stride=2)
+    )
+    module[3].float_output = True
+    module[2].weight.stop_grad()
+    x = jt.array(rng.standard_normal((2, 6, 9, 12)).astype(np.float32))
+    weights = [var for var in module.parameters() if var is not module[2].weight]
+    together = PackedWeights()
+
+    def run(packed: bool) -> list[np.ndarray]:
+        if packed:
+            with together.of(module):
+                y = module(x)
+        else:
+            y = module(x)
+        return [var.numpy() for var in (y, *jt.grad((y * y).sum(), weights))]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        assert np.abs(a).max() > 0
+        np.testing.assert_array_equal(a, b)
+
+
+def test_packed_weights_are_kept_until_one_changes(emulated):
+    module = jt.nn.Sequential(Conv2d(6, 8, 3), Conv2d(8, 8, 3))
+    x = jt.ones((1, 6, 9, 9))
+    together = PackedWeights()
+
+    def run() -> np.ndarray:
+        with jt.no_grad(), together.of(module):
+            return module(x).numpy()
+
+    before, kept = run(), together._kept
+    np.testing.assert_array_equal(run(), before)
+    assert together._kept is kept
+    module[1].weight.assign(module[1].weight * 2)
+    np.testing.assert_array_equal(run(), module(x).numpy())
+    assert together._kept is not kept

@@ -53,6 +53,7 @@ def test_training_step_as_on_a_cpu(emulated, name):
         expected_values, expected_gradients = step(model, 96)
     for key, value in values.items():
         assert golden.difference(value, expected_values[key]) < 1e-3, key
+    floor = 1e-6 * max(map(np.linalg.norm, expected_gradients.values()))  # biases before BatchNorm have no gradient
     for key, gradient in gradients.items():
         norm = np.linalg.norm(expected_gradients[key])
-        assert np.linalg.norm(gradient - expected_gradients[key]) < 5e-2 * norm, key
+        assert np.linalg.norm(gradient - expected_gradients[key]) < 5e-2 * norm + floor, key
