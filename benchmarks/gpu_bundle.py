@@ -28,7 +28,7 @@ PACKAGES = (  # what a training needs, with the OpenCV that brings no window sys
     "pytest>=8,<10", "pytest-timeout>=2.3,<3",
 )  # fmt: skip
 LEFT_OUT = (
-    "__pycache__", "*.a", "*.part", "idlelib", "tkinter", "ensurepip", "lib2to3", "*/python3.*/test",
+    "__pycache__", "*.a", "*.s", "*.part", "idlelib", "tkinter", "ensurepip", "lib2to3", "*/python3.*/test",
     "*/config-3.*-linux-gnu",
     "*/site-packages/pip", "*/site-packages/setuptools", "*/site-packages/pkg_resources", "*/site-packages/nvidia",
     "numpy/*/tests", "jittor/notebook", "jittor/script", "jittor/demo", "cv2/data", "_avif.*", "libavif*",
