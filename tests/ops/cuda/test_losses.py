@@ -49,7 +49,7 @@ def expected(logits: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def on_both(run: Callable[[], list[np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What a function gives here and with a CPU's operators."""
     got = run()
-    library = Path(kernels._state["emulated"])
+    library = kernels._state["emulated"]
     kernels.emulate(None)
     want = run()
     kernels.emulate(library)
