@@ -29,3 +29,14 @@ class WriteError(PfsegError):
 
 class JobError(PfsegError):
     """A training or evaluation job ended before its end."""
+
+
+def one_line(error: object) -> str:
+    """What a library says, in one line of bearable length: a CRS may take 100 of them."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def unforeseen(what: object, error: Exception) -> str:
+    """One line about a fault that no code of ours expected, in the work on one file."""
+    return f"{what}: unforeseen {type(error).__name__} ({one_line(error)}); please report it"

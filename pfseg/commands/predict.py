@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -16,12 +16,12 @@ from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.normalise import Normalise
-from pfseg.errors import DataError
+from pfseg.data.reader import ImageReader
+from pfseg.errors import DataError, PfsegError, unforeseen
 from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Views
 from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
-from pfseg.prediction.image import Image, bounded_cache
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
 from pfseg.tracking import terminal
@@ -38,7 +38,7 @@ class Predictor(NamedTuple):
     normalise: Normalise
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None  # (h, w) that images are resized to as a whole; None for windows
-    reading: dict[str, Any]  # keywords of `pfseg.prediction.image.Image`
+    reader: ImageReader
 
 
 def run(settings: Predict) -> None:
@@ -56,7 +56,7 @@ def run(settings: Predict) -> None:
         record["dataset"] = changes
     open_record(output, record, overwrite=settings.overwrite)
     left = [task for task in tasks if settings.overwrite or not task.done]
-    with ConsoleProgress(console, "predicting") as progress, bounded_cache():
+    with ConsoleProgress(console, "predicting") as progress:
         total = sum(task.size for task in tasks)
         progress.begin(total, total - sum(task.size for task in left))
         failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left))
@@ -85,9 +85,14 @@ def _predict_all(
                 done, every = skipped + number - len(failures), skipped + len(tasks)
                 text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
                 raise JobStopped(text, 128 + signals[0]) from None
-            except DataError as error:
+            except PfsegError as error:
+                if not isinstance(error, DataError):
+                    raise
                 failures.append(str(error))
                 notes = [f"failed: {error}"]
+            except Exception as error:  # whatever one image holds, the others are predicted
+                failures.append(unforeseen(task.image, error))
+                notes = [f"failed: {failures[-1]}"]
             for note in notes:
                 terminal.line(console, note)
     return failures
@@ -102,7 +107,7 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         DataError: the image can't be read.
         WriteError: a map can't be written.
     """
-    with Image(task.image, **predictor.reading) as image:
+    with predictor.reader.open(task.image) as image:
         pixels = image.shape[0] * image.shape[1]
         maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff)
         predict = partial(predict_resized, size=predictor.resize) if predictor.resize else predict_rows
@@ -119,7 +124,7 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
             maps.publish()
         finally:
             maps.discard()
-        return [*image.warnings, *maps.warnings]
+        return [*predictor.reader.pop_notes(), *maps.warnings]
 
 
 def load_predictor(settings: Predict) -> Predictor:
@@ -147,13 +152,13 @@ def load_predictor(settings: Predict) -> Predictor:
     views = Views(scales, settings.flips, *needs)
     sliding = SlidingWindows(as_function(model.predict), len(classes), grid, views, settings.batch_size)
     contrast = data.eval_contrast if settings.contrast is None else settings.contrast
-    reading = {
-        "bands": getattr(data, "bands", None) if settings.bands is None else settings.bands,
-        "stretch": getattr(data, "stretch", None) if settings.stretch is None else settings.stretch,
-        "contrast": None if contrast == "own" else contrast,
-        "nodata": settings.nodata,
-    }
-    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reading)
+    reader = ImageReader(
+        bands=getattr(data, "bands", None) if settings.bands is None else settings.bands,
+        stretch=getattr(data, "stretch", None) if settings.stretch is None else settings.stretch,
+        contrast=None if contrast == "own" else contrast,
+        nodata=settings.nodata,
+    )
+    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reader)
 
 
 class _Stopped(Exception):

@@ -25,6 +25,22 @@ _MAX_ID = 65535
 IgnoreEntry = int | str | Sequence[int]  # a value or a colour in masks that means "no class"
 
 
+class Note(str):
+    """Something to tell the user, once for all notes of its `kind`."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str) -> Note:
+        """The text is that of the first occasion."""
+        note = super().__new__(cls, text)
+        note.kind = kind
+        return note
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """What makes an equal one in another process."""
+        return str(self), self.kind
+
+
 class ClassRow(TypedDict):
     """One row of a class table as YAML holds it; see `ClassInfo` and `parse_color`."""
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from pfseg.data.base import ClassInfo, ClassRow, IgnoreEntry, Sample, SegmentationDataset, parse_classes
 from pfseg.data.cache import stat_of
-from pfseg.data.decode import MaskReader, check_same_size, read_image
+from pfseg.data.masks import MaskReader
+from pfseg.data.reader import ImageReader, Stretch, check_same_size
 from pfseg.errors import ConfigError, DataError
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -57,13 +58,13 @@ class FolderDataset(SegmentationDataset):
         splits: Splits | None,
         ignore: Sequence[IgnoreEntry],
         bands: Sequence[int] | None,
-        stretch: Sequence[float] | None,
+        stretch: Stretch | None,
         on_error: str,
     ) -> None:
         self.classes = parse_classes(classes)
         self.reader = MaskReader(self.classes, ignore)
         self.on_error, self.warnings = on_error, []
-        self.mask_suffix, self.bands, self.stretch = mask_suffix, bands, stretch
+        self.mask_suffix, self.image_reader = mask_suffix, ImageReader(bands, stretch)
         self.root, self.images, self.masks = Path(root).expanduser(), images.strip("/"), masks.strip("/")
         if self.images == self.masks and not mask_suffix:
             raise ConfigError(
@@ -83,8 +84,9 @@ class FolderDataset(SegmentationDataset):
 
     def read(self, index: int) -> Sample:
         """Read an image and its mask; raises DataError."""
-        path = self.files[index][0]
-        image, mask = read_image(path, self.bands, self.stretch), self.read_mask(index)
+        path, mask = self.files[index][0], self.read_mask(index)
+        image = self.image_reader.read(path, mask.shape)
+        self.warnings += self.image_reader.pop_notes()
         check_same_size(image, mask, self._name(path), self._name(self.files[index][1]))
         return Sample(image, mask, self._name(path))
 

@@ -1,74 +1,95 @@
-"""Size and channels of an image from its header: PNG, JPEG and TIFF, without decoding any pixel."""
+"""What the heads of PNG and JPEG files say, and whether the files are whole, without decoding any pixel.
+
+OpenCV fills what is missing of a JPEG with grey, and takes as much memory as a PNG claims to need.
+"""
 
 from __future__ import annotations
 
+import mmap
 import struct
 from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-_JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers; the three others are tables
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette stands for colours
-_WIDTH, _HEIGHT, _CHANNELS, _PLANES = 256, 257, 277, 284  # tags of TIFF
+from PIL import Image
+
+from pfseg.errors import DataError
+
+Bytes = bytes | mmap.mmap
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG with the size; the three others are tables
+_ORIENTATION = 0x0112  # tag of EXIF
 
 
 class Header(NamedTuple):
-    """Rows, columns and channels of an image as it is stored; whether a TIFF has the channels one after another."""
+    """Rows and columns as they are stored, the EXIF orientation (1: as stored), and what else decoding needs."""
 
     height: int
     width: int
-    channels: int
-    planar: bool = False
+    orientation: int = 1
+    palette: tuple[int, ...] = ()  # red, green, blue of each value
+    grey_step: int = 1  # OpenCV multiplies the values of a grey PNG of less than 8 bits with it: 1 bit gives 0 and 255
 
 
-def header_of(path: Path) -> Header | None:
-    """Read the header of a file; None also if it can't be opened."""
-    with suppress(OSError), path.open("rb") as file:
-        return read_header(file)
-    return None
+def read_header(data: Bytes) -> Header | None:
+    """Examine the content of a file; None for other formats.
 
-
-def read_header(file: BinaryIO) -> Header | None:
-    """Read the header of an image file, open at its beginning; None if it is no PNG, JPEG or TIFF, or is damaged."""
-    start = file.read(26)
+    Raises:
+        DataError: it ends too early, or is damaged; says how, to follow the name of the file.
+    """
     try:
-        if start.startswith(b"\x89PNG\r\n\x1a\n"):
-            width, height, _, kind = struct.unpack_from(">IIBB", start, 16)
-            return Header(height, width, _PNG_CHANNELS[kind])
-        if start.startswith(b"\xff\xd8"):
-            return _read_jpeg(file)
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return _read_tiff(file, start)
-    except (struct.error, KeyError):
-        pass
-    return None
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            return _read_png(data)
+        return _read_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    except struct.error:
+        raise DataError(f"is truncated (its head is incomplete in {len(data)} bytes)") from None
 
 
-def _read_jpeg(file: BinaryIO) -> Header | None:
-    file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-        if head[1] in _JPEG_SIZES:
-            _, height, width, channels = struct.unpack(">BHHB", file.read(6))
-            return Header(height, width, channels)
-        if head[1] == 0xFF:  # padding before a marker
-            file.seek(-3, 1)
-        else:
-            file.seek(struct.unpack(">H", head[2:])[0] - 2, 1)
-    return None
+def _read_png(data: Bytes) -> Header:
+    palette: tuple[int, ...] = ()
+    width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
+    step = 255 // ((1 << depth) - 1) if kind == 0 and 0 < depth < 8 else 1
+    place, name, orientation = 8, b"", 1
+    while name != b"IEND":
+        if place + 12 > len(data):
+            raise DataError(f"is truncated (its end marker is missing after {len(data)} bytes)")
+        length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if place + 12 + length > len(data):
+            raise DataError(
+                f"is truncated or damaged (its part {name.decode('latin-1')} claims {length:,} bytes, "
+                f"{max(0, len(data) - place - 12):,} follow)"
+            )
+        content = slice(place + 8, place + 8 + length)
+        if name == b"eXIf":
+            orientation = _orientation(data[content])
+        elif name == b"PLTE":
+            palette = tuple(data[content]) if kind == 3 else ()
+        place += 12 + length
+    return Header(height, width, orientation, palette, step)
 
 
-def _read_tiff(file: BinaryIO, start: bytes) -> Header:
-    """Read the first directory; BigTIFF (version 43) has 64-bit counts and offsets."""
-    order = "<" if start[:2] == b"II" else ">"
-    big = struct.unpack_from(f"{order}H", start, 2)[0] == 43
-    file.seek(struct.unpack_from(f"{order}Q" if big else f"{order}I", start, 8 if big else 4)[0])
-    count = struct.unpack(f"{order}Q" if big else f"{order}H", file.read(8 if big else 2))[0]
-    size = 20 if big else 12
-    entries = file.read(size * min(count, 4096))
-    values = {_CHANNELS: 1, _PLANES: 1}
-    for place in range(0, len(entries), size):
-        tag, kind = struct.unpack_from(f"{order}HH", entries, place)
-        if tag in (_WIDTH, _HEIGHT, _CHANNELS, _PLANES):
-            form = {3: "H", 4: "I", 16: "Q"}[kind]
-            values[tag] = struct.unpack_from(f"{order}{form}", entries, place + (12 if big else 8))[0]
-    return Header(values[_HEIGHT], values[_WIDTH], values[_CHANNELS], values[_PLANES] == 2)
+def _read_jpeg(data: Bytes) -> Header | None:
+    place, orientation = 2, 1
+    size: tuple[int, int] | None = None
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        marker = data[place + 1]
+        if marker == 0xFF:  # padding before a marker
+            place += 1
+            continue
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            size = height, width
+        elif marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = _orientation(data[place + 10 : place + 2 + struct.unpack_from(">H", data, place + 2)[0]])
+        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    # A thumbnail in the head has an end marker of its own: only what follows the image's first scan counts.
+    if data.find(b"\xff\xd9", place) < 0:
+        raise DataError(f"is truncated (its end marker is missing after {len(data)} bytes)")
+    return Header(*size, orientation) if size else None
+
+
+def _orientation(exif: bytes) -> int:
+    with suppress(Exception):  # whatever Pillow makes of a damaged block: the pixels don't depend on it
+        tags = Image.Exif()
+        tags.load(b"Exif\0\0" + exif)
+        value = tags.get(_ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+    return 1

@@ -37,14 +37,14 @@ class _Loader:
 
     def _prepare(self, job: SampleReader) -> None:
         self._workers = Workers(job, self.workers)
-        self._warnings: dict[str, bool] = {}  # each once, and whether it was handed out
+        self._warnings: dict[str, tuple[str, bool]] = {}  # each (kind) once, and whether it was handed out
         self._warn(self.dataset.warnings)
         self.dataset.warnings.clear()
 
     def pop_warnings(self) -> list[str]:
         """Faults worked around since the last call; each is reported once per run."""
-        new = [warning for warning, handed_out in self._warnings.items() if not handed_out]
-        self._warnings = dict.fromkeys(self._warnings, True)
+        new = [text for text, handed_out in self._warnings.values() if not handed_out]
+        self._warnings = {kind: (text, True) for kind, (text, _) in self._warnings.items()}
         return new
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class _Loader:
 
     def _warn(self, warnings: Sequence[str]) -> None:
         for warning in warnings:
-            self._warnings.setdefault(warning, False)
+            self._warnings.setdefault(getattr(warning, "kind", warning), (warning, False))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from pfseg.data.edges import edge_map
 from pfseg.data.sampling import MIXED, Draw, class_centres
 from pfseg.data.transforms import Augment, paste, rescale
 from pfseg.data.workers import peak_mib
-from pfseg.errors import DataError
+from pfseg.errors import DataError, PfsegError, unforeseen
 
 Read = TypeVar("Read")
 
@@ -55,7 +55,11 @@ class SampleReader:
             return read(index)
         except DataError as error:
             self.dataset.leave_out(error)
-            return None
+        except Exception as error:
+            if isinstance(error, PfsegError) or self.dataset.on_error != "skip":
+                raise
+            self.dataset.leave_out(DataError(unforeseen(f"sample {index}", error)))
+        return None
 
     def _pop_warnings(self) -> list[str]:
         warnings = list(self.dataset.warnings)

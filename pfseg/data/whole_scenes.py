@@ -15,12 +15,14 @@ import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, ClassRow, IgnoreEntry, Sample, Scene, SegmentationDataset, parse_classes
 from pfseg.data.cache import cache_folder, key_of, stat_of
-from pfseg.data.decode import MaskReader, check_same_size, read_image
-from pfseg.data.header import header_of
+from pfseg.data.masks import MaskReader
+from pfseg.data.reader import ImageReader, Stretch, check_same_size
+from pfseg.data.sources import shape_of
 from pfseg.data.tiling import padded, windows
 from pfseg.errors import DataError, JobError
 from pfseg.files import lock, replacing
 
+_VERSION = 2  # of how images are read: decoded scenes of another one are not used
 _BAND_BYTES = 1 << 24  # a scene is written in bands of about this size
 
 
@@ -45,12 +47,12 @@ class SceneDataset(SegmentationDataset):
         stride: Sequence[int] | None,
         ignore: Sequence[IgnoreEntry],
         bands: Sequence[int] | None,
-        stretch: Sequence[float] | None,
+        stretch: Stretch | None,
         on_error: str,
     ) -> None:
         self.classes, self.on_error, self.warnings = parse_classes(classes), on_error, []
         self.reader = MaskReader(self.classes, ignore)
-        self.bands, self.stretch = bands, stretch
+        self.image_reader = ImageReader(bands, stretch)
         self.size, self.stride = size, stride
         self.folder = cache_folder() / "scenes"
         self.scenes: dict[Scene, tuple[int, int]] = {}
@@ -106,7 +108,7 @@ class SceneDataset(SegmentationDataset):
     def _key(self, scene: Scene) -> str:
         assert scene.mask is not None
         files = [[str(path.absolute()), *stat_of(path)] for path in (scene.image, scene.mask)]
-        return key_of(files, self.reader.key(), self.bands, self.stretch)
+        return key_of(files, self.reader.key(), self.image_reader.bands, self.image_reader.stretch, _VERSION)
 
     def _path(self, scene: Scene) -> Path:
         return self.folder / f"{self._key(scene)}.npy"
@@ -139,19 +141,20 @@ class SceneDataset(SegmentationDataset):
         mask, warning = self.reader.read(scene.mask, str(scene.mask))
         if warning:
             self.warnings.append(warning)
-        image = read_image(scene.image, self.bands, self.stretch)
+        image = self.image_reader.read(scene.image, mask.shape)
+        self.warnings += self.image_reader.pop_notes()
         check_same_size(image, mask, scene.image, scene.mask)
         return image, mask
 
 
 def _shape(scene: Scene) -> tuple[int, int]:
-    """(H, W) of a scene, from its header where that can be read."""
+    """(H, W) of a scene: that of its mask, since its image may have to be turned."""
     if scene.mask is None:
         raise DataError(f"scene {scene.image} has no mask; add it, or leave it out with dataset.on_error=skip")
-    if header := header_of(scene.image):
-        return header.height, header.width
-    height, width = read_image(scene.image).shape[:2]  # names the fault of an unreadable file
-    return height, width
+    shape = shape_of(scene.mask)
+    if sorted(shape_of(scene.image)) != sorted(shape):
+        return shape_of(scene.image)  # its reading will name the fault
+    return shape
 
 
 def _open(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

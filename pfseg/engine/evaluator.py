@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import Sample
-from pfseg.data.decode import even_contrast
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
 from pfseg.data.preparation.places import Place
+from pfseg.data.reader import even_contrast
 from pfseg.data.tiling import Window
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.inference.blending import Blender

@@ -15,8 +15,9 @@ import numpy as np
 
 from pfseg.data.preparation.files import cannot_write
 from pfseg.data.preparation.png import PngWriter
+from pfseg.data.sources import Georeference, load_rasterio
+from pfseg.errors import one_line
 from pfseg.files import PART
-from pfseg.prediction.image import Georeference, import_geo
 
 _BLOCK = 256  # side of a GeoTIFF's tiles
 
@@ -127,7 +128,7 @@ class TiffFile(PartFile):
         colors: dict[int, tuple[int, int, int]] | None,  # colour table of a single channel, RGB
         names: Sequence[str],  # of the channels
     ) -> None:
-        self._rasterio = import_geo("rasterio", f"writing {path.name}")
+        self._rasterio = load_rasterio()
         super().__init__(path)
         self._shape = shape
         half = dtype == np.float16
@@ -191,8 +192,7 @@ class TiffFile(PartFile):
             try:
                 yield
             except errors.RasterioError as error:
-                cause = " ".join(str(error.__cause__ or error).split())
-                raise OSError(None, f"{cause} (the disk may be full)") from error
+                raise OSError(None, f"{one_line(error.__cause__ or error)} (the disk may be full)") from error
 
 
 RowFile = PngFile | NpyFile | TiffFile

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.data.preparation.files import cannot_write, write_file
+from pfseg.data.sources import GEOGRAPHIC, PLAIN
 from pfseg.errors import ConfigError
-from pfseg.prediction.image import GEOGRAPHIC, PLAIN
 from pfseg.prediction.maps import target_name
 
 RECORD = ".pfseg.json"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, class_ids
+from pfseg.data.reader import Image
 from pfseg.prediction.files import NpyFile, PngFile, RowFile, TiffFile
-from pfseg.prediction.image import Image, import_geo
-from pfseg.prediction.polygons import write_polygons
+from pfseg.prediction.polygons import load_pyogrio, write_polygons
 from pfseg.prediction.rows import Rows
 
 _SUFFIXES = {"color": "_color", "overlay": "_overlay", "probabilities": "_probs"}
@@ -36,7 +36,7 @@ class Maps:
 
     Raises:
         WriteError: by every method.
-        DataError: rasterio or pyogrio is needed and not installed.
+        DataError: pyogrio is needed and not installed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Maps:
         self._channels = 4 if image.has_nodata else 3
         self._files: dict[str, RowFile] = {}
         if "geopackage" in targets:
-            import_geo("pyogrio", targets["geopackage"])  # now, rather than at the end
+            load_pyogrio(targets["geopackage"])  # now, rather than at the end
         self._traced = [path for output, path in targets.items() if output in _TRACED]
         drawn = {output: path for output, path in targets.items() if output not in _TRACED}
         if self._traced and not (geotiff and "classes" in targets):  # they are traced from a GeoTIFF of classes

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
+from pfseg.data.sources import Georeference, load_rasterio
+from pfseg.errors import DataError, one_line
 from pfseg.prediction.files import PartFile, StreamFile
-from pfseg.prediction.image import Georeference, import_geo
 
 _WGS84 = "EPSG:4326"  # GeoJSON (RFC 7946) knows no other
 _CHUNK = 5000  # polygons that are converted and written at a time
@@ -41,17 +44,21 @@ def write_polygons(
     Returns:
         Warnings for the user.
     """
-    rasterio = import_geo("rasterio", "polygons")
+    rasterio = load_rasterio()
     by_id = dict(zip(class_ids(classes), classes, strict=True))
-    crs = place.profile.get("crs") if place else None
-    text = "the image has no CRS, so that the polygons are in its own coordinates"
-    notes = [] if crs else [f"{target}: {text}" for target in targets]
+    transform, crs, note = (place or Georeference()).grid()
+    if note and not crs:
+        note += ", so that the polygons are in " + ("pixels" if transform is None else "its own coordinates")
+    notes = [f"{target}: {note}" for target in targets if note]
     files = [(_GeoPackage if target.suffix == ".gpkg" else _GeoJson)(target, crs) for target in targets]
     try:
         with warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
             with rasterio.open(labels) as source:
-                shapes = rasterio.features.shapes(rasterio.band(source, 1), transform=source.transform)
-                features = (_feature(polygon, by_id[int(i)], int(i)) for polygon, i in shapes if int(i) in by_id)
+                shapes = rasterio.features.shapes(rasterio.band(source, 1))  # by the map's own transform
+                further = transform if transform and source.transform.is_identity else None
+                features = (
+                    _feature(polygon, by_id[int(i)], int(i), further) for polygon, i in shapes if int(i) in by_id
+                )
                 while some := list(islice(features, _CHUNK)):
                     for file in files:
                         file.add(some)
@@ -64,7 +71,11 @@ def write_polygons(
     return notes + [f"{file.path}: {file.note}" for file in files if file.note]
 
 
-def _feature(polygon: dict[str, Any], info: ClassInfo, number: int) -> Feature:
+def _feature(polygon: dict[str, Any], info: ClassInfo, number: int, transform: Any) -> Feature:
+    if transform:
+        a, b, c, d, e, f = transform[:6]
+        rings = polygon["coordinates"]
+        polygon["coordinates"] = [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring] for ring in rings]
     properties = {"class": info.name, "id": number, "color": info.hex_color}
     return {"type": "Feature", "properties": properties, "geometry": polygon}
 
@@ -74,7 +85,7 @@ class _GeoJson(StreamFile):
 
     def __init__(self, path: Path, crs: Any) -> None:
         super().__init__(path)
-        self._warp, self._crs, self.note = import_geo("rasterio", "polygons").warp, crs, ""
+        self._warp, self._crs, self.note = load_rasterio().warp, crs, ""
         self._before = '{"type": "FeatureCollection", "features": ['
 
     def add(self, features: Sequence[Feature]) -> None:
@@ -86,7 +97,7 @@ class _GeoJson(StreamFile):
             except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
                 if self._before == ",":
                     raise  # earlier ones are converted
-                self.note = f"its CRS can't be converted ({error}): the polygons are in the image's coordinates"
+                self.note = f"its CRS can't be converted ({one_line(error)}): they are in the image's coordinates"
                 self._crs = None
         for feature, polygon in zip(features, polygons, strict=True):
             with self.writing():
@@ -107,7 +118,7 @@ class _GeoPackage(PartFile):
 
     def __init__(self, path: Path, crs: Any) -> None:
         super().__init__(path, path.suffix)  # GDAL goes by the suffix
-        self._pyogrio, self._crs, self._begun = import_geo("pyogrio", path), crs, False
+        self._pyogrio, self._crs, self._begun = load_pyogrio(path), crs, False
         self.discard()  # a journal that a kill left would be played back into the new file
 
     def add(self, features: Sequence[Feature]) -> None:
@@ -127,7 +138,7 @@ class _GeoPackage(PartFile):
                     append=self._begun,
                 )
             except RuntimeError as error:  # all of pyogrio's own
-                raise OSError(None, f"{' '.join(str(error).split())} (the disk may be full)") from error
+                raise OSError(None, f"{one_line(error)} (the disk may be full)") from error
         self._begun = True
 
     def close(self) -> None:
@@ -148,3 +159,12 @@ def _wkb(polygon: dict[str, Any]) -> bytes:
     rings = [np.asarray(ring, "<f8") for ring in polygon["coordinates"]]
     head = struct.pack("<BII", 1, _POLYGON, len(rings))
     return head + b"".join(struct.pack("<I", len(ring)) + ring.tobytes() for ring in rings)
+
+
+def load_pyogrio(path: Path) -> Any:
+    """pyogrio, which a file needs; raises DataError where it isn't installed."""
+    try:
+        logging.getLogger("pyogrio").propagate = False  # it counts records
+        return import_module("pyogrio")
+    except ImportError as error:
+        raise DataError(f"{path} needs pyogrio, which is not installed: pip install 'pfseg[geo]'") from error

@@ -16,10 +16,10 @@ import numpy as np
 
 from pfseg.data.base import IGNORE
 from pfseg.data.normalise import Normalise
+from pfseg.data.reader import Image
 from pfseg.data.tiling import Window
 from pfseg.inference.blending import Blender
 from pfseg.inference.sliding import SlidingWindows, most_probable
-from pfseg.prediction.image import Image
 
 Progress = Callable[[float], None]
 _READ = 64  # rows of the file at a time

@@ -21,6 +21,7 @@ import pytest
 import rasterio
 from data.fakes import write
 from privileges import permissions_hold
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from runs import ENVIRONMENT, ROOT
@@ -30,8 +31,9 @@ from pfseg.commands.predict import run
 from pfseg.config.check import check, checked
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
+from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
-from pfseg.prediction.image import Image
+from pfseg.prediction.maps import Maps
 from pfseg.weights.checkpoint import save_checkpoint
 
 DATA = ROOT.parent / "shared" / "data"
@@ -145,7 +147,7 @@ def test_bands_of_many_are_chosen(predict, tmp_path):
     many = np.zeros((12, 80, 70), np.uint16)
     many[[7, 3, 5]] = planes(pixels).astype(np.uint16) * 40 + 1000
     save_tif(tmp_path / "in" / "scene.tif", many)
-    with pytest.raises(DataError, match=r"scene.tif has 12 bands \(gray, .*\); say which are .*: bands=\[2,1,0\]"):
+    with pytest.raises(DataError, match=r"scene.tif has 12 bands \(gray, .*\); say which are .* as bands=\[2,1,0\]"):
         predict()
     with pytest.raises(DataError, match=r"has 12 bands .*, but bands=\[7, 3, 12\] asks for band 12, counted from 0"):
         predict("bands=[7,3,12]", "overwrite=true")
@@ -160,7 +162,7 @@ def test_contrast_is_that_of_the_whole_image(predict, tmp_path):
     rows = []
     for name, pixels in (("clear", clear), ("hazy", hazy)):
         save_tif(tmp_path / f"{name}.tif", planes(pixels))
-        with Image(tmp_path / f"{name}.tif", bands=None, stretch=None, contrast=float(clear.std())) as image:
+        with ImageReader(contrast=float(clear.std())).open(tmp_path / f"{name}.tif") as image:
             rows.append(np.concatenate([image.read(top, top + 50)[0] for top in range(0, 200, 50)]))
     assert np.array_equal(rows[0], clear)
     assert np.abs(rows[0].astype(int) - rows[1]).max() <= 1  # rounding
@@ -188,7 +190,7 @@ def test_sixteen_bits(predict, tmp_path, capsys):
     save_tif(tmp_path / "in" / "a.tif", pixels, nodata=65535)
     predict("format=png")
     assert re.search(
-        r"a.tif: 99 % of its values of 16 bits are at most 23\d, so .* nearly black .*; stretch=\[2,98\] uses its own",
+        r"a.tif has 16 bits, but 99 % of its values are at most 23\d, so .* nearly black .*; stretch=\[2,98\] uses its",
         capsys.readouterr().out,
     )
     out = predict("format=png", "stretch=[0,100]", "overwrite=true")
@@ -196,7 +198,7 @@ def test_sixteen_bits(predict, tmp_path, capsys):
     scaled = np.round((pixels - low) / (high - low) * 255)
     assert np.array_equal(grey(out / "a.png"), np.where(pixels[0] < 65535, scaled.argmax(0), 255))
     save_tif(tmp_path / "in" / "a.tif", pixels.astype(np.float32), nodata=65535)
-    with pytest.raises(DataError, match=r"a.tif has values of float32; expected 8 or 16 bits .*: set stretch=\[2,98\]"):
+    with pytest.raises(DataError, match=r"a.tif has values of float32, from .*; expected .*: set stretch=\[2,98\]"):
         predict("format=png", "overwrite=true")
 
 
@@ -230,7 +232,7 @@ def test_polygons_without_a_crs(predict, tmp_path, capsys):
     (feature,) = json.loads((predict("outputs=[polygons,classes]") / "a.geojson").read_text())["features"]
     assert feature["properties"]["class"] == "green"
     assert sorted(feature["geometry"]["coordinates"][0])[-1] == [70, 70]
-    assert "the image has no CRS, so that the polygons are in its own coordinates" in capsys.readouterr().out
+    assert "the image has no CRS, so that the polygons are in pixels" in capsys.readouterr().out
 
 
 def test_polygons_as_a_geopackage(predict, tmp_path):
@@ -264,6 +266,42 @@ def test_a_geopackage_of_many_areas_and_of_none(predict, tmp_path, capsys):
     areas = pyogrio.read_info(out / "a.gpkg")["features"]
     assert areas == 80 * 80 > 5000 and pyogrio.read_info(out / "b.gpkg")["features"] == 0
     assert f"{out / 'a.gpkg'}: the image has no CRS" in capsys.readouterr().out
+
+
+def test_polygons_of_images_that_are_placed_otherwise(predict, tmp_path, capsys):
+    """Ground control points place them, a CRS alone doesn't; no image ends the work on the others."""
+    pixels = np.full((96, 96, 3), (0, 200, 0), np.uint8)
+    corners = [(0, 0, 54.90, 25.18), (0, 96, 54.91, 25.18), (96, 0, 54.90, 25.17), (96, 96, 54.91, 25.17)]
+    points = [GroundControlPoint(*corner, 0) for corner in corners]
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), crs="EPSG:32640")
+    save_tif(tmp_path / "in" / "b.tif", planes(pixels), gcps=points, crs="EPSG:4326")
+    save_tif(tmp_path / "in" / "c.tif", planes(pixels), **UTM)
+    out = predict("outputs=[classes,polygons,geopackage]")
+    told = capsys.readouterr().out
+    assert "a.geojson: the image has a CRS, but no transform, so that the polygons are in pixels" in told
+    assert "b.geojson: placed by the plane through 4 ground control points" in told
+    assert "c.geojson" not in told and "records" not in told
+    rings = [json.loads((out / f"{name}.geojson").read_text())["features"][0]["geometry"] for name in "abc"]
+    found = [sorted(map(tuple, ring["coordinates"][0])) for ring in rings]
+    assert found[0][-1] == (96, 96)
+    np.testing.assert_allclose(found[1][0], (54.90, 25.17), atol=1e-6)
+    np.testing.assert_allclose(found[2][0], (9, 48.754), atol=0.01)
+    assert pyogrio.read_info(out / "b.gpkg")["crs"] == "EPSG:4326" and not pyogrio.read_info(out / "a.gpkg")["crs"]
+
+
+def test_a_fault_nobody_thought_of_ends_one_image(predict, tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.png", picture(70, 70))
+    monkeypatch.setattr("pfseg.commands.predict.Maps", lambda *given, **more: _fail_for("b", *given, **more))
+    with pytest.raises(DataError, match=r"1 of 3 images .*; the first: .*b.png: unforeseen KeyError \('crs'\); please"):
+        predict()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.png", "c.png"]
+
+
+def _fail_for(name: str, targets: dict[str, Path], *given: Any, **more: Any) -> Maps:
+    if any(path.stem == name for path in targets.values()):
+        raise KeyError("crs")
+    return Maps(targets, *given, **more)
 
 
 def test_ids_of_the_class_table(checkpoint, predict, tmp_path):
@@ -400,16 +438,6 @@ def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
         ConfigError, match=r"weights.pth must be a run folder or a .safetensors file.*; pfseg convert makes one"
     ):
         predict(f"checkpoint={tmp_path / 'weights.pth'}")
-
-
-def test_without_rasterio(predict, tmp_path, monkeypatch):
-    """PNGs are predicted all the same."""
-    write(tmp_path / "in" / "a.png", picture(70, 70))
-    save_tif(tmp_path / "in" / "b.tif", planes(picture(70, 70)), **UTM)
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(DataError, match=r"b.tif needs rasterio, which is not installed: pip install 'pfseg\[geo\]'"):
-        predict()
-    assert (tmp_path / "out" / "a.png").is_file()
 
 
 def test_without_pyogrio(predict, tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from numpy_networks import sliding
 
 from pfseg.data.normalise import Normalise
+from pfseg.data.reader import Image, ImageReader
 from pfseg.inference.sliding import SlidingWindows
-from pfseg.prediction.image import Image
 from pfseg.prediction.rows import predict_resized, predict_rows
 
 NORMALISE = Normalise([0.5] * 3, [0.25] * 3)
@@ -31,7 +31,7 @@ def near_sighted_windows(overlap: float = 0.25, window: tuple[int, int] = (64, 6
 
 def saved(path: Path, pixels: np.ndarray) -> Image:
     assert cv2.imwrite(str(path), pixels[..., ::-1])
-    return Image(path, bands=None, stretch=None)
+    return ImageReader().open(path)
 
 
 def predicted(image: Image, how: SlidingWindows) -> tuple[np.ndarray, np.ndarray]:
@@ -102,9 +102,7 @@ def test_windows_without_data_do_not_go_through_the_network(tmp_path):
         return near_sighted(batch)
 
     how = sliding(note, num_classes=3, window=(64, 64), overlap=0.25, stride=1)
-    (rows,) = predict_rows(
-        Image(path, bands=None, stretch=None), how, NORMALISE, probabilities=True, progress=lambda count: None
-    )
+    (rows,) = predict_rows(ImageReader().open(path), how, NORMALISE, probabilities=True, progress=lambda count: None)
     assert len(seen) == 4 < len(how.grid.windows((64, 320)))
     assert np.array_equal(rows.labels == 255, pixels[..., 3] == 0)
     assert rows.probabilities is not None and not rows.probabilities[:, 64:256].any()

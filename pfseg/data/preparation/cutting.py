@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, Scene, class_ids
-from pfseg.data.decode import MaskReader, check_same_size, most_common, read_image
-from pfseg.data.header import header_of
+from pfseg.data.masks import MaskReader, most_common
 from pfseg.data.preparation.files import count_labels, write_file
 from pfseg.data.preparation.layout import patch_name
 from pfseg.data.preparation.png import encode_png
+from pfseg.data.reader import ImageReader, Stretch, check_same_size
+from pfseg.data.sources import shape_of
 from pfseg.data.tiling import Window, padded, windows
 from pfseg.errors import DataError
 
@@ -82,14 +83,15 @@ class Cutter:
     ignore: Sequence[IgnoreEntry]  # colours and ids in masks that mean "no class"
     size: Sequence[int] | None  # (h, w) of the patches; None for each scene as a whole
     stride: Sequence[int] | None  # (rows, columns) from one patch to the next; None for the size
-    bands: Sequence[int] | None  # see `pfseg.data.decode.read_image`
-    stretch: Sequence[float] | None  # see there too
+    bands: Sequence[int] | None  # see `pfseg.data.reader`
+    stretch: Stretch | None  # see there too
     compression: int  # level of `encode_png`, 0 to 3
     verify: bool  # read back what was written
 
     def __post_init__(self) -> None:
         """Prepare the tables."""
         self.reader = MaskReader(self.classes, self.ignore)
+        self.image_reader = ImageReader(self.bands, self.stretch)
         ids = class_ids(self.classes)
         unused = [IGNORE, *(entry for entry in self.ignore if isinstance(entry, int))]
         self.ignore_value = next((value for value in unused if value not in ids), None)
@@ -102,12 +104,12 @@ class Cutter:
         labels: np.ndarray | None = None
         unknown: UnknownColors | None = None
         if scene.mask is None:
-            image = read_image(scene.image, self.bands, self.stretch)
+            image = self.image_reader.read(scene.image)
         else:
             reading = pool.submit(self.reader.read_counted, scene.mask, str(scene.mask))
             if not (_is_small(scene.image) and _is_small(scene.mask)):
                 reading.result()
-            image = read_image(scene.image, self.bands, self.stretch)
+            image = self.image_reader.read(scene.image, shape_of(scene.mask))
             labels, counts = reading.result()
             check_same_size(image, labels, scene.image, scene.mask)
             if counts:
@@ -155,8 +157,8 @@ class Cutter:
 
 
 def _is_small(path: Path) -> bool:
-    header = header_of(path)
-    return header is not None and header.height * header.width <= _SMALL
+    height, width = shape_of(path)
+    return height * width <= _SMALL
 
 
 def _border(window: Window, shape: tuple[int, ...]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pfseg import files
-from pfseg.data.header import read_header
 from pfseg.errors import WriteError
 
 _EXACT = 1 << 24  # OpenCV's histogram counts in float32, which is exact up to here
@@ -34,16 +34,17 @@ def png_fault(path: Path, shape: tuple[int, int]) -> str | None:
     """What is wrong with a PNG file by its size and end marker alone; None if nothing is."""
     try:
         with path.open("rb") as file:
-            header = read_header(file)
+            head = file.read(24)
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - len(_END)))
             end = file.read()
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    if header is None or end != _END:
+    if len(head) < 24 or end != _END:
         return "is empty or truncated"
-    if (header.height, header.width) != shape:
-        return f"has {header.width}x{header.height} px, expected {shape[1]}x{shape[0]}"
+    width, height = struct.unpack(">II", head[16:])
+    if (height, width) != shape:
+        return f"has {width}x{height} px, expected {shape[1]}x{shape[0]}"
     return None
 
 

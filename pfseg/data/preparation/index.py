@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids, parse_classes
-from pfseg.data.decode import MaskReader, read_image
+from pfseg.data.masks import MaskReader
 from pfseg.data.preparation.cutting import Cutter, SceneRecord
 from pfseg.data.preparation.files import count_labels, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
+from pfseg.data.sources import decode
 from pfseg.data.tiling import Window
 from pfseg.errors import ConfigError, DataError, PfsegError
 
@@ -139,7 +140,7 @@ def _parse_row(
 def _patch_fault(out: Path, reader: MaskReader, patch: IndexedPatch) -> str | None:
     image, *masks = patch.files
     try:
-        height, width = read_image(out / image).shape[:2]
+        height, width = decode(out / image)[0].shape[:2]
         if (height, width) != patch.shape:
             return f"{image} has {width}x{height} px, expected {patch.shape[1]}x{patch.shape[0]}"
         for mask in masks:

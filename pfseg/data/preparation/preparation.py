@@ -20,7 +20,7 @@ from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
 from pfseg.data.preparation.layout import patch_name
 from pfseg.data.tiling import Window
-from pfseg.errors import DataError
+from pfseg.errors import DataError, WriteError, unforeseen
 
 _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the next scene is decoded
 
@@ -115,7 +115,7 @@ class Preparation:
         source = self._source(scene)
         try:
             loaded = self.cutter.load(scene, masks)
-        except (DataError, MemoryError) as error:
+        except Exception as error:
             self._fail(scene, error, stat_of(scene.image)[0])
             return None
         patches = []
@@ -133,7 +133,9 @@ class Preparation:
                 if not (self.stop() and patch.cancel()):
                     rows.append(patch.result())
                     self.progress.advance(size)
-        except DataError as error:
+        except Exception as error:
+            if isinstance(error, WriteError):
+                raise
             for patch in work.patches:
                 patch.cancel()
             wait(work.patches)
@@ -147,5 +149,6 @@ class Preparation:
             self.folder.finish(loaded.scene.key, record)
 
     def _fail(self, scene: Scene, error: Exception, size: float) -> None:
-        self.outcome.failures[scene.key] = str(error) or "not enough memory"
+        known = isinstance(error, DataError)
+        self.outcome.failures[scene.key] = str(error) if known else unforeseen(scene.image, error)
         self.progress.advance(size)

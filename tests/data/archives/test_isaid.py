@@ -9,7 +9,7 @@ from data.fakes import write
 from data.published import SHARED, isaid, opened, palette, prepared
 
 from pfseg.data.archives.isaid import find_scenes
-from pfseg.data.decode import read_image
+from pfseg.data.reader import ImageReader
 from pfseg.errors import DataError
 
 SAMPLES = SHARED / "isaid"
@@ -67,7 +67,7 @@ def test_each_patch_is_its_window_and_pads_with_ignore(tmp_path: Path):
         f"{name}_{rows}_0_30.png" for name in ("P0000", "P0002") for rows in ("0_40", "25_65", "30_70")
     ]
     assert train.files[0][1].name == "P0000_0_40_0_30_instance_color_RGB.png"
-    scene, truth = (read_image(src / "train/images" / f"P0000{end}.png") for end in ("", "_instance_color_RGB"))
+    scene, truth = (ImageReader().read(src / "train/images" / f"P0000{end}.png") for end in ("", "_instance_color_RGB"))
     sample = train.read(1)
     np.testing.assert_array_equal(sample.image[:, :30], scene[25:65])
     np.testing.assert_array_equal(palette("isaid")[sample.mask[:, :30]], truth[25:65])
@@ -86,8 +86,8 @@ def test_patches_of_real_scenes_reassemble_to_them(tmp_path: Path):
     for split, names in (("train", ["P0005"]), ("val", ["P0003", "P0004"])):
         dataset = opened(data, split)
         for name in names:
-            scene = read_image(SAMPLES / split / "images" / f"{name}.png")
-            truth = read_image(SAMPLES / split / "images" / f"{name}_instance_color_RGB.png")
+            scene = ImageReader().read(SAMPLES / split / "images" / f"{name}.png")
+            truth = ImageReader().read(SAMPLES / split / "images" / f"{name}_instance_color_RGB.png")
             image, mask = np.full_like(scene, 77), np.full_like(truth, 77)
             for index, (path, _) in enumerate(dataset.files):
                 if not path.name.startswith(f"{name}_"):

@@ -11,7 +11,7 @@ from data.published import SHARED, labels, opened, palette, potsdam, prepared, v
 
 from pfseg.data.archives.folders import SceneList
 from pfseg.data.archives.isprs import POTSDAM, VAIHINGEN, find_potsdam, find_vaihingen
-from pfseg.data.decode import read_image
+from pfseg.data.reader import ImageReader
 from pfseg.errors import ConfigError, DataError
 
 SIZES = ["dataset.prepare.size=40", "dataset.prepare.stride=20"]
@@ -38,7 +38,9 @@ def test_whole_potsdam_archive(tmp_path: Path):
     }
     sample = opened(data, "train").read(0)
     assert sample.name == "train/images/top_potsdam_2_10_RGB_0_40_0_40.png"
-    np.testing.assert_array_equal(sample.image, read_image(src / "2_Ortho_RGB/top_potsdam_2_10_RGB.tif")[:40, :40])
+    np.testing.assert_array_equal(
+        sample.image, ImageReader().read(src / "2_Ortho_RGB/top_potsdam_2_10_RGB.tif")[:40, :40]
+    )
     np.testing.assert_array_equal(sample.mask, labels(60, 60, 0, 6)[:40, :40])
 
 
@@ -72,7 +74,7 @@ def test_band_orders(tmp_path: Path):
     potsdam(src, ["2_10"], folder="4_Ortho_RGBIR", bands="RGBIR")
     given = ["dataset.prepare.scenes.bands=rgbir", "dataset.bands=[3,0,1]"]
     data = prepared("potsdam", src, tmp_path / "out", *SIZES, *given)
-    stored = read_image(src / "4_Ortho_RGBIR/top_potsdam_2_10_RGBIR.tif", bands=[3, 0, 1])
+    stored = ImageReader([3, 0, 1]).read(src / "4_Ortho_RGBIR/top_potsdam_2_10_RGBIR.tif")
     patches = opened(data.model_copy(update={"bands": None}), "train")
     np.testing.assert_array_equal(patches.read(0).image, stored[:40, :40])
     with pytest.raises(ConfigError, match=r"bands=bgr: expected rgb \| irrg \| rgbir"):
@@ -138,7 +140,7 @@ def test_patches_of_real_tiles_reassemble_to_them(tmp_path: Path, dataset: str, 
         (src / name).parent.mkdir(parents=True)
         shutil.copyfile(SHARED / dataset / "train" / kind / f"{sample}.tif", src / f"{name}.tif")
     data = prepared(dataset, src, tmp_path / "out", "dataset.prepare.size=200", "dataset.prepare.stride=150")
-    scene, truth = read_image(src / f"{image}.tif"), read_image(src / f"{mask}.tif")
+    scene, truth = ImageReader().read(src / f"{image}.tif"), ImageReader().read(src / f"{mask}.tif")
     found, colors = np.full_like(scene, 77), np.full_like(truth, 77)
     table = palette(dataset)
     known = np.isin(truth.astype(int) @ [1, 256, 65536], table.astype(int) @ [1, 256, 65536])

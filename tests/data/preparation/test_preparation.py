@@ -141,7 +141,7 @@ def test_large_files_are_decoded_from_disk(town: Path, monkeypatch: pytest.Monke
         if suffix != ".jpg":
             path.unlink()
     data = prepared("folder", town, town.parent / "out", *TABLE)
-    monkeypatch.setattr("pfseg.data.decode._LARGE", 0)
+    monkeypatch.setattr("pfseg.data.sources._LARGE", 0)
     monkeypatch.setattr("pfseg.data.preparation.cutting._SMALL", 0)
     prepared("folder", town, town.parent / "from disk", *TABLE)
     assert tree(town.parent / "from disk") == tree(town.parent / "out")
