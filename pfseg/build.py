@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -23,8 +23,11 @@ from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Settings, Target
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
+from pfseg.data.cache import cache_folder, cached_array, key_of, stat_of
 from pfseg.data.folder import FolderDataset
+from pfseg.data.inputs import INDEX, Record, make_record, pooled_range, prepared_record
 from pfseg.data.loader import EvalLoader, TrainLoader
+from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError
 
@@ -109,6 +112,46 @@ def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
         return _build_scenes(settings, split)
     keywords = {key: value for key, value in settings.values().items() if key in parameters}
     return cast(SegmentationDataset, _call(settings.target, keywords | {"split": split}))
+
+
+def share_stretch(settings: Dataset, progress: Callable[[int, int], None], files: Sequence[Path] | None = None) -> None:
+    """Replace percentiles of the training split in `stretch` by the range that they stand for, found once.
+
+    `progress` is called with the images done and those in all; `files` are the images, if not those of the data set.
+    Raises DataError if none can be read.
+    """
+    stretch = getattr(settings, "stretch", None)
+    if not isinstance(stretch, Mapping) or "percentiles" not in stretch:
+        return
+    if files is None:
+        files = build_dataset(settings.model_copy(update={"stretch": None}), "train").image_files()
+    bands, percents = getattr(settings, "bands", None), stretch["percentiles"]
+    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], bands, percents)
+    found = cached_array([cache_folder()], f"stretch-{key}", lambda: pooled_range(files, bands, percents, progress))
+    cast(Any, settings).stretch = {"range": [(low, high) for low, high in found.tolist()]}
+
+
+def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:
+    """What a network that is trained on this data set is given, in terms of the files that a user has."""
+    root, bands, stretch = settings.root, getattr(settings, "bands", None), getattr(settings, "stretch", None)
+    record = prepared_record(Path(root)) if root else None
+    if record is None:
+        record = make_record(ImageReader(bands, stretch), dataset.image_files())
+    elif bands is not None and record["bands"] is not None:
+        record["bands"] = [record["bands"][band] for band in bands]
+    return record | {"mean": list(settings.mean), "std": list(settings.std)}
+
+
+def follow_record(settings: Dataset, record: Record | None, changes: Collection[str]) -> None:
+    """Read images as those were that a network was trained on, but for the settings that `changes` names.
+
+    Patches stay as their preparation left them.
+    """
+    if record is None or not isinstance(settings, FolderData) or (Path(str(settings.root)) / INDEX).is_file():
+        return
+    for key in ("bands", "stretch"):
+        if key not in changes:
+            setattr(settings, key, record[key])
 
 
 def _build_scenes(settings: FolderData, split: str) -> SceneDataset:

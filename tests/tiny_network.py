@@ -37,8 +37,10 @@ class Colour(jt.nn.Module):
         return self.conv(image)
 
 
-def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] = CLASSES, **dataset: Any) -> Path:
-    """Write a checkpoint as a training would leave it."""
+def make_checkpoint(
+    path: Path, *, side: int = 1, classes: list[dict[str, Any]] = CLASSES, record: Any = None, **dataset: Any
+) -> Path:
+    """Write a checkpoint as a training would leave it; `record` says what the network was given, if it has that."""
     training = ["gpus=0", "ranks=1", "dataset=folder", "dataset.root=.", "dataset.classes=[{name: a, color: FF0000}]"]
     config = check(compose("train", training)).dump()
     model = {"_target_": "tiny_network.Colour", "name": "colour", "num_classes": len(classes), "side": side}
@@ -46,6 +48,6 @@ def make_checkpoint(path: Path, *, side: int = 1, classes: list[dict[str, Any]] 
     config["dataset"] |= {"name": "colours", "classes": classes, "mean": [0.5] * 3, "std": [0.25] * 3}
     config["dataset"] |= {"crop_size": [64, 64], **dataset}
     network = Colour(len(classes), side)
-    meta = {"config": config, "progress": {"step": 1}, "epoch": 0}
+    meta = {"config": config, "progress": {"step": 1}, "epoch": 0} | ({"input": record} if record else {})
     save_checkpoint(path, {key: var.numpy() for key, var in network.state_dict().items()}, meta)
     return path

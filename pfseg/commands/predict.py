@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
+from pfseg.data.inputs import Record, is_patch, misfit
 from pfseg.data.normalise import Normalise
-from pfseg.data.reader import ImageReader
+from pfseg.data.reader import Image, ImageReader
 from pfseg.errors import DataError, PfsegError, unforeseen
 from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Views
@@ -39,6 +41,16 @@ class Predictor(NamedTuple):
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None  # (h, w) that images are resized to as a whole; None for windows
     reader: ImageReader
+    record: Record | None  # of `pfseg.data.inputs`; None for checkpoints that have none
+
+    def open(self, path: Path) -> Image:
+        """Open an image as those of the training were read; patches of a preparation as they are."""
+        if self.record and is_patch(path):
+            return replace(self.reader, bands=None, stretch=None).open(path)
+        image = self.reader.open(path)
+        if self.record and self.reader.checks and (note := misfit(image, self.record)):
+            self.reader.note(note)
+        return image
 
 
 def run(settings: Predict) -> None:
@@ -107,7 +119,7 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
         DataError: the image can't be read.
         WriteError: a map can't be written.
     """
-    with predictor.reader.open(task.image) as image:
+    with predictor.open(task.image) as image:
         pixels = image.shape[0] * image.shape[1]
         maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff)
         predict = partial(predict_resized, size=predictor.resize) if predictor.resize else predict_rows
@@ -117,6 +129,7 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
             normalise=predictor.normalise,
             probabilities="probabilities" in task.targets,
             progress=lambda count: progress(count / pixels),
+            black=predictor.record is not None,
         )
         try:
             for each in rows:
@@ -139,10 +152,11 @@ def load_predictor(settings: Predict) -> Predictor:
 
     kernels.set_precision(settings.precision)
     path = Path(settings.checkpoint)
-    stored = training_settings(path, dataset_changes(settings), trust=settings.trust)
+    changes = dataset_changes(settings)
+    stored = training_settings(path, changes, trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    model, _ = restore_model(path, stored.model, len(classes))
+    model, meta = restore_model(path, stored.model, len(classes))
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
@@ -152,13 +166,16 @@ def load_predictor(settings: Predict) -> Predictor:
     views = Views(scales, settings.flips, *needs)
     sliding = SlidingWindows(as_function(model.predict), len(classes), grid, views, settings.batch_size)
     contrast = data.eval_contrast if settings.contrast is None else settings.contrast
+    record = meta.get("input")
+    stored_input = {key: getattr(data, key, None) for key in ("bands", "stretch")} | (record or {})
+    how = stored_input | {key: value for key, value in changes.items() if key in stored_input}
     reader = ImageReader(
-        bands=getattr(data, "bands", None) if settings.bands is None else settings.bands,
-        stretch=getattr(data, "stretch", None) if settings.stretch is None else settings.stretch,
+        bands=how["bands"] if settings.bands is None else settings.bands,
+        stretch=how["stretch"] if settings.stretch is None else settings.stretch,
         contrast=None if contrast == "own" else contrast,
         nodata=settings.nodata,
     )
-    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reader)
+    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reader, record)
 
 
 class _Stopped(Exception):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from pfseg import __version__
-from pfseg.build import find_scenes
+from pfseg.build import find_scenes, share_stretch
 from pfseg.config.commands import PrepareJob
+from pfseg.config.compose import compose, override
 from pfseg.config.data_settings import FolderData
+from pfseg.config.validation import validate
 from pfseg.data.archives.folders import SceneList
 from pfseg.data.base import Scene, class_ids, parse_classes
+from pfseg.data.inputs import make_record
 from pfseg.data.preparation.cutting import Cutter
 from pfseg.data.preparation.files import write_file
 from pfseg.data.preparation.folder import PatchFolder
@@ -45,6 +50,8 @@ def run(settings: PrepareJob) -> None:
             f"out={out} and src={src} lie in each other: give a folder beside src, so that they don't mix"
         )
     scenes = _find_scenes(data)
+    with ConsoleProgress(console, "measuring images") as progress:
+        share_stretch(data, progress.show, [scene.image for scene in scenes if scene.split == "train"])
     splits = dict.fromkeys(scene.split for scene in scenes)
     layout = make_layout(splits, data.splits, data.images, data.masks, data.mask_suffix)
     cutter = Cutter(
@@ -115,6 +122,7 @@ def _conclude(
     """Write index and report, show a summary, and fail if something failed."""
     plain, expected, out = data.prepare.dump(), data.prepare.expected, folder.out
     head = {"dataset": data.name, "pfseg": __version__, "size": plain["size"], "stride": plain["stride"]}
+    head["input"] = make_record(cutter.image_reader, [scene.image for scene in scenes])
     index = make_index(head, cutter, layout, outcome.scenes, folder.done)
     report = make_report(index, outcome, folder.done, expected=expected, faults=scenes.faults, notes=scenes.notes)
     write_index(out, index)
@@ -124,7 +132,7 @@ def _conclude(
         table.add_row(split, f"{part['scenes']:,}", f"{len(part['patches']):,}")
     console.print(table)
     oddities = sum(1 for record in folder.done.values() if record["unknown"])
-    lines = [*compare(index, expected), *scenes.notes]
+    lines = [*compare(index, expected), *scenes.notes, *cutter.image_reader.pop_notes()]
     lines += [f"{oddities:,} masks have colours outside the class table, which are ignored"] if oddities else []
     lines += [f"{outcome.skipped:,} scenes had been finished before"] if outcome.skipped else []
     for line in [*lines, f"report: {out / REPORT}", f"train: {_training_command(data, layout, out)}"]:
@@ -139,11 +147,28 @@ def _conclude(
 
 def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
     """How to train on the patches; what the preparation has done already is not to be done again."""
-    command = f"pfseg train dataset={data.name} dataset.root={shlex.quote(str(out))}"
+    choice, stored = _stored_settings(data)
     kept = {split: layout.lists.get(split, folder) for split, folder in layout.folders.items()}
+    wanted = data.dump() | {"bands": None, "stretch": None}
     if data.splits is not None and any(data.splits.get(split) != source for split, source in kept.items()):
-        command += " dataset.splits=null"
-    return command + (" dataset.bands=null" if data.bands is not None else "")
+        wanted["splits"] = None
+    given = [f"dataset={choice}", override("dataset.root", str(out))]
+    given += [
+        override(f"dataset.{key}", value)
+        for key, value in wanted.items()
+        if key not in ("root", "prepare", "about", "source") and stored[key] != value
+    ]
+    return " ".join(["pfseg train", *map(shlex.quote, given)])
+
+
+def _stored_settings(data: FolderData) -> tuple[str, dict[str, Any]]:
+    """The file in conf/dataset that is named as the data set, or else `folder`; and the settings in it."""
+    for choice in (data.name, "folder"):
+        with suppress(ConfigError):
+            raw = OmegaConf.to_container(compose("train", [f"dataset={choice}"]).dataset, resolve=True)
+            given = {key: value for key, value in data.dump().items() if cast(dict[str, Any], raw).get(key) == "???"}
+            return choice, validate(cast(dict[str, Any], raw) | given, FolderData).dump() | dict.fromkeys(given)
+    raise AssertionError("conf/dataset/folder.yaml is part of pfseg")
 
 
 def _check(out: Path, workers: int, console: Console) -> None:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from rich.text import Text
 
-from pfseg.build import build_dataset, build_loader
+from pfseg.build import build_dataset, build_loader, share_stretch
 from pfseg.config.commands import Preview
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_preview
+from pfseg.tracking.terminal import ConsoleProgress
 
 
 class Shares(NamedTuple):
@@ -28,6 +29,8 @@ class Shares(NamedTuple):
 def run(settings: Preview) -> None:
     """Write the picture `out` and show the shares of the classes in the first `samples` samples of a training."""
     console = terminal.console()
+    with ConsoleProgress(console, "measuring images") as progress:
+        share_stretch(settings.dataset, progress.show)
     dataset = build_dataset(settings.dataset, "train")
     loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
     mean, std = np.array(settings.dataset.mean), np.array(settings.dataset.std)

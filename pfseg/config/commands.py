@@ -56,8 +56,8 @@ class Predict(Application):
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
     batch_size: t.Count = setting("windows at a time")
     precision: t.Precision = setting("what a GPU computes in")
-    bands: t.Bands | None = setting("bands that become red, green and blue, from 0; null: as in training or the file")
-    stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: as trained")
+    bands: t.Bands | None = setting("bands that the network gets, from 0; null: as in training or the file")
+    stretch: t.Stretch | None = setting("black and white beyond 8 bits, as dataset.stretch; null: as in training")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
     dataset: StoredData
 

@@ -6,6 +6,7 @@ YAML files are looked for in pfseg's own conf/, in a folder `conf` of the workin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +122,23 @@ def search(folder: str | Path | None) -> list[str]:
 def quote(value: str) -> str:
     """Quote a value for Hydra's command line."""
     return "'" + value.replace("'", "\\'") + "'"
+
+
+def override(key: str, value: Any) -> str:
+    """A setting as Hydra's command line takes it, before the shell's own quoting."""
+
+    def spell(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{key}:{spell(part)}" for key, part in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            return "[" + ",".join(map(spell, value)) + "]"
+        if isinstance(value, str):
+            word = re.fullmatch(r"[A-Za-z_/][\w/.-]*", value, re.ASCII)
+            plain = word and value.lower() not in ("true", "false", "null", "nan", "inf")
+            return value if plain else '"' + value.replace('"', '\\"') + '"'
+        return "null" if value is None else str(value).lower()
+
+    return f"{key}={spell(value)}"
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:

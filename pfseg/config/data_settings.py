@@ -76,8 +76,11 @@ class FolderData(Dataset, extra="forbid"):
         "null: folders train, val, test; {train: [train, more], val: val.txt}; or a share: {val: 0.2, seed: 0}"
     )
     ignore: list[Any] = setting("colours and values in masks that mean 'no class', besides 255")
-    bands: t.Bands | None = setting("channels of the file, from 0, that become red, green and blue; null: as stored")
-    stretch: t.Percentiles | None = setting("percentiles that become black and white beyond 8 bits; null: full range")
+    bands: t.Bands | None = setting("bands that the network gets, from 0, any number; null: red, green, blue")
+    stretch: t.Stretch | None = setting(
+        "black and white beyond 8 bits: percentiles [2,98] of each image, {percentiles: [2,98]} of the training split, "
+        "or {range: [low,high]}; null: the full range"
+    )
     source: Literal["patches", "scenes"] = setting("patches: images as they are; scenes: windows cut while training")
     prepare: Prepare
 

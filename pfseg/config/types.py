@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator
-from typing_extensions import Doc
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
+from typing_extensions import Doc, TypedDict
 
 
 def _pair(value: Any) -> Any:
@@ -41,7 +41,25 @@ Seed = Annotated[int, Ge(0), Lt(2**31)]
 ScaleRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 Scales = Annotated[list[Positive], MinLen(1), Doc("one or more numbers above 0 in brackets")]
 Percentiles = Annotated[tuple[Percent, Percent], AfterValidator(_apart)]
-Bands = tuple[Natural, Natural, Natural]
+Apart = Annotated[tuple[float, float], AfterValidator(_apart)]
+Bands = Annotated[tuple[Natural, ...], MinLen(1), Doc("numbers of bands in brackets, from 0")]
+
+
+class SharedPercentiles(TypedDict):
+    """Percentiles over a training split."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    percentiles: Percentiles
+
+
+class SharedRange(TypedDict):
+    """Fixed numbers, for all bands or a pair for each."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    range: Apart | list[Apart]
+
+
+Stretch = Percentiles | SharedPercentiles | SharedRange
 Size = Annotated[
     tuple[Count, Count],
     Doc("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),

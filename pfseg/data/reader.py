@@ -69,7 +69,7 @@ class ImageReader:
         """
         with naming(path):
             self._opened += 1
-            image = Image(path, self, mask_shape, check=self._opened <= _CHECKED)
+            image = Image(path, self, mask_shape, check=self.checks)
         for note in image.notes:
             self.note(note)
         return image
@@ -81,6 +81,11 @@ class ImageReader:
             for top in range(0, len(pixels), _ROWS):
                 pixels[top : top + _ROWS] = image.read(top, min(top + _ROWS, len(pixels)))[0]
             return pixels
+
+    @property
+    def checks(self) -> bool:
+        """Whether the last image was one of the first, whose values are looked at for oddities."""
+        return self._opened <= _CHECKED
 
     def note(self, note: Note) -> None:
         """Keep a note for the user, the first of its kind."""
@@ -143,11 +148,20 @@ class Image(AbstractContextManager["Image"]):
             pixels = np.where(valid[..., None], pixels, np.uint8(0))
         return pixels, valid
 
-    def statistics(self) -> dict[str, Any]:
-        """What the chosen bands hold: their `type`, the file's number of `bands`, percentiles 1 (`low`) and 99."""
-        values = [*map(_percentiles, self._values(*self._sample()), [(1, 99)] * len(self._bands))]
-        low, high = ([round(float(pair[end]), 6) for pair in values] for end in (0, 1))
-        return {"type": self._file.dtype.name, "bands": len(self._file.kinds), "low": low, "high": high}
+    @property
+    def kind(self) -> tuple[str, int]:
+        """Type and number of bands of the file."""
+        return self._file.dtype.name, len(self._file.kinds)
+
+    def bounds(self) -> list[list[float]] | None:
+        """Percentiles 1 and 99 of each chosen band, of a thinned-out image; None for 8 bits, whose type says it all."""
+        if self._file.dtype == np.uint8:
+            return None
+        return [[float(f"{value:.6g}") for value in percentiles_of(band, (1, 99))] for band in self.values(_SIDE)]
+
+    def values(self, side: int) -> list[np.ndarray]:
+        """The values of each chosen band that hold data, at most `side` * `side` of them."""
+        return self._values(*self._sample(side))
 
     def _turn(self, mask_shape: tuple[int, ...] | None) -> None:
         file = self._file
@@ -183,11 +197,11 @@ class Image(AbstractContextManager["Image"]):
         planes = self._file.read([*self._bands, self._alpha], top, bottom)
         return planes[:-1], planes[-1] > 0
 
-    def _sample(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def _sample(self, side: int = _SIDE) -> tuple[np.ndarray, np.ndarray | None]:
         """The same of a thinned-out image."""
         if self._alpha is None:
-            return self._file.sample(self._bands, _SIDE)
-        planes, mask = self._file.sample([*self._bands, self._alpha], _SIDE)
+            return self._file.sample(self._bands, side)
+        planes, mask = self._file.sample([*self._bands, self._alpha], side)
         return planes[:-1], planes[-1] > 0 if mask is None else mask
 
     def _nodata(self) -> list[float | None] | None:
@@ -234,7 +248,7 @@ class Image(AbstractContextManager["Image"]):
             if check:
                 self._warn_if_dark()
         elif stretch is None:
-            seen = [*map(_percentiles, self._values(*self._sample()), [(0, 100)] * len(self._bands))]
+            seen = [*map(percentiles_of, self.values(_SIDE), [(0, 100)] * len(self._bands))]
             low, high = min(pair[0] for pair in seen), max(pair[1] for pair in seen)
             raise DataError(
                 f"{self.path} has values of {dtype}, from {low:.6g} to {high:.6g}; expected 8 or 16 bits without sign, "
@@ -254,14 +268,14 @@ class Image(AbstractContextManager["Image"]):
                 )
             self._ranges = np.broadcast_to(pairs, (len(self._bands), 2))
         else:
-            self._ranges = np.array([_percentiles(values, stretch) for values in self._values(*self._sample())])
+            self._ranges = np.array([percentiles_of(values, stretch) for values in self.values(_SIDE)])
         if self._file.dtype in (np.uint16, np.int16):
             every = np.arange(1 << 16, dtype=np.uint16).view(self._file.dtype)
             self._tables = [_stretched(every, *pair) for pair in self._ranges]
 
     def _warn_if_dark(self) -> None:
-        values = [values for values in self._values(*self._sample()) if values.size]
-        if values and (bright := max(float(_percentiles(each, (99,))[0]) for each in values)) < _DARK * 257:
+        values = [values for values in self.values(_SIDE) if values.size]
+        if values and (bright := max(float(percentiles_of(each, (99,))[0]) for each in values)) < _DARK * 257:
             self._note(
                 "dark",
                 f"has 16 bits, but 99 % of its values are at most {bright:.0f}, so that it is nearly black to the "
@@ -323,7 +337,7 @@ def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None,
     if bands is not None:
         if max(bands) >= count:
             raise DataError(
-                f"{what}, but bands={list(bands)} asks for band {max(bands)}, counted from 0 (config: dataset.bands)"
+                f"{what}, but bands={list(bands)} asks for band {max(bands)}, counted from 0 (config: dataset.bands; bands of pfseg predict)"
             )
         return list(bands)
     if set(COLORS) <= set(kinds):
@@ -344,7 +358,7 @@ def _equal(plane: np.ndarray, value: float) -> np.ndarray:
     return np.asarray(np.abs(plane.astype(np.float64) - value) <= close)
 
 
-def _percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
+def percentiles_of(values: np.ndarray, percents: Sequence[float]) -> list[float]:
     """Percentiles as `numpy.percentile` gives them, of any type without overflow; 0 and 1 of no values."""
     if not values.size:
         return [0.0, 1.0][: len(percents)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.build import build_dataset, build_evaluator, restore_model
+from pfseg.build import build_dataset, build_evaluator, follow_record, restore_model
 from pfseg.config.check import dataset_changes
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.stored import training_settings
@@ -32,6 +32,7 @@ from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
+from pfseg.weights.checkpoint import load_meta
 
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 
@@ -42,7 +43,9 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     kernels.set_precision(settings.precision)
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))
-    stored = _with_changes(training_settings(checkpoint, dataset_changes(settings), trust=True), settings)
+    changes = dataset_changes(settings)
+    stored = _with_changes(training_settings(checkpoint, changes, trust=True), settings)
+    follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
     dataset = build_dataset(stored.dataset, settings.split)
     model, meta = restore_model(checkpoint, stored.model, dataset.num_classes)
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pfseg.engine.optimizer import build_optimizer, scale_lr
 from pfseg.engine.ranks import on_every_rank
 from pfseg.engine.schedule import make_schedule
 from pfseg.engine.trainer import Trainer, total_steps
+from pfseg.files import write_atomic
 from pfseg.ops import kernels
 from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.records import RecordWriter
@@ -28,6 +30,13 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     kernels.set_precision(settings.precision)
     kernels.set_deterministic(settings.trainer.deterministic)
     data, trainer_settings = settings.dataset, settings.trainer
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+
+    def show(done: int, total: int) -> None:
+        if records:
+            records.progress("measuring images", done, total, step=0, epoch=0)
+
+    build.share_stretch(data, show)
     train_set, val_set = build.build_dataset(data, "train"), build.build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
@@ -48,7 +57,9 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         total_steps=total_steps(trainer_settings, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
     )
-    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    given = build.input_record(data, train_set)
+    if rank() == 0:
+        write_atomic(folder / "input.json", json.dumps(given, indent=1))
     trainer = Trainer(
         settings=trainer_settings,
         model=model,
@@ -60,7 +71,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         folder=folder,
         records=records,
         seed=settings.seed,
-        meta={"config": settings.dump(), "pfseg": __version__, "jittor": jt.__version__},
+        meta={"config": settings.dump(), "input": given, "pfseg": __version__, "jittor": jt.__version__},
     )
     if settings.resume:
         last = on_every_rank(folder / "checkpoints" / "last.safetensors")

@@ -43,11 +43,18 @@ class Rows:
 
 
 def predict_rows(
-    image: Image, sliding: SlidingWindows, normalise: Normalise, *, probabilities: bool, progress: Progress
+    image: Image,
+    sliding: SlidingWindows,
+    normalise: Normalise,
+    *,
+    probabilities: bool,
+    progress: Progress,
+    black: bool = False,
 ) -> Iterator[Rows]:
     """Predict an image of any size.
 
-    Pixels without data go to the network as the mean colour; windows without any data don't go there at all.
+    Pixels without data go to the network `black`, as in training, or else as the mean colour, as before training kept a
+    record of them; windows without any data don't go there at all.
     `progress` is called with the number of pixels finished since the last call.
 
     Yields:
@@ -66,7 +73,7 @@ def predict_rows(
         count = row.bottom - row.top
         pixels, valid = band.move(row.top, row.bottom + row.overlap)
         labels, kept = all_labels[:count], None if all_kept is None else all_kept[:count]
-        found = _window_probabilities(row.windows, pixels, valid, sliding, normalise)
+        found = _window_probabilities(row.windows, pixels, valid, sliding, normalise, black)
         for block, mean in blender.add(row, found):
             columns = slice(block.x0, block.x1)
             labels[:, columns] = mean.argmax(axis=0)
@@ -84,6 +91,7 @@ def predict_resized(
     *,
     probabilities: bool,
     progress: Progress,
+    black: bool = False,
 ) -> Iterator[Rows]:
     """Predict an image that is resized to `size` (h, w) as a whole, otherwise as `predict_rows`.
 
@@ -122,7 +130,12 @@ class _Band:
 
 
 def _window_probabilities(
-    row: Sequence[Window], pixels: np.ndarray, valid: np.ndarray | None, sliding: SlidingWindows, normalise: Normalise
+    row: Sequence[Window],
+    pixels: np.ndarray,
+    valid: np.ndarray | None,
+    sliding: SlidingWindows,
+    normalise: Normalise,
+    black: bool,
 ) -> Iterator[np.ndarray | None]:
     """Probabilities (K, h, w) of each window of a row, None for a window without data."""
     waiting: list[np.ndarray | None] = []
@@ -130,7 +143,8 @@ def _window_probabilities(
         columns = slice(window.x0, window.x1)
         holds = None if valid is None else valid[:, columns]
         empty = holds is not None and not holds.any()
-        waiting.append(None if empty else sliding.grid.pad(_planes(pixels[:, columns], holds, normalise)))
+        cleared = None if black else holds
+        waiting.append(None if empty else sliding.grid.pad(_planes(pixels[:, columns], cleared, normalise)))
         batch = [planes for planes in waiting if planes is not None]
         if len(batch) == sliding.batch_size or window is row[-1]:
             found = iter(sliding.window_probabilities(batch) if batch else ())

@@ -104,6 +104,13 @@ class ConsoleProgress(AbstractContextManager["ConsoleProgress"]):
         if self._bars:
             self._bars.stop()
 
+    def show(self, done: int, total: int) -> None:
+        """Show how many parts of all are done, beginning with none."""
+        if done == 0:
+            self.begin(total, 0)
+        else:
+            self.advance(done - self._done)
+
     def begin(self, total: int, done: int) -> None:
         """Show the bar of `total` parts, `done` of which were there before."""
         self._total, self._done, self._before = total, done, done

@@ -317,6 +317,33 @@ def test_ids_of_the_class_table(checkpoint, predict, tmp_path):
         assert np.array_equal(file.read(1), expected) and file.nodata == 254
 
 
+def test_images_are_read_as_in_training(predict, tmp_path, capsys):
+    """By the record of the checkpoint, whatever its data set's own settings; patches of a preparation as they are."""
+    pixels = picture(80, 70)
+    many = np.zeros((5, 80, 70), np.uint16)
+    many[[3, 0, 1]] = planes(pixels).astype(np.uint16) * 40
+    save_tif(tmp_path / "in" / "a.tif", many, photometric="minisblack")
+    seen = {"type": "uint16", "bands": 5, "bounds": [[0, 10200]] * 3}
+    how = {"bands": [3, 0, 1], "stretch": {"range": [0, 10200]}, "nodata": "black", "seen": seen}
+    other = make_checkpoint(tmp_path / "other.safetensors", record=how)
+    out = predict(f"checkpoint={other}", "format=png")
+    assert np.array_equal(grey(out / "a.png"), pixels.argmax(2))
+    assert "a.tif" not in capsys.readouterr().out
+    changed = predict(f"checkpoint={other}", "format=png", "overwrite=true", "bands=[1,0,3]")
+    assert np.array_equal(grey(changed / "a.png"), pixels[..., [2, 1, 0]].argmax(2))
+    save_tif(tmp_path / "in" / "a.tif", many // 100, photometric="minisblack")
+    predict(f"checkpoint={other}", "format=png", "overwrite=true")
+    told = capsys.readouterr().out
+    assert re.search(r"values are at most \d+, those of the images that the network was trained on at most 10200", told)
+    save_tif(tmp_path / "in" / "a.tif", many[:3].astype(np.uint8))
+    with pytest.raises(DataError, match=r"a.tif has 3 bands .*, but bands=\[3, 0, 1\] asks for band 3"):
+        predict(f"checkpoint={other}", "format=png", "overwrite=true")
+    write(tmp_path / "patches" / "val" / "images" / "b.png", pixels)
+    (tmp_path / "patches" / "index.json").write_text("{}")
+    out = predict(f"checkpoint={other}", "overwrite=true", given=tmp_path / "patches" / "val" / "images")
+    assert np.array_equal(grey(out / "b.png"), pixels.argmax(2))
+
+
 # Going on
 
 

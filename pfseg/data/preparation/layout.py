@@ -17,10 +17,11 @@ from itertools import permutations
 from pathlib import Path, PurePosixPath
 
 from pfseg.data.folder import Splits
+from pfseg.data.inputs import INDEX as INDEX
 from pfseg.data.tiling import Window
 from pfseg.files import PART
 
-INDEX, REPORT, JOURNAL = "index.json", "report.md", "journal.jsonl"
+REPORT, JOURNAL = "report.md", "journal.jsonl"
 
 
 @dataclass(frozen=True)

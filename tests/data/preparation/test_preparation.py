@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import shlex
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from data.fakes import COLORS, write
+from data.fakes import CLASSES, COLORS, tif, write
 from data.published import (
     SHARED,
     SIZES,
@@ -25,9 +27,11 @@ from data.published import (
     tree,
 )
 
-from pfseg.config.check import check
+from pfseg.build import build_dataset, follow_record, input_record
+from pfseg.config.check import check, checked
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import FolderData
+from pfseg.config.schema import Train
 from pfseg.errors import ConfigError
 
 
@@ -117,11 +121,51 @@ def test_dubai(tmp_path: Path):
 def test_a_share_gets_folders_of_its_own(town: Path, capsys: pytest.CaptureFixture[str]):
     out = town.parent / "out"
     data = prepared("folder", town, out, *TABLE, "dataset.splits={val: 0.25, seed: 0}", "dataset.bands=[2,1,0]")
-    assert "dataset.splits=null dataset.bands=null" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "dataset.splits" not in told and "dataset.bands" not in told  # null by themselves
     assert [len(opened(data.model_copy(update={"splits": None}), split)) for split in ("train", "val")] == [6, 2]
     names = {path.name for path in (out / "train/images").iterdir()} | {p.name for p in (out / "val/images").iterdir()}
     assert len(names) == 8
     assert "train_tile 0_0_40_0_48.png" in names
+
+
+def test_the_command_to_train_by_is_whole(town: Path, capsys: pytest.CaptureFixture[str]):
+    """With the class table and whatever else differs from the YAML file; bands and stretch are done already."""
+    out = town.parent / "out 1"
+    given = [*TABLE, "dataset.name=my town", "dataset.ignore=['9B9B9B',7]", "dataset.crop_size=64"]
+    prepared("folder", town, out, *given, "dataset.bands=[2,1,0]", "dataset.stretch=[2,98]")
+    (command,) = re.findall(r"train: pfseg train (.*)", capsys.readouterr().out)
+    data = checked(compose("train", [*shlex.split(command), "gpus=0", "ranks=1"]), Train).dataset
+    assert (data.name, data.crop_size, data.root) == ("my town", (64, 64), str(out))
+    assert isinstance(data, FolderData) and data.bands is None and data.stretch is None
+    assert data.ignore == ["9B9B9B", 7]
+    assert [row["name"] for row in data.classes] == [row["name"] for row in CLASSES]
+
+
+def test_what_patches_were_made_of_is_in_the_index(town: Path):
+    """Percentiles over the training images become numbers, found once; the network's record tells them all."""
+    root = town.parent / "many"
+    for split, top in (("train", 3000), ("val", 9000)):
+        for path in sorted((town / split / "images").iterdir()):
+            bands = np.random.default_rng(len(path.name)).integers(0, top + 1, (4, 40, 48)).astype(np.uint16)
+            tif(root / split / "images" / f"{path.stem}.tif", bands, photometric="minisblack")
+        shutil.copytree(town / split / "masks", root / split / "masks")
+    out = town.parent / "out"
+    how = ["dataset.bands=[3,0,1]", "dataset.stretch={percentiles:[0,100]}"]
+    data = prepared("folder", root, out, *TABLE, *how)
+    record = index_of(out)["input"]
+    assert record["bands"] == [3, 0, 1]
+    np.testing.assert_allclose(record["stretch"]["range"], [[0, 3000]] * 3, atol=5)
+    assert (record["seen"]["type"], record["seen"]["bands"]) == ("uint16", 4)
+    assert not (root / ".pfseg").exists()
+    patches = data.model_copy(update={"root": str(out), "bands": None, "stretch": None})
+    dataset = build_dataset(patches, "train")
+    network = input_record(patches, dataset)
+    assert {key: network[key] for key in record} == record and network["mean"] == list(data.mean)
+    follow_record(scenes := data.model_copy(update={"bands": None, "stretch": None, "root": str(root)}), network, ())
+    assert np.array_equal(build_dataset(scenes, "train").read(0).image, dataset.read(0).image)
+    follow_record(patches, network, ())
+    assert patches.bands is None
 
 
 def test_links_are_followed(town: Path):

@@ -1,0 +1,124 @@
+"""What a network is given: how its images are read, and what they held, for `index.json`, run folders, checkpoints.
+
+A record has the keys
+    bands, stretch  as of `pfseg.data.reader.ImageReader`, of the files that the images come from
+    nodata          "black": what pixels without data become
+    seen            what some of those files hold, see `survey`; None where code makes the images
+and in run folders and checkpoints `mean` and `std` too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfseg.data.base import Note
+from pfseg.data.cache import stat_of
+from pfseg.data.reader import Image, ImageReader, percentiles_of
+from pfseg.errors import DataError
+
+Record = dict[str, Any]
+INDEX = "index.json"  # of a preparation
+_SURVEYED = 4  # files, the smallest of four times as many
+_POOLED = 1 << 24  # values of a band that percentiles over a data set are taken from
+_FAR = 3.0  # factor between the brightest values of training and of an image that is worth a warning
+
+
+def make_record(reader: ImageReader, files: Sequence[Path]) -> Record:
+    """Describe how files are read, and what they hold."""
+    bands = None if reader.bands is None else list(reader.bands)
+    return {"bands": bands, "stretch": reader.stretch, "nodata": "black", "seen": survey(files, reader)}
+
+
+def survey(files: Sequence[Path], reader: ImageReader) -> dict[str, Any] | None:
+    """What some files hold: `type`, number of `bands`, and the `bounds` [low, high] of 98 % of the values of each band.
+
+    `bands` are those of the file, `bounds` of those that are read, or None for 8 bits. Files that can't be read are
+    left out.
+    """
+    some = sorted(spread(files, 4 * _SURVEYED), key=lambda path: stat_of(path)[0])[:_SURVEYED]
+    found: dict[tuple[str, int], list[Any]] = {}
+    for path in some:
+        with suppress(DataError), ImageReader(reader.bands, reader.stretch).open(path) as image:
+            found.setdefault(image.kind, []).append(image.bounds())
+    if not found:
+        return None
+    (kind, bands), every = max(found.items(), key=lambda item: len(item[1]))
+    bounds = None if every[0] is None else np.stack([np.min(every, 0)[:, 0], np.max(every, 0)[:, 1]], 1).tolist()
+    return {"type": kind, "bands": bands, "bounds": bounds}
+
+
+def spread(files: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` files, evenly spread."""
+    count = min(count, len(files))
+    return [files[place * len(files) // count] for place in range(count)]
+
+
+def prepared_record(folder: Path) -> Record | None:
+    """The record of the preparation that wrote a folder; None if none did, or one of an earlier version."""
+    with suppress(OSError, ValueError, AttributeError):
+        record: Record | None = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("input")
+        return record
+    return None
+
+
+def is_patch(path: Path) -> bool:
+    """Whether an image lies in a folder that a preparation wrote."""
+    return any((folder / INDEX).is_file() for folder in list(path.absolute().parents)[:4])
+
+
+def pooled_range(
+    files: Sequence[Path], bands: Sequence[int] | None, percents: Sequence[float], progress: Callable[[int, int], None]
+) -> np.ndarray:
+    """Percentiles over all values of each band of all files, (B, 2); files that can't be read are left out.
+
+    `progress` is called with the files done and those in all.
+
+    Raises:
+        DataError: none can be read, or they differ in their number of bands.
+    """
+    side = max(16, min(1024, math.isqrt(_POOLED // max(1, len(files)))))
+    pooled: list[list[np.ndarray]] = []
+    fault: DataError | None = None
+    for done, path in enumerate(files):
+        progress(done, len(files))
+        try:
+            with ImageReader(bands, {"range": [0, 1]}).open(path) as image:
+                pooled.append(image.values(side))
+        except DataError as error:
+            fault = error
+    progress(len(files), len(files))
+    if len({len(values) for values in pooled}) != 1:
+        raise fault or DataError("the images differ in their number of bands: name them (config: dataset.bands)")
+    return np.array([percentiles_of(np.concatenate(values), percents) for values in zip(*pooled, strict=True)])
+
+
+def misfit(image: Image, record: Record) -> Note | None:
+    """A note if a file differs from those that a network was trained on, with the numbers."""
+    seen = record["seen"]
+    if seen is None:
+        return None
+    kind, count = image.kind
+    what = f"{image.path} has {count} bands of {kind}, the network was trained on files of "
+    what += f"{seen['bands']} bands of {seen['type']}"
+    if kind != seen["type"]:
+        return Note(f"{what}: its values may mean something else", "misfit-type")
+    if record["bands"] is not None and count != seen["bands"]:
+        return Note(f"{what}: bands={record['bands']} may be others here", "misfit-bands")
+    per_image = isinstance(record["stretch"], Sequence)
+    if per_image or seen["bounds"] is None or (bounds := image.bounds()) is None:
+        return None
+    here, there = (max(high for _, high in pairs) for pairs in (bounds, seen["bounds"]))
+    if there > 0 and not there / _FAR <= here <= there * _FAR:
+        return Note(
+            f"{image.path}: 99 % of its values are at most {here:.6g}, those of the images that the network was "
+            f"trained on at most {there:.6g}: it may be scaled otherwise",
+            "misfit-range",
+        )
+    return None
