@@ -19,6 +19,7 @@ from pfseg.config.data_settings import FolderData
 from pfseg.config.validation import validate
 from pfseg.data.archives.folders import SceneList
 from pfseg.data.base import Scene, class_ids, parse_classes
+from pfseg.data.census import indexed_census
 from pfseg.data.inputs import make_record
 from pfseg.data.preparation.cutting import Cutter
 from pfseg.data.preparation.files import write_file
@@ -133,6 +134,9 @@ def _conclude(
     console.print(table)
     oddities = sum(1 for record in folder.done.values() if record["unknown"])
     lines = [*compare(index, expected), *scenes.notes, *cutter.image_reader.pop_notes()]
+    for split in index["splits"]:
+        census = indexed_census(cutter.classes, out, split)
+        lines += [f"warning: {split}: {text}" for text in (census.warnings() if census else ())]
     lines += [f"{oddities:,} masks have colours outside the class table, which are ignored"] if oddities else []
     lines += [f"{outcome.skipped:,} scenes had been finished before"] if outcome.skipped else []
     for line in [*lines, f"report: {out / REPORT}", f"train: {_training_command(data, layout, out)}"]:

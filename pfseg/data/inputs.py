@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pfseg.data.reader import Image, ImageReader, percentiles_of
 from pfseg.errors import DataError
 
 Record = dict[str, Any]
+T = TypeVar("T")
 INDEX = "index.json"  # of a preparation
 _SURVEYED = 4  # files, the smallest of four times as many
 _POOLED = 1 << 24  # values of a band that percentiles over a data set are taken from
@@ -54,10 +55,10 @@ def survey(files: Sequence[Path], reader: ImageReader) -> dict[str, Any] | None:
     return {"type": kind, "bands": bands, "bounds": bounds}
 
 
-def spread(files: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` files, evenly spread."""
-    count = min(count, len(files))
-    return [files[place * len(files) // count] for place in range(count)]
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spread."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def prepared_record(folder: Path) -> Record | None:

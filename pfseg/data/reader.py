@@ -337,7 +337,7 @@ def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None,
     if bands is not None:
         if max(bands) >= count:
             raise DataError(
-                f"{what}, but bands={list(bands)} asks for band {max(bands)}, counted from 0 (config: dataset.bands; bands of pfseg predict)"
+                f"{what}, but bands={list(bands)} asks for band {max(bands)}, counted from 0 (config: dataset.bands)"
             )
         return list(bands)
     if set(COLORS) <= set(kinds):

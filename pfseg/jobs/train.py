@@ -11,6 +11,7 @@ from pfseg import __version__, build
 from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
 from pfseg.data.base import find_overlap
+from pfseg.data.census import Census, count_masks
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine import nccl
 from pfseg.engine.hooks import standard_hooks
@@ -99,6 +100,8 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
             images_train=len(train_set),
             images_val=len(val_set),
         )
+        if not settings.resume:
+            _tell_masks(records, count_masks(train_set, Path(data.root) if data.root else None, "train"))
         if isinstance(train_set, SceneDataset):
             records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
     if world_size() > 1 and jt.flags.use_cuda:
@@ -111,3 +114,12 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     finally:
         loader.close()
         evaluator.loader.close()
+
+
+def _tell_masks(records: RecordWriter, census: Census) -> None:
+    pixels, images, ignored = census.shares()
+    table = [{"name": info.name, "color": list(info.color)} for info in census.classes]
+    shares = {"pixels": pixels.tolist(), "images": images.tolist(), "ignored": ignored}
+    records.write("masks", step=0, epoch=0, classes=table, masks=census.masks, **shares)
+    for text in census.warnings():
+        records.write("message", step=0, epoch=0, level="warning", text=text)

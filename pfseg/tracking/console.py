@@ -101,6 +101,13 @@ class RunConsole(Sink):
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
 
+    def on_masks(self, row: Row) -> None:
+        """Show what masks hold."""
+        title = f"{row['masks']:,} training masks, {100 * row['ignored']:.2g} % of their pixels without a class"
+        self.console.print(
+            terminal.class_table(parse_classes(row["classes"]), row["pixels"], row["images"], "images", title)
+        )
+
     def on_train(self, row: Row) -> None:
         """Show losses, speed and the time left."""
         self._hide("wait", "progress")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from pfseg.data.base import ClassInfo
 
 PLAIN_WIDTH = 120  # columns of a pipe or a file, unless COLUMNS says otherwise
 PLAIN_SECONDS = 15.0  # between lines about the same work where nobody sees a bar
@@ -88,6 +90,18 @@ def collected_signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+def class_table(
+    classes: Sequence[ClassInfo], pixels: Sequence[float], images: Sequence[float], what: str, title: str
+) -> Table:
+    """How often each class occurs: shares of the labelled pixels, and of the images (`what` they are called)."""
+    heads = ("% of pixels", f"in % of {what}")
+    found = table("class", *heads, numbers=heads, title=title)
+    for info, share, images_share in zip(classes, pixels, images, strict=True):
+        label = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
+        found.add_row(label, f"{100 * share:.2f}", f"{100 * images_share:.0f}")
+    return found
 
 
 class ConsoleProgress(AbstractContextManager["ConsoleProgress"]):

@@ -10,7 +10,6 @@ import pytest
 from data.fakes import write
 from runs import ENVIRONMENT, ROOT
 
-from pfseg.commands.preview import class_shares
 from pfseg.commands.preview import run as preview
 from pfseg.config.check import check, checked
 from pfseg.config.commands import Preview
@@ -56,15 +55,6 @@ def test_rare_classes_come_up_more_often_when_drawn_by_class(tmp_path, monkeypat
         shares.append(int(line.split()[-1]))
     assert shares[0] < 25
     assert shares[1] == pytest.approx(50, abs=5)
-
-
-def test_shares_leave_out_what_is_ignored():
-    masks = [np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 0, 0, 0]], np.uint8)]
-    found = class_shares(masks, 3)
-    assert found.pixels.tolist() == pytest.approx([6 / 7, 1 / 7, 0])
-    assert found.samples.tolist() == [1, 0.5, 0]
-    assert found.ignored == pytest.approx(1 / 8)
-    assert class_shares([masks[0] * 0 + 255], 3).ignored == 1
 
 
 @pytest.mark.parametrize(
