@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,18 @@ _DIGEST = 32  # bytes of SHA-256
 
 
 def cache_folder() -> Path:
-    """Folder for what can be made again: `PFSEG_CACHE` of the environment, or `~/.cache/pfseg`."""
-    return Path(os.environ.get("PFSEG_CACHE") or "~/.cache/pfseg").expanduser()
+    """Folder for what can be made again: `PFSEG_CACHE` of the environment, or `~/.cache/pfseg`.
+
+    Where there is no home, or one that can't be written to, it is a folder for temporary files.
+    """
+    if given := os.environ.get("PFSEG_CACHE"):
+        return Path(given).expanduser()
+    with suppress(RuntimeError):  # there is no home
+        folder = Path("~/.cache/pfseg").expanduser()
+        there = next((each for each in (folder, *folder.parents) if each.is_dir()), folder)
+        if os.access(there, os.W_OK | os.X_OK):
+            return folder
+    return Path(tempfile.gettempdir()) / f"pfseg-{os.getuid()}"
 
 
 def key_of(*parts: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -130,7 +131,7 @@ class FolderDataset(SegmentationDataset):
             for source in sources
             for image in (self._from_list if source.endswith(".txt") else self._below)(self.root / source, split)
         ]
-        return list(dict.fromkeys(images))  # folders and lists may overlap
+        return self._one_of_each(dict.fromkeys(images))  # folders and lists may overlap
 
     def _by_ratio(self, split: str, share: float, splits: Splits) -> list[Path]:
         seed = splits.get("seed", 0)
@@ -140,7 +141,7 @@ class FolderDataset(SegmentationDataset):
                 f"splits={dict(splits)} (wanted: {split}) is no share; expected {{val: 0.2, seed: 0}} with val between "
                 "0 and 1 and nothing else (config: dataset.splits)"
             )
-        paths = self._below(self.root, split)
+        paths = self._one_of_each(self._below(self.root, split))
         order = np.random.default_rng(seed).permutation(len(paths))
         held_out = max(1, round(share * len(paths)))
         if held_out >= len(paths):
@@ -150,12 +151,19 @@ class FolderDataset(SegmentationDataset):
     def _from_list(self, path: Path, split: str) -> list[Path]:
         if not path.is_file():
             raise DataError(f"list {path} not found; expected one image path per line (config: dataset.splits.{split})")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors of Windows begin it with a mark
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"list {path} is not UTF-8 (byte {error.start:,} is {error.object[error.start]:#04x}): save it "
+                f"as UTF-8 (config: dataset.splits.{split})"
+            ) from error
         images = []
-        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
+        for line in map(str.strip, lines):
             image = self.root / line
             if not line or line.startswith("#"):
                 continue
-            if image.is_file():
+            if _is_file(image):
                 images.append(image)
             else:
                 self._fault(f"image {image} of the list {path} not found; paths in it are relative to {self.root}")
@@ -171,7 +179,8 @@ class FolderDataset(SegmentationDataset):
             )
         paths = [
             path
-            for images in sorted({*folder.glob(self.images), *folder.glob(f"**/{self.images}")})
+            for images in sorted(folder.glob(f"**/{glob.escape(self.images)}"))
+            if not any(part.startswith(".") for part in images.relative_to(folder).parts)
             for path in sorted(images.iterdir())
             if self._is_image(path)
         ]
@@ -181,6 +190,20 @@ class FolderDataset(SegmentationDataset):
                 f"(config: dataset.root, dataset.images, dataset.splits.{split})"
             )
         return paths
+
+    def _one_of_each(self, paths: Iterable[Path]) -> list[Path]:
+        """Leave out images that differ from others in their endings only, which would share a mask."""
+        kept: dict[Path, Path] = {}
+        every = list(paths)
+        for path in sorted(every, key=lambda path: EXTENSIONS.index(path.suffix.lower())):
+            kept.setdefault(path.with_suffix(""), path)
+        if again := [path for path in every if kept[path.with_suffix("")] != path]:
+            other = kept[again[0].with_suffix("")]
+            self.warnings.append(
+                f"left out: {len(again)} images that differ from others in the ending only, such as {again[0]}: "
+                f"{other.name} is taken"
+            )
+        return [path for path in every if kept[path.with_suffix("")] == path]
 
     def _is_image(self, path: Path) -> bool:
         return is_image(path) and not (self.mask_suffix and path.stem.endswith(self.mask_suffix))
@@ -211,6 +234,13 @@ class FolderDataset(SegmentationDataset):
         if self.on_error == "raise":
             raise DataError(f"{message}; add it, or leave it out with dataset.on_error=skip")
         self.warnings.append(f"left out: {message}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name too long for the system
+        return False
 
 
 def is_image(path: Path) -> bool:

@@ -22,9 +22,10 @@ from pfseg.devices import Nodes
 from pfseg.errors import JobError
 from pfseg.files import lock, program
 from pfseg.launch.watchdog import Watch, die_with_parent
+from pfseg.tracking import terminal
 
 POLL_SECONDS = 0.2
-STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}  # the driver's exit codes
+STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}  # the driver's exit codes
 _TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "NCCL_")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
@@ -40,9 +41,15 @@ class Listener(Protocol):
 
 @contextmanager
 def handled(signals: Iterable[signal.Signals], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signals by `handler`; only the main thread can."""
+    """Handle signals by `handler`, of which SIGHUP also takes the terminal away; only the main thread can."""
+
+    def handle(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            terminal.hang_up()
+        handler(number, frame)
+
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in signals} if main else {}
+    before = {number: signal.signal(number, handle) for number in terminal.heard(signals)} if main else {}
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ def sweep(folder: Path) -> Iterator[None]:
     """Run a sweep inside, and sum it up at the end; raises JobError if a job failed or the sweep was stopped."""
     (folder / _MARK).unlink(missing_ok=True)
     try:
-        with handled((signal.SIGTERM, signal.SIGINT), _stopper(folder)):
+        with handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), _stopper(folder)):
             yield
     except (Exception, KeyboardInterrupt) as error:
         runs = summarise(folder)

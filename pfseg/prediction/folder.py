@@ -49,17 +49,28 @@ def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
         if path.resolve() == output.resolve():
             raise ConfigError(f"output={output} is the folder of the images: give another, so that maps don't mix")
         suffixes = (*PLAIN, *GEOGRAPHIC)
-        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.name[0] != "."]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and not _is_hidden(file, path)]
         if images := _images(files, output):
             return path, images
         raise ConfigError(f"input={pattern} holds no images: expected files named *{', *'.join(suffixes)}")
-    images = _images(map(Path, glob.glob(str(path), recursive=True)), output)
+    images = _images(map(Path, glob.glob(_below_folder(path), recursive=True)), output)
     if not images:
         problem = "matches no files" if glob.has_magic(pattern) else "does not exist"
         raise ConfigError(
             f"input={pattern} {problem} (looked in {path}): give an image, a folder, or a pattern as 'a/*.tif'"
         )
     return Path(os.path.commonpath([image.parent for image in images])), images
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    """Whether a file or one of the folders that it lies in is hidden, such as `.ipynb_checkpoints`."""
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _below_folder(pattern: Path) -> str:
+    """The pattern, but for the folders above it that exist: brackets in their names are no pattern."""
+    folder = next(parent for parent in pattern.parents if parent.is_dir())
+    return os.path.join(glob.escape(str(folder)), *pattern.relative_to(folder).parts)
 
 
 def _images(files: Iterable[Path], output: Path) -> list[Path]:

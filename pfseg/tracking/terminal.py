@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import stat
+import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
@@ -23,7 +26,10 @@ PLAIN_SECONDS = 15.0  # between lines about the same work where nobody sees a ba
 
 
 def console() -> Console:
-    """Standard output, `PLAIN_WIDTH` columns wide where it is no terminal."""
+    """Standard output, `PLAIN_WIDTH` columns wide where it is no terminal; what its coding lacks is shown as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     terminal = Console()
     return terminal if terminal.is_terminal or os.environ.get("COLUMNS") else Console(width=PLAIN_WIDTH)
 
@@ -70,9 +76,23 @@ def number(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def heard(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """The signals that are to be handled: not SIGHUP where it is ignored already, as by nohup."""
+    return [each for each in signals if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+
+
+def hang_up() -> None:
+    """Go on without the terminal, which is gone: writing to it would fail. Files and pipes stay."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one does what it always does."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one does what it always does."""
     received: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
@@ -81,10 +101,12 @@ def collected_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
     def note(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            hang_up()
         received.append(number)
         restore()
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         before[each] = signal.signal(each, note)
     try:
         yield received

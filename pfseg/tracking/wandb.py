@@ -37,6 +37,7 @@ PROBE_SECONDS = 5.0
 _MATRIX = ("Actual", "Predicted", "nPredictions")
 CONFUSION = ("wandb/confusion_matrix/v1", {name: name for name in _MATRIX}, "Confusion, pixels")  # chart, fields, title
 _MODES = ("auto", "online", "offline", "disabled")
+_WANDB_MODES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # further ones that W&B knows
 _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
 
@@ -213,7 +214,13 @@ def choose_mode(mode: str) -> tuple[str, str]:
         ConfigError: an unknown mode, or `online` without an API key.
     """
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "auto")
+        given = os.environ.get("WANDB_MODE", "").strip().lower()
+        mode = _WANDB_MODES.get(given, given)
+        if mode not in _MODES:
+            known = ", ".join([*_MODES, *filter(None, _WANDB_MODES)])
+            raise ConfigError(
+                f"WANDB_MODE={given} (of the environment) is not one of {known}; unset it or use one of them"
+            )
     if mode not in _MODES:
         raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
     if mode in ("disabled", "offline"):
@@ -239,10 +246,10 @@ def has_key() -> bool:
     if wandb.setup().settings.api_key or os.environ.get("WANDB_API_KEY"):
         return True
     host = server().split("://")[-1].split("/")[0]
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
+        file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
         return False
 
 

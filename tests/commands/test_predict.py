@@ -33,6 +33,7 @@ from pfseg.config.compose import compose
 from pfseg.config.schema import Train
 from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
+from pfseg.prediction.folder import find_images
 from pfseg.prediction.maps import Maps
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -435,6 +436,17 @@ def test_settings_that_do_not_fit(overrides, message, predict, tmp_path):
     with pytest.raises(ConfigError, match=message):
         predict(*overrides)
     assert not (tmp_path / "out").exists()
+
+
+def test_hidden_folders_and_brackets(predict, tmp_path):
+    """Jupyter's copies are no images; a pattern may lie below a folder whose name looks like one."""
+    for name in ("scene [1]/a.tif", "scene [1]/.ipynb_checkpoints/a-checkpoint.tif", "scene [1]/sub/b.tif"):
+        save_tif(tmp_path / name, planes(picture(70, 70)), **UTM)
+    out = predict(given=tmp_path / "scene [1]")
+    assert sorted(path.name for path in out.rglob("*.tif")) == ["a.tif", "b.tif"]
+    for pattern, names in (("*.tif", ["a.tif"]), ("**/*.tif", ["a.tif", "b.tif"]), ("a.tif", ["a.tif"])):
+        found = find_images(str(tmp_path / "scene [1]" / pattern), tmp_path / "out")[1]
+        assert [path.name for path in found] == names
 
 
 def test_maps_never_replace_images_or_each_other(predict, tmp_path):

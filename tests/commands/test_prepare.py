@@ -70,7 +70,7 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path: Path):
     assert tree(out) == tree(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_stopped_it_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int):
     src, out = tmp_path / "src", tmp_path / "out"
     many_scenes(src)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -91,3 +92,17 @@ def test_where_it_lies(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.setenv("PFSEG_CACHE", "")
     assert cache_folder() == Path.home() / ".cache" / "pfseg"
+
+
+def test_without_a_home_that_can_be_written_to_it_is_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("PFSEG_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "pfseg"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert cache_folder() == Path(tempfile.gettempdir()) / f"pfseg-{os.getuid()}"
+
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cache_folder() == Path(tempfile.gettempdir()) / f"pfseg-{os.getuid()}"

@@ -194,3 +194,46 @@ def test_dubai():
     assert [len(dataset) for dataset in sets] == [54, 9]
     masks = [dataset.read_mask(index) for dataset in sets for index in (0, 5)]
     assert {int(label) for mask in masks for label in np.unique(mask)} <= {0, 1, 2, 3, 4, 255}
+
+
+def test_lists_of_windows_editors_lose_no_file(town):
+    """A byte order mark, and lines that end in CRLF."""
+    lines = [f"train/images/tile {number}.jpg" for number in range(4)]
+    (town / "train.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert len(folder_dataset(town, splits={"train": "train.txt"})) == 4
+
+
+def test_lists_in_another_coding_and_with_names_too_long(town):
+    (town / "train.txt").write_bytes("train/images/Straße.jpg\n".encode("latin-1"))
+    with pytest.raises(
+        DataError, match=r"list .*train.txt is not UTF-8 \(byte 17 is 0xdf\): save it as UTF-8"
+    ):
+        folder_dataset(town, splits={"train": "train.txt"})
+    (town / "train.txt").write_text(f"train/images/{'a' * 300}.jpg\n")
+    with pytest.raises(DataError, match=r"a{300}.jpg of the list .*train.txt not found"):
+        folder_dataset(town, splits={"train": "train.txt"})
+
+
+def test_folders_with_brackets_and_hidden_ones(town):
+    (town / "train").rename(town / "train [1]")
+    assert len(folder_dataset(town, splits={"train": "train [1]"})) == 6
+    (town / "train [1]" / "images").rename(town / "train [1]" / "images [rgb]")
+    assert len(folder_dataset(town, splits={"train": "train [1]"}, images="images [rgb]")) == 6
+    hidden = town / "val" / ".ipynb_checkpoints"
+    shutil.copytree(town / "val" / "images", hidden / "images")
+    shutil.copytree(town / "val" / "masks", hidden / "masks")
+    assert len(folder_dataset(town, split="val", splits={"val": "val"})) == 2
+
+
+@pytest.mark.parametrize("splits", [{"train": "train"}, {"val": 0.2}, {"train": "train.txt"}])
+def test_the_same_image_in_two_formats_is_one_sample(town, splits):
+    for number in range(3):
+        write(town / "train/images" / f"tile {number}.png", np.zeros((40, 48, 3), np.uint8))
+    images = sorted((town / "train/images").iterdir())
+    (town / "train.txt").write_text("".join(f"{path.relative_to(town)}\n" for path in images))
+    dataset = folder_dataset(town, splits=splits)
+    stems = [path.with_suffix("") for path in dataset.image_files()]
+    assert len(stems) == len(set(stems))
+    assert dataset.warnings == [
+        f"left out: 3 images that differ from others in the ending only, such as {images[0]}: tile 0.png is taken"
+    ]

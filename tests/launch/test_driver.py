@@ -269,7 +269,10 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 0)],
+)
 def test_a_signal_saves_and_leaves(
     driver: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:

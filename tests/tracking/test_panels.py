@@ -8,7 +8,7 @@ import pytest
 
 from pfseg.data.base import ClassInfo
 from pfseg.errors import WriteError
-from pfseg.tracking.panels import save_confusion, save_panels
+from pfseg.tracking.panels import save_confusion, save_panels, save_preview
 
 CLASSES = [ClassInfo("road", (200, 30, 40)), ClassInfo("Gebäude", (10, 120, 220))]
 
@@ -87,3 +87,15 @@ def test_confusion_matrices_of_any_size(count_: int, tmp_path: Path) -> None:
     save_confusion(tmp_path / "c.png", np.eye(count_, dtype=np.int64), [f"class {n}" for n in range(count_)])
     height, width, _ = read(tmp_path / "c.png").shape
     assert min(height, width) > count_ * 44
+
+
+def test_names_of_any_length(tmp_path):
+    """CORINE's have 86 letters; small images leave panels of little width."""
+    name = "Land principally occupied by agriculture, with significant areas of natural vegetation"
+    classes = [ClassInfo(name, (200, 0, 0)), ClassInfo("x" * 400, (0, 200, 0)), ClassInfo("", (0, 0, 9))]
+    labels = np.arange(400).reshape(20, 20) % 3
+    image = np.zeros((20, 20, 3), np.uint8)
+    save_panels(tmp_path / "a.png", [(image, labels, labels, "a/" * 99 + "b.png")], classes)
+    save_preview(tmp_path / "b.png", [(image, labels, labels > 0, "a/" * 99 + "b.png")], classes)
+    save_confusion(tmp_path / "c.png", np.eye(3, dtype=int), [info.name for info in classes])
+    assert len(list(tmp_path.iterdir())) == 3

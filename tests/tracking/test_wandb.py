@@ -25,7 +25,7 @@ from pfseg.files import write_atomic
 from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.records import Sink
 from pfseg.tracking.samples import save_maps
-from pfseg.tracking.wandb import WandbLogger, has_key
+from pfseg.tracking.wandb import WandbLogger, choose_mode, has_key
 
 
 @pytest.fixture(autouse=True)
@@ -242,3 +242,21 @@ def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^logger\.wandb\.mode='of' is not one of auto, online, offline, disabled$"):
         logger_of(tmp_path, config("of"), Said())
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [("dryrun", "offline"), ("shared", ""), ("", "offline"), ("disabled", "disabled")]
+)
+def test_modes_of_the_environment(given: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that W&B itself takes; without a key a run stays offline, unless online is asked for."""
+    monkeypatch.setenv("WANDB_MODE", given)
+    if given == "shared":
+        with pytest.raises(ConfigError, match="needs a W&B key"):
+            choose_mode("auto")
+    else:
+        assert choose_mode("auto")[0] == mode
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(
+        ConfigError, match=r"WANDB_MODE=sometimes .* is not one of auto, online, offline, disabled, dry"
+    ):
+        choose_mode("auto")
