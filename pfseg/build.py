@@ -25,7 +25,7 @@ from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.cache import cache_folder, cached_array, key_of, stat_of
 from pfseg.data.folder import FolderDataset
-from pfseg.data.inputs import INDEX, Record, make_record, pooled_range, prepared_record
+from pfseg.data.inputs import INDEX, Record, band_statistics, make_record, pooled_range, prepared_record
 from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
@@ -38,15 +38,17 @@ def create_model(
     name: str,
     *,
     num_classes: int,
+    in_channels: int = 3,
     variant: str = "pytorch",
     pretrained: str | Path | None = None,
     config_dir: str | Path | None = None,
 ) -> Any:
-    """Build a network of conf/model by its name: a Jittor module that maps (N, 3, H, W) float32 to `SegOutput`.
+    """Build a network of conf/model by its name: a Jittor module that maps (N, C, H, W) float32 to `SegOutput`.
 
     Args:
         name: `pfnet_r18`, `pfnet_r50`, `pfnet_r101`, `pfnet_r2n101` or another file of conf/model.
         num_classes: K.
+        in_channels: bands of the images; weights of red, green and blue are spread over others than 3.
         variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
         pretrained: backbone weights (.pth, .pkl, .safetensors).
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
@@ -58,7 +60,7 @@ def create_model(
     folder = Path(config_dir) if config_dir is not None else None
     composed = compose("profile", [f"model={name}", f"model.variant={variant}"], folder=folder)
     settings = checked(composed, Profile).model
-    model = build_model(settings, num_classes)
+    model = build_model(settings, num_classes, in_channels)
     if pretrained is not None:
         settings.pretrained = str(pretrained)
         load_initial(model, settings)
@@ -131,6 +133,18 @@ def share_stretch(settings: Dataset, progress: Callable[[int, int], None], files
     cast(Any, settings).stretch = {"range": [(low, high) for low, high in found.tolist()]}
 
 
+def measure_colours(settings: Dataset, dataset: SegmentationDataset, progress: Callable[[int, int], None]) -> None:
+    """Fill in `mean` and `std` where they are null, from the training images; found once. See `band_statistics`."""
+    if settings.mean is not None and settings.std is not None:
+        return
+    files = dataset.image_files()
+    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], settings.values().get("bands"),
+                 settings.values().get("stretch"), len(dataset))  # fmt: skip
+    found = cached_array([cache_folder()] if files else [], f"bands-{key}", lambda: band_statistics(dataset, progress))
+    mean, std = (tuple(row) for row in found.tolist())
+    settings.mean, settings.std = settings.mean or mean, settings.std or std
+
+
 def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:
     """What a network that is trained on this data set is given, in terms of the files that a user has."""
     root, bands, stretch = settings.root, getattr(settings, "bands", None), getattr(settings, "stretch", None)
@@ -139,7 +153,7 @@ def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:
         record = make_record(ImageReader(bands, stretch), dataset.image_files())
     elif bands is not None and record["bands"] is not None:
         record["bands"] = [record["bands"][band] for band in bands]
-    return record | {"mean": list(settings.mean), "std": list(settings.std)}
+    return record | {"mean": list(settings.mean or ()), "std": list(settings.std or ())}
 
 
 def follow_record(settings: Dataset, record: Record | None, changes: Collection[str]) -> None:
@@ -152,6 +166,14 @@ def follow_record(settings: Dataset, record: Record | None, changes: Collection[
     for key in ("bands", "stretch"):
         if key not in changes:
             setattr(settings, key, record[key])
+
+
+def display_positions(settings: Dataset) -> list[int] | None:
+    """Which of a network's bands are shown as red, green and blue; None for the first three, or grey."""
+    chosen, bands = settings.display_bands, settings.values().get("bands")
+    if chosen is None or bands is None:
+        return None if chosen is None else list(chosen)
+    return [list(bands).index(band) for band in chosen]
 
 
 def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
@@ -187,22 +209,33 @@ def find_scenes(settings: FolderData, splits: Mapping[str, Any] | None) -> list[
     return find_in_folders(root, splits, build, settings.images, settings.mask_suffix)
 
 
-def build_model(settings: Model, num_classes: int) -> Any:
-    """Build a network with random weights, which depend on the seed but not on the device."""
+def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
+    """Build a network for images of `in_channels` bands, with random weights: by the seed alone, not by the device.
+
+    Other numbers than 3 go as `in_channels` to the backbone, or to a network without one. Raises ConfigError if it
+    takes no such keyword.
+    """
     from pfseg.runtime import on_processor
 
     keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
     with on_processor():
-        return _call(settings.target, keywords | {"num_classes": num_classes})
+        if in_channels != 3:
+            if isinstance(backbone := keywords.get("backbone"), Settings):
+                keywords["backbone"] = instantiate(backbone, in_channels=in_channels)
+            else:
+                keywords["in_channels"] = in_channels
+        model = _call(settings.target, keywords | {"num_classes": num_classes})
+    model.in_channels = in_channels
+    return model
 
 
-def restore_model(path: Path, settings: Model, num_classes: int) -> tuple[Any, dict[str, Any]]:
+def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, dict[str, Any]]:
     """The network of a checkpoint with its weights, and the checkpoint's metadata; raises CheckpointError."""
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
     from pfseg.weights.transfer import load_weights
 
     arrays, meta = load_checkpoint(path)
-    model = build_model(settings, num_classes)
+    model = build_model(settings, num_classes, in_channels)
     load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     return model, meta
 
@@ -233,8 +266,8 @@ def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: i
         edge_rule=data.edge.rule,
         edge_thickness=data.edge.thickness,
         multiple=settings.trainer.accumulate,
-        mean=data.mean,
-        std=data.std,
+        mean=data.mean or (),
+        std=data.std or (),
         ignore_index=data.ignore_index,
         scale=data.scale,
         class_uniform=data.class_uniform,
@@ -264,8 +297,9 @@ def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, k
     return (kind or Evaluator)(
         loader(dataset=dataset, rank=rank(), world_size=world_size(), workers=workers),
         num_classes=dataset.num_classes,
-        mean=data.mean,
-        std=data.std,
+        mean=data.mean or (),
+        std=data.std or (),
+        display=display_positions(data),
         contrast=data.eval_contrast,
         window=data.eval_size,
         stride=model.output_stride,

@@ -115,9 +115,9 @@ def _make_checkpoint(
     from pfseg.build import build_model  # starts Jittor
 
     training = _training(settings, contents)
-    network = build_model(training.model, contents.num_classes)
+    network = build_model(training.model, contents.num_classes, len(training.dataset.mean or (0, 1, 2)))
     match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights)
-    if match.missing or match.mismatched:
+    if match.missing or match.mismatched or match.widened:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
     terminal.line(terminal.console(), match.report())

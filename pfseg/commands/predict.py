@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from pfseg.build import restore_model
+from pfseg.build import display_positions, restore_model
 from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
@@ -41,6 +41,7 @@ class Predictor(NamedTuple):
     classes: tuple[ClassInfo, ...]
     resize: tuple[int, int] | None  # (h, w) that images are resized to as a whole; None for windows
     reader: ImageReader
+    display: list[int] | None  # see `pfseg.data.display`
     record: Record | None  # of `pfseg.data.inputs`; None for checkpoints that have none
 
     def open(self, path: Path) -> Image:
@@ -121,7 +122,7 @@ def predict_image(task: Task, predictor: Predictor, progress: Callable[[float], 
     """
     with predictor.open(task.image) as image:
         pixels = image.shape[0] * image.shape[1]
-        maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff)
+        maps = Maps(task.targets, image, predictor.classes, geotiff=task.geotiff, display=predictor.display)
         predict = partial(predict_resized, size=predictor.resize) if predictor.resize else predict_rows
         rows = predict(
             image,
@@ -156,7 +157,7 @@ def load_predictor(settings: Predict) -> Predictor:
     stored = training_settings(path, changes, trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    model, meta = restore_model(path, stored.model, len(classes))
+    model, meta = restore_model(path, stored.model, len(classes), len(data.mean or (0, 1, 2)))
     fold_batchnorm(model)
     size = data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
@@ -175,7 +176,8 @@ def load_predictor(settings: Predict) -> Predictor:
         contrast=None if contrast == "own" else contrast,
         nodata=settings.nodata,
     )
-    return Predictor(sliding, Normalise(data.mean, data.std), classes, settings.resize, reader, record)
+    normalise, display = Normalise(data.mean or (), data.std or ()), display_positions(data)
+    return Predictor(sliding, normalise, classes, settings.resize, reader, display, record)
 
 
 class _Stopped(Exception):

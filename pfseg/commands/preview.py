@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pfseg.build import build_dataset, build_loader, share_stretch
+from pfseg.build import build_dataset, build_loader, display_positions, measure_colours, share_stretch
 from pfseg.config.commands import Preview
 from pfseg.data.census import Census
+from pfseg.data.display import displayed
 from pfseg.data.loader import TrainLoader
 from pfseg.tracking import terminal
 from pfseg.tracking.panels import save_preview
@@ -23,15 +24,21 @@ def run(settings: Preview) -> None:
     with ConsoleProgress(console, "measuring images") as progress:
         share_stretch(settings.dataset, progress.show)
     dataset = build_dataset(settings.dataset, "train")
-    loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
+    with ConsoleProgress(console, "measuring bands") as progress:
+        measured = settings.dataset.mean is None or settings.dataset.std is None
+        measure_colours(settings.dataset, dataset, progress.show)
     mean, std = np.array(settings.dataset.mean), np.array(settings.dataset.std)
+    if measured:
+        terminal.line(console, f"measured: dataset.mean={mean.tolist()} dataset.std={std.tolist()}")
+    positions = display_positions(settings.dataset)
+    loader = build_loader(settings, dataset, rank=0, world_size=1, workers=0)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]] = []
     census = Census(dataset.classes)
     for image, mask, edge, name in islice(_samples(loader), max(settings.samples, settings.rows)):
         census.add(mask)
         if len(rows) < settings.rows:
             visible = np.clip(np.rint(255 * (image.transpose(1, 2, 0) * std + mean)), 0, 255).astype(np.uint8)
-            rows.append((visible, mask, edge, name))
+            rows.append((displayed(visible, positions), mask, edge, name))
     for warning in loader.pop_warnings():
         terminal.line(console, f"warning: {warning}", "yellow")
     out = Path(settings.out)

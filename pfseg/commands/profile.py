@@ -17,11 +17,11 @@ def run(settings: Profile) -> None:
     from pfseg.engine.cost import clock, count
     from pfseg.inference.folding import fold_batchnorm
 
-    model = build_model(settings.model, settings.classes)
+    model = build_model(settings.model, settings.classes, settings.bands)
     (height, width), batch = settings.size, settings.batch_size
-    stages, whole = count(model, (batch, 3, height, width))  # folding adds biases
+    stages, whole = count(model, (batch, settings.bands, height, width))  # folding adds biases
     folded = fold_batchnorm(model) if settings.fold else 0
-    clock(model, (batch, 3, height, width), stages, whole, settings.rounds)
+    clock(model, (batch, settings.bands, height, width), stages, whole, settings.rounds)
     images = "" if batch == 1 else f", {batch} at a time"
     title = f"{settings.model.name}, {settings.classes} classes, {width}x{height} px{images}"
     figures = ("parameters", "GMACs", "ms", "GMACs/s")

@@ -109,7 +109,24 @@ def _check_samples(settings: TrainBase) -> None:
                 f"dataset.{key}={_shown_size(size)} is too small for model.variant={getattr(model, 'variant', '')}, "
                 f"which takes {least} px a side at least: set dataset.{key}={least}{other}"
             )
+    _check_bands(data)
     _find_data(data)
+
+
+def _check_bands(data: Dataset) -> None:
+    """Check that there is a mean and a deviation for each band, and that pictures show bands that there are."""
+    bands = data.values().get("bands") or ((0, 1, 2) if data.mean is None else range(len(data.mean)))
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if values is not None and len(values) != len(bands):
+            raise ConfigError(
+                f"dataset.{key} has {len(values)} values, but there are {len(bands)} bands: give one for each, or "
+                f"dataset.{key}=null to have them measured (config: dataset.bands, dataset.{key})"
+            )
+    if data.display_bands is not None and (unknown := [band for band in data.display_bands if band not in bands]):
+        raise ConfigError(
+            f"dataset.display_bands={list(data.display_bands)}: band {unknown[0]} is not among the network's bands "
+            f"{list(bands)}"
+        )
 
 
 def smallest_side(model: Model) -> int:
@@ -185,6 +202,11 @@ def _check_prepare(settings: PrepareJob) -> None:
     settings.src = _existing("src", settings.src, "the folder of the archive or the scenes", folder=True)
     settings.out = _absolute(settings.out)
     settings.dataset.root = settings.src
+    if settings.dataset.bands is not None and len(settings.dataset.bands) != 3:
+        raise ConfigError(
+            f"dataset.bands={list(settings.dataset.bands)}: patches hold three bands; train on the scenes themselves, "
+            "by dataset.source=scenes, which cuts any number of bands"
+        )
     prepare = settings.dataset.prepare
     if prepare.size is not None:
         prepare.stride = prepare.stride or prepare.size

@@ -69,6 +69,7 @@ class Profile(Settings):
     size: t.Size = setting("side of the image in pixels, or [height, width]")
     batch_size: t.Count = setting("images at a time")
     classes: t.Count = setting("number of classes")
+    bands: t.Count = setting("bands of the images")
     rounds: t.Count = setting("forward passes, of which medians are shown, after one that compiles")
     fold: bool = setting("whether BatchNorm becomes part of the convolutions, as in prediction")
     model: ModelSettings

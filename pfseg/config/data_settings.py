@@ -34,8 +34,11 @@ class Dataset(Settings, extra="allow"):
     root: str | None = setting("folder of the data set")
     classes: list[Any] = setting('class table in order: {name, color: "3C1098" or [r, g, b], id: value in the masks}')
     on_error: Literal["raise", "skip"] = setting("what a damaged file does: end the run, or be skipped and counted")
-    mean: tuple[float, float, float] = setting("mean of the channels of images scaled to 0..1")
-    std: tuple[t.Positive, t.Positive, t.Positive] = setting("standard deviation of the same channels")
+    mean: t.BandMeans | None = setting("mean of each band of images scaled to 0..1; null: measured")
+    std: t.BandDeviations | None = setting("standard deviation of each band; null: measured")
+    display_bands: t.ThreeBands | None = Field(
+        None, description="three of the bands to show as red, green and blue in pictures; null: the first three"
+    )
     ignore_index: t.Ignored = setting("label of pixels without a class")
     crop_size: t.Size = setting("training crop in pixels, or [height, width]")
     eval_size: t.Size | None = setting("validation windows in pixels; null: whole images, 2 GiB per megapixel")

@@ -45,6 +45,11 @@ Apart = Annotated[tuple[float, float], AfterValidator(_apart)]
 Bands = Annotated[tuple[Natural, ...], MinLen(1), Doc("numbers of bands in brackets, from 0")]
 
 
+ThreeBands = tuple[Natural, Natural, Natural]
+BandMeans = Annotated[tuple[float, ...], MinLen(1), Doc("numbers in brackets, one for each band")]
+BandDeviations = Annotated[tuple[Positive, ...], MinLen(1), Doc("numbers above 0 in brackets, one for each band")]
+
+
 class SharedPercentiles(TypedDict):
     """Percentiles over a training split."""
 

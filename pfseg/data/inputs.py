@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pfseg.data.base import Note
+from pfseg.data.base import Note, SegmentationDataset
 from pfseg.data.cache import stat_of
 from pfseg.data.reader import Image, ImageReader, percentiles_of
 from pfseg.errors import DataError
@@ -28,6 +28,7 @@ T = TypeVar("T")
 INDEX = "index.json"  # of a preparation
 _SURVEYED = 4  # files, the smallest of four times as many
 _POOLED = 1 << 24  # values of a band that percentiles over a data set are taken from
+_MEASURED = 200  # images that mean and deviation are taken from
 _FAR = 3.0  # factor between the brightest values of training and of an image that is worth a warning
 
 
@@ -98,6 +99,28 @@ def pooled_range(
     if len({len(values) for values in pooled}) != 1:
         raise fault or DataError("the images differ in their number of bands: name them (config: dataset.bands)")
     return np.array([percentiles_of(np.concatenate(values), percents) for values in zip(*pooled, strict=True)])
+
+
+def band_statistics(dataset: SegmentationDataset, progress: Callable[[int, int], None]) -> np.ndarray:
+    """Mean and standard deviation of each band of images scaled to 0..1: (2, C), without pixels that are black.
+
+    At most 200 images, evenly spread, are read; `progress` is called with those done and those in all. Raises DataError
+    if none can be read.
+    """
+    some = spread(range(len(dataset)), _MEASURED)
+    sums: list[np.ndarray] = []
+    for done, index in enumerate(some):
+        progress(done, len(some))
+        with suppress(DataError):
+            image = dataset.read(index).image
+            values = image[::2, ::2].reshape(-1, image.shape[2]) / 255
+            values = values[values.any(axis=1)]
+            sums.append(np.stack([np.full(values.shape[1], len(values)), values.sum(0), (values**2).sum(0)]))
+    progress(len(some), len(some))
+    if not sums or not (total := np.sum(sums, axis=0))[0].all():
+        raise DataError("no image has pixels to measure its bands by; set dataset.mean and dataset.std")
+    mean = total[1] / total[0]
+    return np.asarray(np.stack([mean, np.sqrt(np.maximum(total[2] / total[0] - mean**2, 1e-6))])).round(4)
 
 
 def misfit(image: Image, record: Record) -> Note | None:

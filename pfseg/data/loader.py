@@ -1,6 +1,6 @@
 """Batches for training and whole samples for validation, prepared by worker processes.
 
-Shapes: image (B, 3, h, w) float32, normalised; mask (B, h, w) int32, labels or `ignore_index`; edge (B, h, w) float32,
+Shapes: image (B, C, h, w) float32, normalised; mask (B, h, w) int32, labels or `ignore_index`; edge (B, h, w) float32,
 0 or 1. Everything is NumPy: the trainer hands it to Jittor.
 """
 
@@ -149,7 +149,7 @@ class TrainLoader(_Loader):
         return np.array(rows, np.int32).reshape(-1, 4)
 
     def _collate(self, samples: list[TrainingSample]) -> dict[str, Any]:
-        image = np.empty((len(samples), 3, *self.crop_size), dtype=np.float32)
+        image = np.empty((len(samples), len(self.mean), *self.crop_size), dtype=np.float32)
         for planes, sample in zip(image, samples, strict=True):
             self._normalise(sample.image, planes)
         mask = np.stack([sample.mask for sample in samples], dtype=np.int32)

@@ -1,6 +1,6 @@
 """From 8-bit pixels to what networks read.
 
-Shapes: image (H, W, 3) uint8 RGB; planes (3, H, W) float32.
+Shapes: image (H, W, C) uint8; planes (C, H, W) float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Normalise:
         self._shift = (-np.asarray(mean, np.float64) / deviation).astype(np.float32)
 
     def __call__(self, image: np.ndarray, out: np.ndarray) -> None:
-        """Write the planes of an image (H, W, 3) uint8 into `out` (3, H, W) float32."""
+        """Write the planes of an image (H, W, C) uint8 into `out` (C, H, W) float32."""
         for plane, scale, shift, target in zip(cv2.split(image), self._scale, self._shift, out, strict=True):
             np.multiply(plane, scale, out=target)
             target += shift

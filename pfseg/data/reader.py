@@ -372,5 +372,5 @@ def percentiles_of(values: np.ndarray, percents: Sequence[float]) -> list[float]
 
 def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values of any type as uint8: `low` becomes 0, `high` 255; NaN becomes 0."""
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
+    scaled = (values.astype(np.float64) - low) * 255 / max(high - low, 1e-12)
     return np.asarray(np.nan_to_num(scaled.round().clip(0, 255)), np.uint8)

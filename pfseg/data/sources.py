@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ _MOST = 1 << 30  # pixels that OpenCV decodes
 _STRIP = 512  # rows that are thinned out at a time; their bands share the cache
 _ROWS = 1 << 18  # pixels whose order of colours is turned at a time, which fits a processor's cache
 _AGAIN = "copy it again, or leave damaged files out with dataset.on_error=skip"
+_opening = threading.Lock()
 _TURNS = {  # what shows an image upright, by its EXIF orientation
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -136,8 +138,7 @@ def shape_of(path: Path) -> tuple[int, int]:
 def naming(path: Path | str) -> Iterator[None]:
     """Turn whatever goes wrong with a file into a DataError of one line that names it."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # a missing georeference, above all
-            yield
+        yield
     except PfsegError:
         raise
     except MemoryError:
@@ -241,7 +242,8 @@ class _Raster(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _gdal(path) as rasterio:
+        # A missing georeference is nothing to warn of; but the list of warnings belongs to all threads.
+        with _gdal(path) as rasterio, _opening, warnings.catch_warnings(action="ignore"):
             self._file = rasterio.open(path)
             if self._file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
                 self._file.close()  # GDAL would turn the four bands, often blue to infrared, into RGB

@@ -1,10 +1,11 @@
 """Joint augmentation of image and mask with OpenCV.
 
-Shapes: image (H, W, 3) uint8 RGB; mask (H, W) uint8, labels or 255 (ignore).
+Shapes: image (H, W, C) uint8, of any number of bands; mask (H, W) uint8, labels or 255 (ignore).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -34,8 +35,8 @@ class Augment:
     blur: tuple[float, float] | None
     brightness: float
     contrast: float  # around the mean grey
-    saturation: float  # around the pixel's grey
-    hue: float
+    saturation: float  # around the pixel's grey; of other than three bands around their mean
+    hue: float  # of three bands alone
     max_class_share: float | None  # of the crop's labelled pixels; ten crops are tried
     cutmix: float  # the loader mixes by `paste`
 
@@ -54,7 +55,8 @@ class Augment:
         if self.rotate:
             image, mask = _rotate(image, mask, rng.uniform(-self.rotate, self.rotate))
         if self.blur is not None:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur))
+            sigma = rng.uniform(*self.blur)
+            image = _by_fours(image, lambda part: cv2.GaussianBlur(part, (0, 0), sigma))
         image = self._recolour(image, rng)
         return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
@@ -87,23 +89,29 @@ class Augment:
         columns ^= bool(rng.random() < self.hflip)
         rows ^= bool(rng.random() < self.vflip)
         if swap:
-            image, mask = cv2.transpose(image), cv2.transpose(mask)
+            image, mask = _by_fours(image, cv2.transpose), cv2.transpose(mask)
         if rows or columns:
             code = -1 if rows and columns else int(columns)
-            image, mask = cv2.flip(image, code), cv2.flip(mask, code)
+            image, mask = _by_fours(image, lambda part: cv2.flip(part, code)), cv2.flip(mask, code)
         return image, mask
 
     def _recolour(self, image: np.ndarray, rng: Generator) -> np.ndarray:
+        bands = image.shape[2]
         if self.brightness or self.contrast:
             bright, contrast = (1 + rng.uniform(-1, 1) * span for span in (self.brightness, self.contrast))
-            grey = float(np.mean(cv2.mean(image)[:3]))
+            grey = float(np.mean(cv2.mean(image)[:3])) if bands == 3 else float(image.mean())
             levels = ((np.arange(256) - grey) * contrast + grey) * bright
-            image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+            table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+            image = _by_fours(image, lambda part: cv2.LUT(part, table))
         if self.saturation:
             factor = 1 + rng.uniform(-1, 1) * self.saturation
-            grey_image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            image = cv2.addWeighted(image, factor, grey_image, 1 - factor, 0)
-        if self.hue:
+            if bands == 3:
+                grey_image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+                image = cv2.addWeighted(image, factor, grey_image, 1 - factor, 0)
+            else:
+                mean = image.mean(axis=2, keepdims=True)
+                image = np.clip(np.rint(image * factor + mean * (1 - factor)), 0, 255).astype(np.uint8)
+        if self.hue and bands == 3:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
             turn = round(rng.uniform(-1, 1) * self.hue * 256)
             hsv[..., 0] = hsv[..., 0] + np.uint8(turn % 256)  # the circle has 256 steps: wrapping is right
@@ -119,9 +127,22 @@ def resize(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     if mask.shape == size:
         return image, mask
     shrinks = size[0] < mask.shape[0] and size[1] < mask.shape[1]
-    width_height = (size[1], size[0])
-    image = cv2.resize(image, width_height, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return image, cv2.resize(mask, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
+    image = resized(image, size, cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return image, cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def resized(image: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
+    """Resize an image (h, w, C) of any number of bands to `size`."""
+    return _by_fours(image, lambda part: cv2.resize(part, size[::-1], interpolation=interpolation))
+
+
+def _by_fours(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Change an image of any number of bands by a function of OpenCV, most of which take four at most."""
+    count = image.shape[2]
+    if count in (3, 4):
+        return change(image)
+    parts = [change(np.ascontiguousarray(image[..., first : first + 4])) for first in range(0, count, 4)]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
 
 
 def rescale(image: np.ndarray, mask: np.ndarray, factor: float) -> Pair:
@@ -136,7 +157,7 @@ def pad(image: np.ndarray, mask: np.ndarray, size: Size) -> Pair:
     if not down and not right:
         return image, mask
     sides = (down // 2, down - down // 2, right // 2, right - right // 2)
-    image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT)
+    image = _by_fours(image, lambda part: cv2.copyMakeBorder(part, *sides, cv2.BORDER_CONSTANT))
     return image, cv2.copyMakeBorder(mask, *sides, cv2.BORDER_CONSTANT, value=[IGNORE])
 
 
@@ -156,7 +177,7 @@ def paste(pair: Pair, other: Pair, rng: Generator) -> Pair:
 def _rotate(image: np.ndarray, mask: np.ndarray, degrees: float) -> Pair:
     height, width = mask.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    image = _by_fours(image, lambda part: cv2.warpAffine(part, matrix, (width, height), flags=cv2.INTER_LINEAR))
     mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
     return image, mask
 

@@ -1,11 +1,12 @@
 """Training straight from whole scenes: windows of them, as `pfseg prepare` would cut them, read when they are needed.
 
-A scene is decoded once into an uncompressed file of the cache, (H, W, 4) uint8: red, green, blue and label. That file
+A scene is decoded once into an uncompressed file of the cache, (H, W, C + 1) uint8: bands and label. That file
 is mapped into memory, so that a window costs its own pixels only.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,11 +78,12 @@ class SceneDataset(SegmentationDataset):
         scene, window = self.samples[index]
         pixels = self._pixels(index)
         name = f"{scene.key}_{'_'.join(map(str, window))}"
-        return Sample(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), cv2.extractChannel(pixels, 3), name)
+        image = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB) if pixels.shape[2] == 4 else pixels[..., :-1].copy()
+        return Sample(image, np.ascontiguousarray(pixels[..., -1]), name)
 
     def read_mask(self, index: int) -> np.ndarray:
         """Read the mask of a window."""
-        return np.asarray(cv2.extractChannel(self._pixels(index), 3))
+        return np.ascontiguousarray(self._pixels(index)[..., -1])
 
     def image_files(self) -> list[Path]:
         """Image files of the scenes."""
@@ -94,16 +96,17 @@ class SceneDataset(SegmentationDataset):
     def describe(self) -> str:
         """What is cut from what, and how much room the decoded scenes take."""
         there = sum(self._path(scene).is_file() for scene in self.scenes)
-        gib = sum(4 * height * width for height, width in self.scenes.values()) / 2**30
+        gib = sum((self.image_reader.channels + 1) * height * width for height, width in self.scenes.values()) / 2**30
         return (
             f"{len(self)} windows of {len(self.scenes)} scenes, each decoded once into {self.folder} "
             f"({there} are there; {gib:.2f} GiB in all; PFSEG_CACHE=<folder> puts them elsewhere)"
         )
 
     def _pixels(self, index: int) -> np.ndarray:
-        """The window of a sample, padded: red, green, blue and label."""
+        """The window of a sample, padded: its bands and label."""
         scene, window = self.samples[index]
-        return padded(self._decoded(scene)[window.slices], self.size or window.shape, (0, 0, 0, IGNORE))
+        fill = [0] * self.image_reader.channels + [IGNORE]
+        return padded(self._decoded(scene)[window.slices], self.size or window.shape, fill)
 
     def _key(self, scene: Scene) -> str:
         assert scene.mask is not None
@@ -114,8 +117,8 @@ class SceneDataset(SegmentationDataset):
         return self.folder / f"{self._key(scene)}.npy"
 
     def _decoded(self, scene: Scene) -> np.ndarray:
-        """The decoded scene (H, W, 4) uint8, mapped into memory for reading."""
-        path, shape = self._path(scene), self.scenes[scene]
+        """The decoded scene (H, W, C + 1) uint8, mapped into memory for reading."""
+        path, shape = self._path(scene), (*self.scenes[scene], self.image_reader.channels + 1)
         if (pixels := _open(path, shape)) is not None:
             return pixels
         try:
@@ -128,7 +131,7 @@ class SceneDataset(SegmentationDataset):
         except OSError as error:
             disk = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
             raise JobError(
-                f"the decoded scene {scene.name} ({4 * shape[0] * shape[1] >> 20} MiB) cannot be written to "
+                f"the decoded scene {scene.name} ({math.prod(shape) >> 20} MiB) cannot be written to "
                 f"{self.folder}: {error.strerror or error} ({shutil.disk_usage(disk).free >> 20} MiB free); free some "
                 "space or set PFSEG_CACHE=<folder on another disk>"
             ) from error
@@ -157,20 +160,20 @@ def _shape(scene: Scene) -> tuple[int, int]:
     return shape
 
 
-def _open(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+def _open(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
     """Map a decoded scene; None if it is not there, or damaged."""
     try:
         pixels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return pixels if pixels.shape == (*shape, 4) and pixels.dtype == np.uint8 else None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
 def _write(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (*mask.shape, 4)}
-    rows = max(1, _BAND_BYTES // (4 * mask.shape[1]))
+    header = {"descr": "|u1", "fortran_order": False, "shape": (*mask.shape, image.shape[2] + 1)}
+    rows = max(1, _BAND_BYTES // ((image.shape[2] + 1) * mask.shape[1]))
     with open(path, "wb") as file:  # written, not mapped: a full disk then is an error and no fatal signal
         np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
         for top in range(0, len(mask), rows):
             band = slice(top, top + rows)
-            file.write(cv2.merge((*cv2.split(image[band]), mask[band])).data)
+            file.write(np.dstack((image[band], mask[band])).data)

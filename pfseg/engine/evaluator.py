@@ -15,12 +15,14 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import Sample
+from pfseg.data.display import displayed
 from pfseg.data.loader import EvalLoader
 from pfseg.data.normalise import Normalise
 from pfseg.data.preparation.places import Place
 from pfseg.data.reader import even_contrast
 from pfseg.data.tiling import Window
-from pfseg.engine.scoring import Evaluation, ImageScores
+from pfseg.data.transforms import resized
+from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.inference.blending import Blender
 from pfseg.inference.folding import as_function
 from pfseg.inference.sliding import SlidingWindows, WindowGrid, most_probable
@@ -75,6 +77,7 @@ class Evaluator:
     scale: float  # factor that images are resized by for the network; logits are resized back
     ignore_index: int  # label that is not counted
     num_panels: int  # images to keep for the panels
+    display: Sequence[int] | None = None  # bands that panels show, see `displayed`
     boundary: bool = False  # also measure boundary scores
     details: Callable[[], ImageScores] | None = None  # makes what collects the scores of single images
 
@@ -99,10 +102,14 @@ class Evaluator:
         pixels = even_contrast(image, self.contrast)
         if self.scale != 1.0:
             size = [max(1, round(side * self.scale)) for side in pixels.shape[:2]]
-            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC)
-        planes = np.empty((3, *pixels.shape[:2]), np.float32)
+            pixels = resized(pixels, (size[0], size[1]), cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC)
+        planes = np.empty((image.shape[2], *pixels.shape[:2]), np.float32)
         self._normalise(pixels, planes)
         return planes
+
+    def shown(self, panels: Sequence[Panel]) -> list[Panel]:
+        """Panels with images in three bands."""
+        return [panel._replace(image=displayed(panel.image, self.display)) for panel in panels]
 
     def edges(self, model: SegmentationNetwork, image: np.ndarray) -> np.ndarray | None:
         """Finest edge map of a network, in evaluation mode, in the first window of an image.

@@ -231,8 +231,9 @@ class Validation(Hook):
         """Write pictures and maps of samples; returns the fields of the row `val` that name the files."""
         step = trainer.state.step
         path = f"samples/step_{step:06d}.png"
-        save_panels(trainer.folder / path, panels, self._classes)
         edges = [self._evaluator.edges(trainer.model, panel.image) for panel in panels]
+        panels = self._evaluator.shown(panels)
+        save_panels(trainer.folder / path, panels, self._classes)
         return {"panels": path, "samples": save_maps(trainer.folder, step, panels, edges)}
 
 

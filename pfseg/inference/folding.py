@@ -75,7 +75,7 @@ def _find_pairs(model: SegmentationNetwork) -> list[tuple[Conv, BatchNorm2d]]:
 
     with jt.no_grad(), wrapped(modules_of(model, Conv), convolution), wrapped(modules_of(model, BatchNorm2d), norm):
         side = max(64, getattr(model, "min_size", 1))
-        model.predict(jt.zeros((1, 3, side, side)))
+        model.predict(jt.zeros((1, getattr(model, "in_channels", 3), side, side)))
     return pairs
 
 

@@ -47,7 +47,7 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     stored = _with_changes(training_settings(checkpoint, changes, trust=True), settings)
     follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
     dataset = build_dataset(stored.dataset, settings.split)
-    model, meta = restore_model(checkpoint, stored.model, dataset.num_classes)
+    model, meta = restore_model(checkpoint, stored.model, dataset.num_classes, len(stored.dataset.mean or (0, 1, 2)))
     model.eval()
     step = meta["progress"]["step"]
     evaluator = _build(settings, stored, dataset, model)
@@ -76,6 +76,8 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
     samples: list[MapFiles] = []
     if rank() == 0:
+        for each in filter(None, (found, found.scenes)):
+            _show(each, evaluator)
         samples = _save_extremes(folder, step, found.details)
         used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
         used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
@@ -191,6 +193,15 @@ def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list
         panel._replace(name=f"{kind}: {panel.name}") for kind, chosen in kinds.items() for panel in _scored(chosen)
     ]
     return save_maps(folder, step, panels, [None] * len(panels)) if panels else []
+
+
+def _show(found: Evaluation, evaluator: Evaluator) -> None:
+    """Bring all pictures to three bands."""
+    found.panels = evaluator.shown(found.panels)
+    for kind in ("worst", "best") if found.details else ():
+        scored = getattr(found.details, kind)
+        panels = evaluator.shown([panel for _, panel in scored])
+        setattr(found.details, kind, [(score, panel) for (score, _), panel in zip(scored, panels, strict=True)])
 
 
 def _scored(chosen: Sequence[tuple[float, Panel]]) -> list[Panel]:

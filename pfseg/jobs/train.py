@@ -41,7 +41,9 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     train_set, val_set = build.build_dataset(data, "train"), build.build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
-    model = build.build_model(settings.model, train_set.num_classes)
+    build.measure_colours(data, train_set, show)
+    assert data.mean is not None
+    model = build.build_model(settings.model, train_set.num_classes, len(data.mean))
     if world_size() > 1:
         model.mpi_param_broadcast()
     optimizer = build_optimizer(settings.optimizer, model)

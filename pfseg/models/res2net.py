@@ -61,14 +61,14 @@ class Res2Net(LayeredBackbone):
     channels_last = True
     out_channels = (256, 512, 1024, 2048)
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, in_channels: int = 3) -> None:
         super().__init__()
         if depth not in _DEPTHS:
             known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
             raise ValueError(f"Res2Net of depth {depth} is unknown; {known}")
         counts = _DEPTHS[depth]
         self.layer0 = nn.Sequential(
-            Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False),
             BatchNormReLU(64),
             nn.Identity(),  # keeps the published numbers, in which ReLU is a module
             MaxPool2d(3, stride=2, padding=1),

@@ -71,7 +71,7 @@ class ResNet(LayeredBackbone):
     feature_strides = (4, 8, 16, 32)
     channels_last = True
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, in_channels: int = 3) -> None:
         super().__init__()
         if depth not in _DEPTHS:
             known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
@@ -79,7 +79,7 @@ class ResNet(LayeredBackbone):
         block, counts = _BLOCKS[depth], _DEPTHS[depth]
         c1, c2, c3, c4 = (width * block.expansion for width in (64, 128, 256, 512))
         self.out_channels = (c1, c2, c3, c4)
-        self.layer0 = _deep_stem()
+        self.layer0 = _deep_stem(in_channels)
         self.layer1 = make_layer(block, 128, 64, counts[0], stride=1, dilation=1)
         self.layer2 = make_layer(block, c1, 128, counts[1], stride=2, dilation=1)
         self.layer3 = make_layer(block, c2, 256, counts[2], stride=2, dilation=2)
@@ -94,10 +94,10 @@ class ResNet(LayeredBackbone):
         return stem[first] + dot + rest if first in stem and dot else key
 
 
-def _deep_stem() -> nn.Sequential:
+def _deep_stem(in_channels: int) -> nn.Sequential:
     """Three 3x3 convolutions to 128 channels and max pooling, at stride 4."""
     convolutions = nn.Sequential(
-        Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
+        Conv2d(in_channels, 64, 3, stride=2, padding=1, bias=False),
         BatchNormReLU(64),
         nn.Identity(),  # keeps the published numbers, in which ReLU is a module
         Conv2d(64, 64, 3, padding=1, bias=False),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, class_ids
+from pfseg.data.display import displayed
 from pfseg.data.reader import Image
 from pfseg.prediction.files import NpyFile, PngFile, RowFile, TiffFile
 from pfseg.prediction.polygons import load_pyogrio, write_polygons
@@ -33,6 +34,7 @@ class Maps:
     """All outputs of one image; `publish` gives them their names once every row is written.
 
     `targets` are the files of the outputs; with `geotiff` pixels become GeoTIFFs with the image's georeference.
+    Overlays show the bands `display`, see `displayed`.
 
     Raises:
         WriteError: by every method.
@@ -40,9 +42,15 @@ class Maps:
     """
 
     def __init__(
-        self, targets: Mapping[str, Path], image: Image, classes: Sequence[ClassInfo], *, geotiff: bool
+        self,
+        targets: Mapping[str, Path],
+        image: Image,
+        classes: Sequence[ClassInfo],
+        *,
+        geotiff: bool,
+        display: Sequence[int] | None = None,
     ) -> None:
-        self._image, self._classes, self._geotiff = image, classes, geotiff
+        self._image, self._classes, self._geotiff, self._display = image, classes, geotiff, display
         self.warnings: list[str] = []  # for the user, after `publish`
         ids = class_ids(classes)
         self._nodata = next(value for value in range(IGNORE, -1, -1) if value not in ids)
@@ -79,7 +87,7 @@ class Maps:
                 else:
                     colored = self._palette[labels]
                     if output == "overlay":
-                        mixed = (rows.image[part].astype(np.uint16) + colored[..., :3]) // 2
+                        mixed = (displayed(rows.image[part], self._display).astype(np.uint16) + colored[..., :3]) // 2
                         colored[..., :3] = np.where(colored[..., 3:] > 0, mixed, 0)
                     file.write(colored[..., : self._channels])
 

@@ -18,6 +18,7 @@ from pfseg.data.base import IGNORE
 from pfseg.data.normalise import Normalise
 from pfseg.data.reader import Image
 from pfseg.data.tiling import Window
+from pfseg.data.transforms import resized
 from pfseg.inference.blending import Blender
 from pfseg.inference.sliding import SlidingWindows, most_probable
 
@@ -29,7 +30,7 @@ _READ = 64  # rows of the file at a time
 class Rows:
     """The next finished rows of an image; they hold until the ones after them are asked for."""
 
-    image: np.ndarray  # (r, W, 3) uint8 RGB
+    image: np.ndarray  # (r, W, C) uint8
     labels: np.ndarray  # (r, W) uint8 in [0, K), 255 where the image holds no data
     probabilities: np.ndarray | None  # (r, W, K) float16, 0 where it holds no data; None where they are not wanted
 
@@ -98,7 +99,7 @@ def predict_resized(
     The probabilities are resized back; image and probabilities are held in memory as a whole.
     """
     pixels, valid = image.read(0, image.shape[0])
-    small = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_CUBIC)
+    small = resized(pixels, size, cv2.INTER_CUBIC)
     planes = sliding.probabilities(_planes(small, None, normalise))
     planes = np.stack([cv2.resize(plane, image.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in planes])
     kept = np.moveaxis(planes, 0, 2).astype(np.float16) if probabilities else None
@@ -111,11 +112,11 @@ class _Band:
 
     def __init__(self, image: Image, height: int) -> None:
         self._image, self._top, self._bottom = image, 0, 0
-        self._pixels = np.empty((height, image.shape[1], 3), np.uint8)
+        self._pixels = np.empty((height, image.shape[1], image.channels), np.uint8)
         self._valid = np.empty((height, image.shape[1]), bool) if image.has_nodata else None
 
     def move(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels (r, W, 3) uint8 and valid (r, W) bool of the rows [top, bottom), none above earlier ones."""
+        """Pixels (r, W, C) uint8 and valid (r, W) bool of the rows [top, bottom), none above earlier ones."""
         kept, step = max(0, self._bottom - top), top - self._top
         for rows in (self._pixels, self._valid):
             if rows is not None:
@@ -153,7 +154,7 @@ def _window_probabilities(
 
 
 def _planes(pixels: np.ndarray, valid: np.ndarray | None, normalise: Normalise) -> np.ndarray:
-    planes = np.empty((3, *pixels.shape[:2]), np.float32)
+    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
     normalise(np.ascontiguousarray(pixels), planes)
     if valid is not None:
         planes[:, ~valid] = 0

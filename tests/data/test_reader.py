@@ -267,7 +267,7 @@ def test_stretch_does_not_count_what_holds_no_data(tmp_path, kind, nodata, mask)
     tif(tmp_path / "a.tif", pixels, **given)
     image = read_image(tmp_path / "a.tif", stretch=[0, 100])
     low, high = (edge(pixels[:, valid].astype(float), axis=1) for edge in (np.min, np.max))
-    scaled = ((np.moveaxis(pixels, 0, 2).astype(float)[valid] - low) * (255 / (high - low))).round()
+    scaled = ((np.moveaxis(pixels, 0, 2).astype(float)[valid] - low) * 255 / (high - low)).round()
     np.testing.assert_array_equal(image[valid], scaled)
     assert not image[~valid].any()
 

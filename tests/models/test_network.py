@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -86,3 +88,26 @@ def test_weights_go_back_by_name(network):
     other.load_state_dict({key: var.numpy() for key, var in network.state_dict().items()})
     for key, var in other.state_dict().items():
         np.testing.assert_array_equal(var.numpy(), network.state_dict()[key].numpy(), err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["pfnet_r18", "pfnet_r2n101"])
+def test_a_network_of_three_bands_widened_to_four(name: str, tmp_path: Path) -> None:
+    """A further band of zeros changes no logit; the network says how many bands it takes."""
+    from pfseg.build import create_model
+    from pfseg.weights.checkpoint import save_checkpoint
+    from pfseg.weights.transfer import export_weights, load_network
+
+    three = create_model(name, num_classes=2)
+    save_checkpoint(
+        tmp_path / "three.safetensors", export_weights(three), {"config": {"model": {"variant": "pytorch"}}}
+    )
+    four = create_model(name, num_classes=2, in_channels=4)
+    assert four.in_channels == 4
+    load_network(four, tmp_path / "three.safetensors")
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    wide = np.concatenate([image, np.zeros((1, 1, 64, 64), np.float32)], axis=1)
+    for model in (three, four):
+        model.eval()
+    with jt.no_grad():
+        expected, found = (model.predict(jt.array(given)).numpy() for model, given in ((three, image), (four, wide)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

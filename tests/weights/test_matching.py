@@ -33,3 +33,17 @@ def test_report_is_short():
 def test_two_weights_of_one_name():
     with pytest.raises(CheckpointError, match="a and b of the weights file both become x: keep one of them"):
         match_weights({}, {"a": A, "b": A}, rename=lambda key: "x")
+
+
+def test_weights_of_three_channels_are_spread_over_other_numbers_of_bands():
+    weights = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    for count in (1, 2, 4, 8):
+        match = match_weights({"a": (4, count, 3, 3)}, {"a": weights})
+        found = match.loaded["a"]
+        assert found.shape == (4, count, 3, 3) and found.dtype == np.float32 and match.widened == ["a"]
+        np.testing.assert_allclose(found.sum(1), weights.sum(1) + (weights.mean(1) if count > 3 else 0), rtol=1e-4)
+        if count > 3:
+            np.testing.assert_array_equal(found[:, :3], weights)
+            np.testing.assert_allclose(found[:, 3], weights.mean(1) / (count - 3), rtol=1e-5)
+    assert "1 with the weights of red, green and blue spread over the bands (a)" in match.report()
+    assert not match_weights({"a": (4, 4, 3, 3)}, {"a": weights[:, :2]}).loaded
