@@ -19,7 +19,7 @@ from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.inputs import Record, is_patch, misfit
 from pfseg.data.normalise import Normalise
 from pfseg.data.reader import Image, ImageReader
-from pfseg.errors import DataError, PfsegError, unforeseen
+from pfseg.errors import ConfigError, DataError, PfsegError, unforeseen
 from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Views
 from pfseg.launch.driver import JobStopped
@@ -176,6 +176,11 @@ def load_predictor(settings: Predict) -> Predictor:
         contrast=None if contrast == "own" else contrast,
         nodata=settings.nodata,
     )
+    takes = len(data.mean or (0, 1, 2))
+    if reader.channels != takes:
+        raise ConfigError(
+            f"bands={list(reader.bands or ())} names {reader.channels} bands, but the network takes {takes}"
+        )
     normalise, display = Normalise(data.mean or (), data.std or ()), display_positions(data)
     return Predictor(sliding, normalise, classes, settings.resize, reader, display, record)
 

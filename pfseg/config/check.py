@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
-from pfseg.config.data_settings import Dataset
+from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
@@ -115,7 +115,10 @@ def _check_samples(settings: TrainBase) -> None:
 
 def _check_bands(data: Dataset) -> None:
     """Check that there is a mean and a deviation for each band, and that pictures show bands that there are."""
-    bands = data.values().get("bands") or ((0, 1, 2) if data.mean is None else range(len(data.mean)))
+    if isinstance(data, FolderData):
+        bands = data.bands or (0, 1, 2)
+    else:  # a data set of the user's own has as many as it has means
+        bands = tuple(range(len(data.mean or (0, 1, 2))))
     for key, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and len(values) != len(bands):
             raise ConfigError(

@@ -365,7 +365,7 @@ def test_the_same_command_goes_on(predict, tmp_path, capsys):
     predict("flips=d4", "overwrite=true")
 
 
-def test_damaged_images_are_named_and_the_rest_done(predict, tmp_path):
+def test_damaged_images_are_named_and_the_rest_done(predict, tmp_path, capfd):
     folder = tmp_path / "in"
     for name in "acd":
         save_tif(folder / f"{name}.tif", planes(picture(700, 300)), tiled=True, blockxsize=256, blockysize=256, **UTM)
@@ -376,6 +376,11 @@ def test_damaged_images_are_named_and_the_rest_done(predict, tmp_path):
     with pytest.raises(DataError, match=r"3 of 5 images could not be predicted; the first: .*/b.tif cannot be read: "):
         predict()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.tif", "d.tif"]
+    told = capfd.readouterr()  # no line of GDAL's own
+    assert not told.err
+    assert [line.partition(":")[0] for line in told.out.splitlines() if not line.startswith("2 images")] == [
+        "failed"
+    ] * 3
 
 
 def test_a_full_disk_leaves_nothing_half_written(predict, tmp_path):
@@ -426,6 +431,7 @@ def test_the_output_is_a_file(predict, tmp_path):
         (["outputs=[]"], r"outputs=\[\] writes nothing: name one or more"),
         (["resize=64", "window=64"], r"resize and window are both set"),
         (["overlap=1"], r"overlap=1: expected a number of at least 0 and below 1"),
+        (["bands=[0,1,2,3]"], r"bands=\[0, 1, 2, 3\] names 4 bands, but the network takes 3"),
         (["stretch=[98,2]"], r"stretch=\[98, 2\]: expected \[low, high\] with low < high"),
         (["scales=[]"], r"scales=\[\]: expected one or more numbers above 0"),
         (["checkpoint=weights.pth"], r"checkpoint=weights.pth does not exist"),

@@ -196,6 +196,18 @@ def test_schemas_name_what_the_constructors_take():
         (["augment.scale_range=[1]"], r"augment.scale_range=\[1\]: expected 2 values in brackets"),
         (["augment.blur=[0,1]"], r"augment.blur=\[0, 1\]: expected 2 values in brackets, each a number above 0"),
         (
+            ["dataset=dubai", "dataset.root=.", "dataset.bands=[0,1,2,3]"],
+            r"dataset.mean has 3 values, but there are 4 bands: give one for each, or dataset.mean=null to have them",
+        ),
+        (
+            ["dataset=dubai", "dataset.root=.", "dataset.display_bands=[3,0,1]"],
+            r"dataset.display_bands=\[3, 0, 1\]: band 3 is not among the network's bands \[0, 1, 2\]",
+        ),
+        (
+            ["dataset=dubai", "dataset.root=.", "dataset.stretch={range:[5,1]}"],
+            r"dataset.stretch=.*expected",
+        ),
+        (
             ["dataset=dubai", "dataset.root=.", "dataset.stretch=[98,2]"],
             r"dataset.stretch=\[98, 2\]: expected \[low, high\] with low",
         ),

@@ -313,3 +313,8 @@ def test_missing_settings():
         check(compose("prepare", ["dataset=isaid", "src=."]))
     with pytest.raises(ConfigError, match="src is not set: add src=<folder of the unpacked archive"):
         check(compose("prepare", ["dataset=isaid", "out=x"]))
+
+
+def test_patches_hold_three_bands(town: Path):
+    told = refused("folder", town, town.parent / "out", *TABLE, "dataset.bands=[0,1,2,3]", "dataset.mean=null")
+    assert "dataset.bands=[0, 1, 2, 3]: patches hold three bands; train on the scenes themselves" in told
