@@ -205,9 +205,7 @@ def test_lists_of_windows_editors_lose_no_file(town):
 
 def test_lists_in_another_coding_and_with_names_too_long(town):
     (town / "train.txt").write_bytes("train/images/Straße.jpg\n".encode("latin-1"))
-    with pytest.raises(
-        DataError, match=r"list .*train.txt is not UTF-8 \(byte 17 is 0xdf\): save it as UTF-8"
-    ):
+    with pytest.raises(DataError, match=r"list .*train.txt is not UTF-8 \(byte 17 is 0xdf\): save it as UTF-8"):
         folder_dataset(town, splits={"train": "train.txt"})
     (town / "train.txt").write_text(f"train/images/{'a' * 300}.jpg\n")
     with pytest.raises(DataError, match=r"a{300}.jpg of the list .*train.txt not found"):
