@@ -169,9 +169,10 @@ def _stored_settings(data: FolderData) -> tuple[str, dict[str, Any]]:
     """The file in conf/dataset that is named as the data set, or else `folder`; and the settings in it."""
     for choice in (data.name, "folder"):
         with suppress(ConfigError):
-            raw = OmegaConf.to_container(compose("train", [f"dataset={choice}"]).dataset, resolve=True)
-            given = {key: value for key, value in data.dump().items() if cast(dict[str, Any], raw).get(key) == "???"}
-            return choice, validate(cast(dict[str, Any], raw) | given, FolderData).dump() | dict.fromkeys(given)
+            composed = compose("prepare", [f"dataset={choice}", "src=.", "out=."]).dataset
+            raw = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+            given = {key: value for key, value in data.dump().items() if raw.get(key) == "???"}
+            return choice, validate(raw | given, FolderData).dump() | dict.fromkeys(given)
     raise AssertionError("conf/dataset/folder.yaml is part of pfseg")
 
 

@@ -16,16 +16,19 @@ from pfseg.errors import DataError
 
 Bytes = bytes | mmap.mmap
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG with the size; the three others are tables
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of PNG by colour type; a palette stands for colours
 _ORIENTATION = 0x0112  # tag of EXIF
 
 
 class Header(NamedTuple):
-    """Rows and columns as they are stored, the EXIF orientation (1: as stored), and what else decoding needs."""
+    """Rows and columns as they are stored, the EXIF orientation (1: as stored), and what else there is to know."""
 
     height: int
     width: int
     orientation: int = 1
     palette: tuple[int, ...] = ()  # red, green, blue of each value
+    channels: int = 3
+    bits: int = 8  # of each channel
     grey_step: int = 1  # OpenCV multiplies the values of a grey PNG of less than 8 bits with it: 1 bit gives 0 and 255
 
 
@@ -63,27 +66,27 @@ def _read_png(data: Bytes) -> Header:
         elif name == b"PLTE":
             palette = tuple(data[content]) if kind == 3 else ()
         place += 12 + length
-    return Header(height, width, orientation, palette, step)
+    return Header(height, width, orientation, palette, _CHANNELS.get(kind, 3), depth, step)
 
 
 def _read_jpeg(data: Bytes) -> Header | None:
     place, orientation = 2, 1
-    size: tuple[int, int] | None = None
+    size: tuple[int, int, int] | None = None
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
         marker = data[place + 1]
         if marker == 0xFF:  # padding before a marker
             place += 1
             continue
         if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            size = height, width
+            height, width, channels = struct.unpack_from(">HHB", data, place + 5)
+            size = height, width, channels
         elif marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
             orientation = _orientation(data[place + 10 : place + 2 + struct.unpack_from(">H", data, place + 2)[0]])
         place += 2 + struct.unpack_from(">H", data, place + 2)[0]
     # A thumbnail in the head has an end marker of its own: only what follows the image's first scan counts.
     if data.find(b"\xff\xd9", place) < 0:
         raise DataError(f"is truncated (its end marker is missing after {len(data)} bytes)")
-    return Header(*size, orientation) if size else None
+    return Header(*size[:2], orientation, channels=size[2]) if size else None
 
 
 def _orientation(exif: bytes) -> int:

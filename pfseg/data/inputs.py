@@ -21,6 +21,7 @@ import numpy as np
 from pfseg.data.base import Note, SegmentationDataset
 from pfseg.data.cache import stat_of
 from pfseg.data.reader import Image, ImageReader, percentiles_of
+from pfseg.data.sources import plain_kind
 from pfseg.errors import DataError
 
 Record = dict[str, Any]
@@ -47,13 +48,17 @@ def survey(files: Sequence[Path], reader: ImageReader) -> dict[str, Any] | None:
     some = sorted(spread(files, 4 * _SURVEYED), key=lambda path: stat_of(path)[0])[:_SURVEYED]
     found: dict[tuple[str, int], list[Any]] = {}
     for path in some:
-        with suppress(DataError), ImageReader(reader.bands, reader.stretch).open(path) as image:
-            found.setdefault(image.kind, []).append(image.bounds())
+        with suppress(DataError):
+            if kind := plain_kind(path):
+                found.setdefault(kind, []).append(None)
+                continue
+            with ImageReader(reader.bands, reader.stretch).open(path) as image:
+                found.setdefault(image.kind, []).append(image.bounds())
     if not found:
         return None
-    (kind, bands), every = max(found.items(), key=lambda item: len(item[1]))
+    (name, bands), every = max(found.items(), key=lambda item: len(item[1]))
     bounds = None if every[0] is None else np.stack([np.min(every, 0)[:, 0], np.max(every, 0)[:, 1]], 1).tolist()
-    return {"type": kind, "bands": bands, "bounds": bounds}
+    return {"type": name, "bands": bands, "bounds": bounds}
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -77,6 +77,8 @@ class ImageReader:
     def read(self, path: Path, mask_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """Read a whole image as (H, W, C) uint8, contiguous; raises DataError as `open` does."""
         with naming(path), self.open(path, mask_shape) as image:
+            if image.whole:
+                return image.read(0, image.shape[0])[0]
             pixels = np.empty((*image.shape, self.channels), np.uint8)
             for top in range(0, len(pixels), _ROWS):
                 pixels[top : top + _ROWS] = image.read(top, min(top + _ROWS, len(pixels)))[0]
@@ -147,6 +149,11 @@ class Image(AbstractContextManager["Image"]):
         if valid is not None and not valid.all():
             pixels = np.where(valid[..., None], pixels, np.uint8(0))
         return pixels, valid
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the file is in memory."""
+        return self._file.whole
 
     @property
     def kind(self) -> tuple[str, int]:

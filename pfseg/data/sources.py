@@ -74,6 +74,7 @@ class Source:
     nodata: tuple[float | None, ...] = ()  # value without data of each band, NaN included
     palette: np.ndarray | None = None  # colours (N, 3) uint8 of the values that the bands are read from
     masked = False  # whether the file has a mask of its own, apart from its bands
+    whole = False  # whether all of it is in memory
     bits = 0  # of the values where the type has more: 1, 2 or 4; else 0
     orientation = 1  # of EXIF
 
@@ -127,11 +128,18 @@ def open_raster(path: Path) -> Source:
 def shape_of(path: Path) -> tuple[int, int]:
     """Rows and columns of a file as it is stored, from its head where the format has one; raises DataError."""
     with naming(path):
-        if path.suffix.lower() not in GEOGRAPHIC and (header := _header(path, read_bytes(path))):
+        if path.suffix.lower() not in GEOGRAPHIC and (header := _header(path, read_bytes(path, 0))):
             return header.height, header.width
         source = open_source(path)
         source.close()
         return source.shape
+
+
+def plain_kind(path: Path) -> tuple[str, int] | None:
+    """Type and channels of a PNG or JPEG of 8 bits by its head alone; None for all other files; raises DataError."""
+    with naming(path):
+        header = None if path.suffix.lower() in GEOGRAPHIC else _header(path, read_bytes(path, 0))
+        return ("uint8", header.channels) if header and header.bits <= 8 else None
 
 
 @contextmanager
@@ -156,11 +164,11 @@ def _remedy(cause: str) -> str:
     return _AGAIN
 
 
-def read_bytes(path: Path) -> Bytes:
-    """Bytes of a file; those of a large one stay on disk."""
+def read_bytes(path: Path, most: int = _LARGE) -> Bytes:
+    """Bytes of a file; those of one with more than `most` stay on disk."""
     with path.open("rb") as file:
-        is_large = os.fstat(file.fileno()).st_size > _LARGE
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_large else file.read()
+        is_large = os.fstat(file.fileno()).st_size > most
+        data: Bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_large else file.read()
     if not data:
         raise DataError(f"{path} is empty (0 bytes); {_AGAIN}")
     return data
@@ -213,6 +221,8 @@ def _decode(path: Path, data: Bytes) -> np.ndarray:
 
 class _Plain(Source):
     """PNG, JPEG, BMP, WebP: decoded as a whole, since these formats can't be read in parts."""
+
+    whole = True
 
     def __init__(self, path: Path, pixels: np.ndarray, header: Header | None) -> None:
         self.path, self.dtype = path, pixels.dtype

@@ -16,14 +16,14 @@ from pfseg.errors import DataError
 @pytest.mark.parametrize("shape", [(7, 300), (300, 7, 3)])
 def test_size(suffix, shape):
     data = cv2.imencode(suffix, np.zeros(shape, np.uint8))[1].tobytes()
-    assert read_header(data) == Header(*shape[:2])
+    assert read_header(data) == Header(*shape[:2], channels=1 if len(shape) == 2 else 3)
 
 
 def test_depth_and_palette():
     data = cv2.imencode(".png", np.zeros((4, 5, 4), np.uint16))[1].tobytes()
-    assert read_header(data) == Header(4, 5)
-    assert read_header(png(np.zeros((4, 5), int), 2, 0)) == Header(4, 5, grey_step=85)
-    assert read_header(png(np.zeros((4, 5), int), 1, 3, bytes(range(6)))) == Header(4, 5, palette=(*range(6),))
+    assert read_header(data) == Header(4, 5, channels=4, bits=16)
+    assert read_header(png(np.zeros((4, 5), int), 2, 0)) == Header(4, 5, channels=1, bits=2, grey_step=85)
+    assert read_header(png(np.zeros((4, 5), int), 1, 3, bytes(range(6)))) == Header(4, 5, palette=(*range(6),), bits=1)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg"])
