@@ -19,13 +19,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfseg import toolkit
+from pfseg import compiler, toolkit
 from pfseg.devices import visible_gpus
 from pfseg.errors import JobError, PfsegError
 from pfseg.files import PART, lock, program
@@ -159,6 +158,7 @@ def _import_jittor() -> Any:
     with pinned:
         if cuda:
             toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
+        compiler.show_progress()
         import jittor
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
@@ -170,6 +170,8 @@ def _import_jittor() -> Any:
     if cuda:
         _check_libraries(jittor)
         jittor.flags.use_cuda_host_allocator = 0  # it makes each array an operator with two copies
+    else:
+        compiler.hasten(jittor)
     return jittor
 
 
@@ -194,13 +196,6 @@ if TYPE_CHECKING:
 else:
     jt = _import_jittor()
 Var = jt.Var
-
-
-@lru_cache(maxsize=1)
-def onednn_flags() -> dict[str, int]:
-    """`compile_options` of a `jittor.code` variable whose C++ includes `dnnl.hpp`."""
-    folder = link_onednn()
-    return {f'FLAGS: -I"{folder}/include" -L"{folder}/lib" -Wl,-rpath,"{folder}/lib" -lmkldnn ': 1}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (  # from the ground up; a room imports those below it
     ("errors", "__version__"),
     ("files",),
-    ("devices", "metrics", "toolkit"),
+    ("compiler", "devices", "metrics", "toolkit"),
     ("data", "runtime"),
     ("weights",),
     ("config",),

@@ -35,7 +35,7 @@ from pfseg.launch.worker import pack_config, write_result
 from pfseg.tracking.records import Follower, Sink
 
 SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
-_COMPILING = re.compile(r"Compiling [\w ]+\((\d+)/(\d+)\)\s+used:")
+_COMPILING = re.compile(r"Compiling ([\w ]+)\((\d+)/(\d+)\)\s+used:(?:.*?\beta:\s*([\d.e+]+))?")
 _NOISE = "contact information is unknown in file"  # of mpirun, at each word for ranks of which some are on this host
 _LOST_RANK = re.compile(r"process rank (\d+)")
 
@@ -108,13 +108,14 @@ class _Telemetry:
         self.crashed = False
         self._follower = Follower(folder / "metrics.jsonl")
         self._log = open(folder / "worker.log", "ab", buffering=0)
-        self._compiled: tuple[int, int] | None = None
+        self._compiled: tuple[str, int, int, float | None] | None = None
         self._started, self._alive = time.monotonic(), False
 
     def line(self, text: str) -> None:
         """Take one line of the ranks' output; called by the reading thread."""
         if counts := _COMPILING.search(text):
-            self._compiled = (int(counts[1]), int(counts[2]))
+            what = "Jittor" if "core" in counts[1] else "operators"
+            self._compiled = (what, int(counts[2]), int(counts[3]), float(counts[4]) if counts[4] else None)
             self.watch.progress()
         elif row := told(text):
             if "traceback" in row:

@@ -1,62 +1,47 @@
 """Batch normalisation by PyTorch's definition, synchronised over ranks.
 
 Jittor's own takes the variance as E[x²] - E[x]², which loses the deviation of inputs far from zero, stores the biased
-variance, and runs several passes over memory; here a CPU runs the C++ loops of `batchnorm.h`. Shapes: x (N, C, H, W)
-float32; everything per channel (C,).
+variance, and runs several passes over memory; here a CPU runs the C++ loops of `cpu/batchnorm.cc`. Shapes: x (N, C, H,
+W) float32; everything per channel (C,).
 """
 
 from __future__ import annotations
 
-from pfseg.ops import header, kernels, maps
+from pfseg.ops import kernels, maps
 from pfseg.runtime import Var, jt, world_size
-
-_PLANES = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"  # N, C, L
-
-
-def _per_channel(call: str, inputs: list[Var]) -> tuple[Var, Var]:
-    """Run a function of `batchnorm.h` that gives two values per channel, from x (N, C, H, W) and more inputs."""
-    shape = (inputs[0].shape[1],)
-    first, second = jt.code(
-        [shape, shape], ["float32", "float32"], inputs, cpu_header=header("batchnorm"), cpu_src=f"pfseg::{call};"
-    )
-    return first, second
-
-
-def _per_value(call: str, inputs: list[Var]) -> Var:
-    """Run a function of `batchnorm.h` that gives an array of the shape of x (N, C, H, W), the first input."""
-    return jt.code(inputs[0].shape, "float32", inputs, cpu_header=header("batchnorm"), cpu_src=f"pfseg::{call};")
 
 
 class _Normalise(jt.Function):
     """Training-mode normalisation on a CPU; returns (y, mean, biased variance over all ranks)."""
 
     def __init__(self, eps: float, relu: bool, sync: bool) -> None:
-        self.eps, self.sync = eps, sync
-        self.template = str(relu).lower()
+        self.eps, self.relu, self.sync = eps, relu, sync
 
     def execute(self, x: Var, weight: Var, bias: Var) -> tuple[Var, Var, Var]:
-        mean, var = _per_channel(f"moments({_PLANES}, in0_p, out0_p, out1_p)", [x])
+        mean, var = kernels.run_on_cpu("batchnorm_moments", [((x.shape[1],), "float32")] * 2, [x])
         if self.sync:
             # Every rank has equally many values: batches are whole.
             own, mean = mean, mean.mpi_all_reduce("mean")
             var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
         self.inverse = 1.0 / jt.sqrt(var + self.eps)
         self.x, self.mean, self.scale, self.bias = x, mean, weight * self.inverse, bias
-        call = f"normalise<{self.template}>({_PLANES}, in0_p, in1_p, in2_p, in3_p, out0_p)"
-        return _per_value(call, [x, mean, self.scale, bias]), mean, var
+        inputs = [x, mean, self.scale, bias]
+        (y,) = kernels.run_on_cpu("batchnorm_normalise", [(x.shape, "float32")], inputs, relu=self.relu)
+        return y, mean, var
 
     def grad(self, upstream: Var, _mean: Var, _var: Var) -> tuple[Var, Var, Var]:
         n, c, height, width = self.x.shape
         inputs = [self.x, upstream, self.mean, self.scale, self.bias]
-        arguments = f"{_PLANES}, in0_p, in1_p, in2_p, in3_p, in4_p"
-        total, product = _per_channel(f"gradient_sums<{self.template}>({arguments}, out0_p, out1_p)", inputs)
+        outputs: list[kernels.Output] = [((c,), "float32")] * 2
+        total, product = kernels.run_on_cpu("batchnorm_gradient_sums", outputs, inputs, relu=self.relu)
         weight_grad, bias_grad = product * self.inverse, total
         count = n * height * width
         if self.sync:
             sums = jt.concat([total, product]).mpi_all_reduce("mean")
             total, product = sums[:c], sums[c:]
         inputs += [total / count, product * self.inverse * self.inverse / count]
-        x_grad = _per_value(f"gradient<{self.template}>({arguments}, in5_p, in6_p, out0_p)", inputs)
+        outputs = [(self.x.shape, "float32")]
+        (x_grad,) = kernels.run_on_cpu("batchnorm_gradient", outputs, inputs, relu=self.relu)
         return x_grad, weight_grad, bias_grad
 
 

@@ -1,4 +1,4 @@
-"""Convolutions and batched matrix products: from oneDNN on a CPU (`convolution.h`), from cuDNN and cuBLAS on a GPU.
+"""Convolutions and batched matrix products: oneDNN's on a CPU (`cpu/convolution.cc`), cuDNN's and cuBLAS's on a GPU.
 
 Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
 of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
@@ -12,31 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from pfseg.ops import header, kernels, maps
-from pfseg.runtime import Var, jt, onednn_flags
+from pfseg.ops import kernels, maps
+from pfseg.runtime import Var, jt
 
 Pair = tuple[int, int]
 
 # Smaller maps are as fast by the direct sum (measured with 64 to 512 channels on two cores).
 _MIN_TILES, _MIN_CHANNELS = 32, 16
 
-_BIAS = "in2_shape0 ? in2_p : nullptr"
-_SCRATCH = "{out1_p, size_t(out1_shape0)}"
-_PLANES = "in0_shape2 * in0_shape3"
 
-
-def _call(call: str, shape: Sequence[int], inputs: list[Var], scratch: int = 0, **options: float) -> Var:
-    """Run a function of `convolution.h` with so many floats of scratch memory and, in `data`, the options."""
-    y, memory = jt.code(
-        [tuple(shape), (scratch,)],
-        ["float32", "float32"],
-        inputs,
-        cpu_header=header("convolution"),
-        cpu_src=f"pfseg::{call};",
-        data={name: float(value) for name, value in options.items()},
-    )
-    memory.compile_options = onednn_flags()
-    return y
+def _run(function: str, shape: Sequence[int], inputs: list[Var], scratch: int = 0, **options: float) -> Var:
+    """Run a function of `cpu/convolution.cc`, with so many floats of scratch memory."""
+    outputs: list[kernels.Output] = [(shape, "float32"), *([((scratch,), "float32")] if scratch else [])]
+    return kernels.run_on_cpu(f"convolution_{function}", outputs, inputs, **options)[0]
 
 
 class _Convolution(jt.Function):
@@ -60,27 +48,19 @@ class _Convolution(jt.Function):
         y_shape = [n, k, *y_sides]
         self.scratch = _scratch(x.shape, weight.shape, y_shape, winograd)
         self.x, self.weight, self.bias = x, weight, bias
-        inputs = [x, weight, jt.zeros((0,)) if bias is None else bias]
+        inputs = [x, weight] if bias is None else [x, weight, bias]
+        flags = {"bias": bias is not None, "relu": relu}
         if self.pointwise:
-            sizes = f"in0_shape0, in0_shape1, {_PLANES}, in1_shape0"
-            call = f'pointwise_forward({sizes}, in0_p, in1_p, {_BIAS}, data["relu"], out0_p)'
-            return _call(call, y_shape, inputs, relu=relu)
-        call = (
-            "forward({in0->shape, in1->shape, out0->shape, data}, "
-            f'in0_p, in1_p, {_BIAS}, data["relu"], out0_p, {_SCRATCH})'
-        )
-        return _call(call, y_shape, inputs, self.scratch, relu=relu, **self.options)
+            return _run("pointwise_forward", y_shape, inputs, **flags)
+        return _run("forward", y_shape, inputs, self.scratch, **flags, **self.options)
 
     def grad(self, upstream: Var) -> tuple[Var, Var, Var | None, None]:
         x, weight = self.x, self.weight
         if self.pointwise:
-            sizes = f"in0_shape0, in1_shape1, {_PLANES}, in0_shape1"
-            x_grad = _call(f"pointwise_gradient_x({sizes}, in0_p, in1_p, out0_p)", x.shape, [upstream, weight])
+            x_grad = _run("pointwise_gradient_x", x.shape, [upstream, weight])
         else:
-            call = f"gradient_x({{out0->shape, in1->shape, in0->shape, data}}, in0_p, in1_p, out0_p, {_SCRATCH})"
-            x_grad = _call(call, x.shape, [upstream, weight], self.scratch, **self.options)
-        call = f"gradient_w({{in1->shape, out0->shape, in0->shape, data}}, in0_p, in1_p, out0_p, {_SCRATCH})"
-        weight_grad = _call(call, weight.shape, [upstream, x], self.scratch, **self.options)
+            x_grad = _run("gradient_x", x.shape, [upstream, weight], self.scratch, **self.options)
+        weight_grad = _run("gradient_w", weight.shape, [upstream, x], self.scratch, **self.options)
         return x_grad, weight_grad, None if self.bias is None else upstream.sum([0, 2, 3]), None
 
 
@@ -290,10 +270,7 @@ class _Matmul(jt.Function):
 def _product(a: Var, b: Var, a_transposed: bool = False, b_transposed: bool = False) -> Var:
     """The product (N, P, R) of a and b; either may be stored with its last two axes swapped."""
     shape = (a.shape[0], a.shape[2 if a_transposed else 1], b.shape[1 if b_transposed else 2])
-    inner = "in0_shape1" if a_transposed else "in0_shape2"
-    sizes = f"out0_shape0, out0_shape1, {inner}, out0_shape2"
-    flags = [str(flag).lower() for flag in (a_transposed, b_transposed)]
-    return _call(f"multiply({sizes}, in0_p, {flags[0]}, in1_p, {flags[1]}, out0_p)", shape, [a, b])
+    return _run("multiply", shape, [a, b], a_transposed=a_transposed, b_transposed=b_transposed)
 
 
 def batched_matmul(a: Var, b: Var) -> Var:

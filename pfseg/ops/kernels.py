@@ -1,6 +1,7 @@
-"""The library of GPU kernels (`cuda/`): compiled once per environment, and called from Jittor's operators.
+"""The libraries of GPU kernels (`cuda/`) and of functions for a CPU (`cpu/`), called by one operator of Jittor.
 
-On a GPU the network's maps are (N, H, W, C), channels last, of `dtype()`; see `pfseg.ops.maps`.
+Each is compiled once per environment, on its first use; Jittor would compile each function anew for each combination of
+types and dimensions. On a GPU the network's maps are (N, H, W, C), channels last, of `dtype()`; see `pfseg.ops.maps`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import ctypes
 import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pfseg import compiler
 from pfseg.errors import PfsegError
 from pfseg.files import PART, lock
-from pfseg.runtime import Var, jt
+from pfseg.runtime import Var, jt, link_onednn
 
 SOURCES = Path(__file__).with_name("cuda")
+_CPU_SOURCES = Path(__file__).with_name("cpu")
 Output = tuple[Sequence[int], str]  # shape and type
 
 _DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -27,7 +30,7 @@ _state: dict[str, Any] = {"precision": "fp32", "deterministic": False, "emulated
 
 
 class KernelError(PfsegError):
-    """The kernels can't be compiled."""
+    """The functions can't be compiled."""
 
 
 def active() -> bool:
@@ -68,9 +71,21 @@ def emulate(library: Path | None) -> None:
 def run(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **options: float) -> list[Var]:
     """Call a function of the library (see `cuda/kernels.h`) with the inputs; gives the outputs."""
     emulated = _state["emulated"]
+    address = _address(emulated or str(_library()), function)
+    return _call(address, not emulated, outputs, inputs, options)
+
+
+def run_on_cpu(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **options: float) -> list[Var]:
+    """Call a function of the library for a CPU (see `cpu/functions.h`) with the inputs; gives the outputs."""
+    return _call(_address(str(_cpu_library()), function), False, outputs, inputs, options)
+
+
+def _call(
+    address: int, cuda: bool, outputs: Sequence[Output], inputs: Sequence[Var], options: Mapping[str, float]
+) -> list[Var]:
     variables: list[Var] = _operators().kernel(
-        _address(emulated or str(_library()), function),
-        not emulated,
+        address,
+        cuda,
         [tuple(shape) for shape, _ in outputs],
         [dtype for _, dtype in outputs],
         list(inputs),
@@ -81,7 +96,7 @@ def run(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **optio
 
 @cache
 def _operators() -> Any:
-    """The operator that calls a function of the library."""
+    """The operator that calls a function of a library."""
     folder = SOURCES.with_name("native")
     files = [str(folder / name) for name in ("kernel_op.h", "kernel_op.cc")]
     return jt.compile_custom_ops(files, extra_flags=f' -I"{SOURCES}" ')
@@ -103,21 +118,35 @@ def _library() -> Path:
     # PTX beside the machine code is for cards that are newer than what Jittor knows.
     architectures = [f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]" for arch in jt.flags.cuda_archs]
     flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", f"-I{SOURCES}", f"-I{toolkit}/include", *architectures]
-    shared = "".join([*flags, *(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.h")))])
+    linked = [f"-L{toolkit}/lib64", "-Xlinker", f"-rpath,{toolkit}/lib64", "-lcudnn", "-lcublas"]
+    linked = ["-shared", "--cudart", "shared", *linked]
+    return _build("libpfseg", [jt.flags.nvcc_path, *flags], sorted(SOURCES.glob("*.cu")), linked)
+
+
+@cache
+def _cpu_library() -> Path:
+    """Compile the functions for a CPU, with Jittor's flags for operators, unless that is done; raises KernelError."""
+    onednn = link_onednn()
+    command = [*compiler.command(jt), f"-I{onednn}/include"]
+    # Not -Ofast: linked so, loading the library would let this thread round the smallest numbers to 0 from then on.
+    linked = ["-shared", "-fopenmp", f"-L{onednn}/lib", f"-Wl,-rpath,{onednn}/lib", "-lmkldnn"]
+    return _build("libpfseg_cpu", command, sorted(_CPU_SOURCES.glob("*.cc")), linked)
+
+
+def _build(name: str, command: list[str], sources: list[Path], linked: list[str]) -> Path:
+    """Compile what has changed of a library, on all cores, and link it, after the sources' objects, with `linked`."""
+    headers = sorted([*SOURCES.glob("*.h"), *sources[0].parent.glob("*.h")])
+    shared = "".join([*command, *(path.read_text(encoding="utf-8") for path in headers)])
     folder = Path(jt.flags.cache_path) / "pfseg"
-    objects = {
-        path: folder / f"{path.stem}_{_digest(shared + path.read_text(encoding='utf-8'))}.o"
-        for path in sorted(SOURCES.glob("*.cu"))
-    }
-    library = folder / f"libpfseg_{_digest(''.join(map(str, objects.values())))}.so"
-    with lock(folder / "libpfseg"):
+    objects = {path: folder / f"{path.stem}_{_digest(shared + path.read_text(encoding='utf-8'))}.o" for path in sources}
+    library = folder / f"{name}_{_digest(''.join(map(str, [*objects.values(), *linked])))}.so"
+    with lock(folder / name):
         if library.exists():
             return library
         changed = [(path, target) for path, target in objects.items() if not target.exists()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda pair: _compile([*flags, "-c", str(pair[0])], pair[1]), changed))
-        linked = [f"-L{toolkit}/lib64", "-Xlinker", f"-rpath,{toolkit}/lib64", "-lcudnn", "-lcublas"]
-        _compile(["-shared", "--cudart", "shared", *map(str, objects.values()), *linked], library)
+            list(pool.map(lambda pair: _compile([*command, "-c", str(pair[0])], pair[1]), changed))
+        _compile([command[0], *map(str, objects.values()), *linked], library)
     return library
 
 
@@ -125,10 +154,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _compile(arguments: list[str], target: Path) -> None:
+def _compile(command: list[str], target: Path) -> None:
     part = target.with_name(f"{target.stem}{PART}{target.suffix}")
-    command = [jt.flags.nvcc_path, *arguments, "-o", str(part)]
+    command = [*command, "-o", str(part)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise KernelError(f"compiling the GPU kernels failed:\n{' '.join(command)}\n{done.stderr[-2000:]}")
+        raise KernelError(f"compiling pfseg's own operators failed:\n{' '.join(command)}\n{done.stderr[-2000:]}")
     part.rename(target)

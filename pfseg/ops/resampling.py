@@ -1,7 +1,8 @@
 """Resizing and adaptive pooling as the published networks have them.
 
 Both are linear and separable: a matrix for the rows and one for the columns, whose transposes give the gradient. Their
-rows are sparse, which the C++ loop of a CPU (`resampling.h`) and the GPU kernels (`cuda/resampling.cu`) make use of.
+rows are sparse, which the C++ loop of a CPU (`cpu/resampling.cc`) and the GPU kernels (`cuda/resampling.cu`) make use
+of.
 
 The layout of maps is that of `pfseg.ops.maps`: (N, C, H, W) float32, or (N, H, W, C) in `channels_last()` on a GPU.
 Planes, as a map of certainties, are (N, 1, H, W) float32 on every device.
@@ -14,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pfseg.ops import header, kernels, maps
+from pfseg.ops import kernels, maps
 from pfseg.ops.points import gather_points
 from pfseg.runtime import Var, jt
 
@@ -84,9 +85,7 @@ class _Separable(jt.Function):
     def _apply(x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
         inputs = [x, *map(jt.array, (*_band(rows), *_band(columns)))]
         shape = (*x.shape[:2], rows.shape[0], columns.shape[0])
-        bands = "{in1_shape0, in1_shape1, in1_p, in2_p}, {in3_shape0, in3_shape1, in3_p, in4_p}"
-        call = f"pfseg::resample(in0_shape0 * in0_shape1, in0_shape2, in0_shape3, in0_p, {bands}, out0_p);"
-        return jt.code(shape, "float32", inputs, cpu_header=header("resampling"), cpu_src=call)
+        return kernels.run_on_cpu("resampling_separable", [(shape, "float32")], inputs)[0]
 
 
 class _Resampled(jt.Function):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from pfseg.ops import header, kernels, pixel_losses
+from pfseg.ops import kernels, pixel_losses
 from pfseg.runtime import Var, jt
 
 
@@ -22,13 +20,7 @@ def kth_smallest(values: Var, k: int) -> Var:
     """The k-th smallest (k from 1) of a flat float32 Var, shape (1,)."""
     if kernels.active():
         return kernels.run("losses_kth_smallest", [((1,), "float32"), pixel_losses.SCRATCH], [values], k=k)[0]
-    return jt.code(
-        (1,),
-        "float32",
-        [values, jt.array(np.array([k - 1], np.int32))],
-        cpu_header=header("selection"),
-        cpu_src="out0_p[0] = pfseg::order_statistic(in0_p, in0_shape0, in1_p[0]);",
-    )
+    return kernels.run_on_cpu("selection_order_statistic", [((1,), "float32")], [values], k=k)[0]
 
 
 def global_kth_smallest(values: Var, k: int, least: float) -> Var:

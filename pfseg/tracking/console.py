@@ -57,9 +57,12 @@ class RunConsole(Sink):
         if self.folder is not None:
             self._line(f"run folder: {shown(self.folder)}", "dim")
 
-    def compiling(self, done: int, total: int) -> None:
-        """Show how many operators Jittor has compiled."""
-        self._bar("wait", f"compiling {done}/{total}, cached for next time", done, total)
+    def compiling(self, what: str, done: int, total: int, left: float | None) -> None:
+        """Show how far Jittor is with compiling itself or operators."""
+        count = f" {done}/{total}" if total else ""
+        time_left = "" if left is None else f"{terminal.duration(left)} left"
+        plain = f", {time_left}" if time_left and not self.live else ""
+        self._bar("wait", f"compiling {what}{count}{plain}, cached for next time", done, total or None, time_left)
 
     def waiting(self, seconds: float) -> None:
         """Show that Jittor is being prepared."""

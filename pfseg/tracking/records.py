@@ -34,8 +34,11 @@ class Sink:
         if handler := getattr(self, f"on_{row['event']}", None):
             handler(row)
 
-    def compiling(self, done: int, total: int) -> None:
-        """Receive Jittor's count of compiled operators."""
+    def compiling(self, what: str, done: int, total: int, left: float | None) -> None:
+        """Receive Jittor's count of what is compiled (of `Jittor` or `operators`), and the seconds that are left.
+
+        At the very start none is done, `total` is 0 and `left` None.
+        """
 
     def waiting(self, seconds: float) -> None:
         """Note that the ranks have given no sign of life in the `seconds` since the start."""

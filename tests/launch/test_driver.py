@@ -34,7 +34,7 @@ class Heard(Sink):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.compiled: list[tuple[int, int]] = []
+        self.compiled: list[tuple[str, int, int, float | None]] = []
         self.waits: list[float] = []
         self.late = False  # whether it was told to wait after the first row
         self.messages: list[tuple[str, str]] = []
@@ -42,8 +42,8 @@ class Heard(Sink):
     def record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
-    def compiling(self, done: int, total: int) -> None:
-        self.compiled.append((done, total))
+    def compiling(self, what: str, done: int, total: int, left: float | None) -> None:
+        self.compiled.append((what, done, total, left))
 
     def waiting(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -121,7 +121,8 @@ def test_a_resumed_run_tells_only_new_rows(tmp_path: Path, heard: Heard) -> None
 
 def test_compile_lines_become_counts_and_the_rest_the_log(tmp_path: Path, heard: Heard) -> None:
     run(tmp_path, heard, behave="compile", seconds=0.2)
-    assert heard.compiled == [(3, 12), (12, 12)]  # each as it came, though both ended in a carriage return
+    # each as it came, though both ended in a carriage return
+    assert heard.compiled == [("operators", 3, 12, 6.0), ("operators", 12, 12, 0.0)]
     log = (tmp_path / "worker.log").read_text()
     assert "something else" in log and "Compiling" not in log
 

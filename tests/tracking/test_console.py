@@ -105,7 +105,7 @@ def test_plain_waits_are_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
         now += 1
         console.waiting(float(second + 3))
     for done in (3, 60, 120):
-        console.compiling(done, 120)
+        console.compiling("operators", done, 120, 120.0 - done)
     for done in (1, 2):
         console.record({"event": "progress", "text": "validating", "done": done, "total": 2})
         now += 20
@@ -113,7 +113,7 @@ def test_plain_waits_are_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
     assert file.getvalue().splitlines() == [
         f"{preparing}3 s",
         f"{preparing}18 s",
-        "compiling 120/120, cached for next time",
+        "compiling operators 120/120, 0:00 left, cached for next time",
         "validating 2/2",
     ]
 
@@ -145,7 +145,7 @@ def test_bars_on_a_terminal() -> None:
     console, file = make(live=True)
     console.show_config(CONFIG)
     console.waiting(4.0)
-    console.compiling(30, 120)
+    console.compiling("operators", 30, 120, 90.0)
     console.record(START)
     console.record(TRAIN)
     console.record(VAL)

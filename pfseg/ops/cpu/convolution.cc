@@ -1,7 +1,7 @@
 // Convolutions and batched matrix products on a CPU by oneDNN 2.
 //
-// Arrays are float32 and row-major: x (N, C, H, W), w (K, C, h, w), y (N, K, H', W'). oneDNN may ask for layouts of its
-// own; such copies lie in the caller's scratch memory where it is large enough.
+// x (N, C, H, W), w (K, C, h, w), y (N, K, H', W'). oneDNN may ask for layouts of its own; such copies lie in the caller's
+// scratch memory where it is large enough.
 
 #include <dnnl.hpp>
 #include <algorithm>
@@ -11,8 +11,12 @@
 #include <unordered_map>
 #include <vector>
 
-namespace {
+#include "functions.h"
+
 namespace pfseg {
+namespace cpu {
+
+namespace {
 
 using dnnl::memory;
 const auto TRAINING = dnnl::prop_kind::forward_training;
@@ -28,14 +32,13 @@ struct Convolution {
     dnnl::algorithm algorithm;
 
     // `options`: stride0, stride1, padding0, ..., dilation1 (1 for adjacent taps), and winograd as 0 or 1.
-    template <class Shape, class Options>
-    Convolution(const Shape& xs, const Shape& ws, const Shape& ys, Options& options)
-        : x({xs[0], xs[1], xs[2], xs[3]}), w({ws[0], ws[1], ws[2], ws[3]}), y({ys[0], ys[1], ys[2], ys[3]}),
-          stride({int(options["stride0"]), int(options["stride1"])}),
-          padding({int(options["padding0"]), int(options["padding1"])}),
-          dilation({int(options["dilation0"]) - 1, int(options["dilation1"]) - 1}),  // oneDNN counts the gaps
-          algorithm(options["winograd"] ? dnnl::algorithm::convolution_winograd
-                                        : dnnl::algorithm::convolution_direct) {}
+    Convolution(const Array& x, const Array& w, const Array& y, const Options& options)
+        : x(x.shape, x.shape + 4), w(w.shape, w.shape + 4), y(y.shape, y.shape + 4),
+          stride({int(options.at("stride0")), int(options.at("stride1"))}),
+          padding({int(options.at("padding0")), int(options.at("padding1"))}),
+          dilation({int(options.at("dilation0")) - 1, int(options.at("dilation1")) - 1}),  // oneDNN counts the gaps
+          algorithm(options.at("winograd") ? dnnl::algorithm::convolution_winograd
+                                           : dnnl::algorithm::convolution_direct) {}
 
     static memory::desc any(const memory::dims& shape) { return {shape, F32, memory::format_tag::any}; }
 
@@ -82,7 +85,7 @@ template <class Kind, class Make> const Kind& keep(const Convolution& c, int64_t
 struct Scratch {
     size_t at, end;  // addresses
 
-    Scratch(float* start, size_t floats) : at((size_t)start), end((size_t)(start + floats)) {}
+    explicit Scratch(const Array& array) : at((size_t)array.data), end(at + array.size() * sizeof(float)) {}
 
     memory take(const memory::desc& wanted) {
         const size_t start = (at + 63) / 64 * 64;
@@ -159,8 +162,8 @@ void gradient_w(Convolution c, const float* upstream, const float* x, float* w_g
 
 // 1x1 convolutions of stride 1: x (N, C, L), w (K, C), y (N, K, L). Bias and ReLU follow in slices of columns, while
 // those are still in the cache.
-void pointwise_forward(int64_t N, int64_t C, int64_t L, int64_t K, const float* x, const float* w, const float* bias,
-                       bool relu, float* y) {
+void pointwise(int64_t N, int64_t C, int64_t L, int64_t K, const float* x, const float* w, const float* bias, bool relu,
+               float* y) {
     const int64_t slice = bias || relu ? std::min<int64_t>(L, 2048) : L;
     for (int64_t n = 0; n < N; n++)
         for (int64_t start = 0; start < L; start += slice) {
@@ -177,8 +180,8 @@ void pointwise_forward(int64_t N, int64_t C, int64_t L, int64_t K, const float* 
         }
 }
 
-void pointwise_gradient_x(int64_t N, int64_t C, int64_t L, int64_t K, const float* upstream, const float* w,
-                          float* x_gradient) {
+void pointwise_gradient(int64_t N, int64_t C, int64_t L, int64_t K, const float* upstream, const float* w,
+                        float* x_gradient) {
     for (int64_t n = 0; n < N; n++)
         dnnl_sgemm('T', 'N', C, L, K, 1.0f, w, C, upstream + n * K * L, L, 0.0f, x_gradient + n * C * L, L);
 }
@@ -191,5 +194,48 @@ void multiply(int64_t N, int64_t P, int64_t Q, int64_t R, const float* a, bool a
                    a_transposed ? P : Q, b + n * Q * R, b_transposed ? Q : R, 0.0f, out + n * P * R, R);
 }
 
-}  // namespace pfseg
 }  // namespace
+
+// In: x, w and, optionally, bias. Out: y, scratch. Options: those of `Convolution`, bias, relu.
+void convolution_forward(const Array* in, const Array* out, const Options& options) {
+    const Convolution c(in[0], in[1], out[0], options);
+    const float* bias = options.at("bias") ? floats(in[2]) : nullptr;
+    forward(c, floats(in[0]), floats(in[1]), bias, options.at("relu"), floats(out[0]), Scratch(out[1]));
+}
+
+// In: upstream, w. Out: the gradient of x, scratch. Options: those of `Convolution`.
+void convolution_gradient_x(const Array* in, const Array* out, const Options& options) {
+    const Convolution c(out[0], in[1], in[0], options);
+    gradient_x(c, floats(in[0]), floats(in[1]), floats(out[0]), Scratch(out[1]));
+}
+
+// In: upstream, x. Out: the gradient of w, scratch. Options: those of `Convolution`.
+void convolution_gradient_w(const Array* in, const Array* out, const Options& options) {
+    const Convolution c(in[1], out[0], in[0], options);
+    gradient_w(c, floats(in[0]), floats(in[1]), floats(out[0]), Scratch(out[1]));
+}
+
+// In: x, w (K, C, 1, 1) and, optionally, bias. Out: y. Options: bias, relu.
+void convolution_pointwise_forward(const Array* in, const Array* out, const Options& options) {
+    const int64_t* x = in[0].shape;
+    const float* bias = options.at("bias") ? floats(in[2]) : nullptr;
+    pointwise(x[0], x[1], x[2] * x[3], in[1].shape[0], floats(in[0]), floats(in[1]), bias, options.at("relu"),
+              floats(out[0]));
+}
+
+// In: upstream, w (K, C, 1, 1). Out: the gradient of x.
+void convolution_pointwise_gradient_x(const Array* in, const Array* out, const Options&) {
+    const int64_t* y = in[0].shape;
+    pointwise_gradient(y[0], in[1].shape[1], y[2] * y[3], y[1], floats(in[0]), floats(in[1]), floats(out[0]));
+}
+
+// In: a, b. Out: their product. Options: a_transposed, b_transposed.
+void convolution_multiply(const Array* in, const Array* out, const Options& options) {
+    const bool a_transposed = options.at("a_transposed"), b_transposed = options.at("b_transposed");
+    const int64_t* shape = out[0].shape;
+    multiply(shape[0], shape[1], in[0].shape[a_transposed ? 1 : 2], shape[2], floats(in[0]), a_transposed,
+             floats(in[1]), b_transposed, floats(out[0]));
+}
+
+}  // namespace cpu
+}  // namespace pfseg

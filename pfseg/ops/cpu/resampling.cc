@@ -1,19 +1,25 @@
 // Separable linear resampling on a CPU: resizing, average pooling, and the gradients of both.
 //
-// A matrix whose rows are 0 outside a short range is held as `weights` (rows, k), row-major float32, and `starts` (rows,)
-// int32: output cell i is the sum over j < k of weights[i, j] * input[starts[i] + j].
+// A matrix whose rows are 0 outside a short range is held as `weights` (rows, k) and `starts` (rows,) int32:
+// output cell i is the sum over j < k of weights[i, j] * input[starts[i] + j].
 
 #include <algorithm>
-#include <cstdint>
 #include <vector>
 
-namespace {
+#include "functions.h"
+
 namespace pfseg {
+namespace cpu {
+
+namespace {
 
 struct Band {
     int64_t rows, k;
     const float* weights;
     const int32_t* starts;
+
+    Band(const Array& weights, const Array& starts)
+        : rows(weights.shape[0]), k(weights.shape[1]), weights(floats(weights)), starts(integers(starts)) {}
 };
 
 // Map `planes` maps x (H, W) to y (vertical.rows, horizontal.rows), each thread line by line.
@@ -45,5 +51,13 @@ void resample(int64_t planes, int64_t H, int64_t W, const float* x, Band vertica
     }
 }
 
-}  // namespace pfseg
 }  // namespace
+
+// In: x (N, C, H, W), weights and starts for its rows, and for its columns. Out: y.
+void resampling_separable(const Array* in, const Array* out, const Options&) {
+    const int64_t* x = in[0].shape;
+    resample(x[0] * x[1], x[2], x[3], floats(in[0]), {in[1], in[2]}, {in[3], in[4]}, floats(out[0]));
+}
+
+}  // namespace cpu
+}  // namespace pfseg

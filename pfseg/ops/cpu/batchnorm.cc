@@ -1,16 +1,16 @@
 // Batch normalisation on a CPU.
 //
-// x, y, upstream and gradient are (N, C, L) float32, row-major, L = H * W; everything else is per channel, (C,) float32.
+// x, y, upstream and gradient are (N, C, L), L = H * W; everything else is per channel, (C,).
 // Within a plane of L values sums are taken in float32, which vectorises; over planes in double.
 //
 //   y = (x - mean) * scale + bias, with scale = weight / deviation, and max(0, y) where `relu` is set.
 
-#include <cmath>
-#include <cstdint>
-#include <omp.h>
+#include "functions.h"
+
+namespace pfseg {
+namespace cpu {
 
 namespace {
-namespace pfseg {
 
 // Mean and biased variance, the latter around the mean in a second pass.
 void moments(int64_t N, int64_t C, int64_t L, const float* x, float* mean_out, float* variance_out) {
@@ -104,5 +104,42 @@ void gradient(int64_t N, int64_t C, int64_t L, const float* x, const float* upst
         }
 }
 
-}  // namespace pfseg
+struct Sizes {
+    int64_t N, C, L;
+
+    explicit Sizes(const Array& x) : N(x.shape[0]), C(x.shape[1]), L(x.shape[2] * x.shape[3]) {}
+};
+
 }  // namespace
+
+// In: x. Out: mean, variance.
+void batchnorm_moments(const Array* in, const Array* out, const Options&) {
+    const Sizes s(in[0]);
+    moments(s.N, s.C, s.L, floats(in[0]), floats(out[0]), floats(out[1]));
+}
+
+// In: x, mean, scale, bias. Out: y. Options: relu.
+void batchnorm_normalise(const Array* in, const Array* out, const Options& options) {
+    const Sizes s(in[0]);
+    const auto work = options.at("relu") ? normalise<true> : normalise<false>;
+    work(s.N, s.C, s.L, floats(in[0]), floats(in[1]), floats(in[2]), floats(in[3]), floats(out[0]));
+}
+
+// In: x, upstream, mean, scale, bias. Out: the sums of g and of g * (x - mean). Options: relu.
+void batchnorm_gradient_sums(const Array* in, const Array* out, const Options& options) {
+    const Sizes s(in[0]);
+    const auto work = options.at("relu") ? gradient_sums<true> : gradient_sums<false>;
+    work(s.N, s.C, s.L, floats(in[0]), floats(in[1]), floats(in[2]), floats(in[3]), floats(in[4]), floats(out[0]),
+         floats(out[1]));
+}
+
+// In: x, upstream, mean, scale, bias, a, b. Out: the gradient of x. Options: relu.
+void batchnorm_gradient(const Array* in, const Array* out, const Options& options) {
+    const Sizes s(in[0]);
+    const auto work = options.at("relu") ? gradient<true> : gradient<false>;
+    work(s.N, s.C, s.L, floats(in[0]), floats(in[1]), floats(in[2]), floats(in[3]), floats(in[4]), floats(in[5]),
+         floats(in[6]), floats(out[0]));
+}
+
+}  // namespace cpu
+}  // namespace pfseg

@@ -1,0 +1,88 @@
+"""How Jittor is told to compile: with the real compiler, but without Jittor."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pfseg import compiler
+
+GPP = "/usr/bin/g++"
+
+
+@pytest.fixture
+def jittor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for Jittor, with one header."""
+    (tmp_path / "jittor" / "src").mkdir(parents=True)
+    (tmp_path / "jittor" / "src" / "var.h").write_text("inline int one() { return 1; }\n")
+    monkeypatch.setattr(compiler, "_HEADER", '#include "var.h"\n')
+    flags = f' -fPIC -shared -ldl -L"{tmp_path}" -I"{tmp_path}/jittor/src" '
+    return SimpleNamespace(
+        compiler=SimpleNamespace(cc_path=GPP, cc_flags=flags, kernel_opt_flags=" -Ofast "),
+        flags=SimpleNamespace(
+            cache_path=str(tmp_path / "a cache"),
+            jittor_path=str(tmp_path / "jittor"),
+            cc_flags=flags,
+            python_path="python",
+        ),
+    )
+
+
+def compile_operator(jittor: Any, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Compile an operator as Jittor does; it includes nothing by itself."""
+    (folder / "one_op.cc").write_text("#define JIT 1\n#define JIT_cpu 1\nint two() { return 2 * one(); }\n")
+    files = f'"{folder}/one_op.cc" {jittor.flags.cc_flags} -Ofast -Winvalid-pch -H -o "{folder}/one_op.so"'
+    command = f'{jittor.flags.python_path} {folder}/asm_tuner.py --cc_path="{GPP}" {files}'
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+
+
+def test_operators_take_the_precompiled_header(jittor: Any, tmp_path: Path):
+    compiler.hasten(jittor)
+    done = compile_operator(jittor, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("! ") and "headers.h.gch" in done.stderr  # how -H marks what was precompiled
+    assert (tmp_path / "one_op.so").exists()
+
+
+def test_a_header_is_precompiled_once_until_something_changes(jittor: Any, tmp_path: Path):
+    for _ in range(2):
+        jittor.flags.cc_flags = ""
+        compiler.hasten(jittor)
+        (made,) = (tmp_path / "a cache" / "pfseg").glob("operators_*/headers.h.gch")
+        assert str(made.parent) in jittor.flags.cc_flags
+    first = made.stat().st_mtime_ns, jittor.flags.cc_flags
+    (tmp_path / "jittor" / "src" / "var.h").write_text("inline int one() { return 2 - 1; }\n")
+    jittor.flags.cc_flags = ""
+    compiler.hasten(jittor)
+    assert made.stat().st_mtime_ns == first[0] and jittor.flags.cc_flags != first[1]
+
+
+def test_without_a_working_compiler_all_stays_as_it_was(jittor: Any, tmp_path: Path):
+    before = dict(vars(jittor.flags))
+    (tmp_path / "jittor" / "src" / "var.h").write_text("no C++\n")
+    compiler.hasten(jittor)
+    jittor.compiler.cc_path = "/nowhere/g++"
+    compiler.hasten(jittor)
+    assert vars(jittor.flags) == before
+
+
+def test_the_library_is_compiled_with_the_flags_of_operators(jittor: Any, tmp_path: Path):
+    assert compiler.command(jittor) == [GPP, "-fPIC", f"-I{tmp_path}/jittor/src", "-Ofast"]
+
+
+def test_lines_tell_how_far_a_compilation_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    now = 10.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = compiler._Progress("Compiling jittor_core", 4)
+    for index in range(4):
+        progress.update(index)
+        now += 1.5
+    assert capsys.readouterr().err == (
+        "Compiling jittor_core(2/4) used: 1.5s eta: 1.5s\r"
+        "Compiling jittor_core(3/4) used: 3.0s eta: 1.0s\r"
+        "Compiling jittor_core(4/4) used: 4.5s eta: 0.0s\n"
+    )
