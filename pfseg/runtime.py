@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -33,6 +33,9 @@ __all__ = ["jt"]  # for type checkers, which take it for a private import otherw
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
+
+
+_AGAIN = "PFSEG_STARTED_AGAIN"
 
 
 class RuntimeSetupError(PfsegError):
@@ -159,7 +162,11 @@ def _import_jittor() -> Any:
         if cuda:
             toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
         compiler.show_progress()
-        import jittor
+        try:
+            import jittor
+        except SystemExit:
+            _start_again()
+        os.environ.pop(_AGAIN, None)
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
@@ -173,6 +180,15 @@ def _import_jittor() -> Any:
     else:
         compiler.hasten(jittor)
     return jittor
+
+
+def _start_again() -> NoReturn:
+    """Run this command anew in this process: Jittor ends it, with success, when it has compiled its tools again."""
+    if os.environ.get(_AGAIN):
+        cache = settle_home() / ".cache" / "jittor"
+        raise RuntimeSetupError(f"Jittor ends after compiling itself, each time: remove {cache}, which it fills again")
+    os.environ[_AGAIN] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _toolkit_folder() -> Path:

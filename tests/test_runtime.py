@@ -118,3 +118,16 @@ def test_a_full_gpu_says_what_to_lower():
         raise RuntimeError("[f 12] Unable to alloc cuda device memory for size 123")  # as Jittor says it
     with pytest.raises(RuntimeError, match=r"^other$"), runtime.memory_advice("lower batch_size"):
         raise RuntimeError("other")
+
+
+def test_a_command_runs_again_when_jittor_ends_it(tmp_path):
+    # What Jittor 1.3.11 does after compiling its tools for other flags: sys.exit(0), before anything has run.
+    (tmp_path / "jittor").mkdir()
+    (tmp_path / "jittor" / "__init__.py").write_text("import sys; print('imported', flush=True); sys.exit(0)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", "import pfseg.runtime"], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "imported\n" * 2
+    assert done.returncode == 1
+    assert "RuntimeSetupError: Jittor ends after compiling itself, each time: remove " in done.stderr
