@@ -103,43 +103,57 @@ struct FinishSums {
 };
 
 template <class T, int N, bool RELU, bool RESIDUAL>
-__global__ void normalise(int64_t packs, int channels, const T* x, const float* mean, const float* scale,
+__global__ void normalise(int64_t positions, int channels, const T* x, const float* mean, const float* scale,
                           const float* shift, const float* variance, float eps, const T* residual, T* y) {
-    for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
-        const int first = static_cast<int>(p * N % channels);
-        const auto px = reinterpret_cast<const Pack<T, N>*>(x)[p];
+    const int first = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (first >= channels) return;
+    float m[N], s[N], b[N];
+    for (int i = 0; i < N; i++) {
+        const int c = first + i;
+        m[i] = mean[c], b[i] = shift[c];
+        s[i] = variance ? scale[c] * rsqrtf(variance[c] + eps) : scale[c];
+    }
+    const int64_t step = int64_t(gridDim.y) * blockDim.y;
+    for (int64_t p = blockIdx.y * int64_t(blockDim.y) + threadIdx.y; p < positions; p += step) {
+        const int64_t at = p * channels + first;
+        const auto px = *reinterpret_cast<const Pack<T, N>*>(x + at);
         Pack<T, N> pr, py;
-        if (RESIDUAL) pr = reinterpret_cast<const Pack<T, N>*>(residual)[p];
+        if (RESIDUAL) pr = *reinterpret_cast<const Pack<T, N>*>(residual + at);
         for (int i = 0; i < N; i++) {
-            const int c = first + i;
-            const float factor = variance ? scale[c] * rsqrtf(variance[c] + eps) : scale[c];
-            float value = (to_float(px.values[i]) - mean[c]) * factor + shift[c];
+            float value = (to_float(px.values[i]) - m[i]) * s[i] + b[i];
             if (RESIDUAL) value += to_float(pr.values[i]);
             py.values[i] = from_float<T>(RELU ? max(value, 0.0f) : value);
         }
-        reinterpret_cast<Pack<T, N>*>(y)[p] = py;
+        *reinterpret_cast<Pack<T, N>*>(y + at) = py;
     }
 }
 
 template <class T, int N, bool RELU, bool RESIDUAL>
-__global__ void gradient(int64_t packs, int channels, const T* x, const T* upstream, const T* y, const float* mean,
+__global__ void gradient(int64_t positions, int channels, const T* x, const T* upstream, const T* y, const float* mean,
                          const float* scale, const float* shift, const float* means, T* x_gradient, T* residual_gradient) {
-    for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
-        const int first = static_cast<int>(p * N % channels);
-        const auto px = reinterpret_cast<const Pack<T, N>*>(x)[p];
-        const auto pg = reinterpret_cast<const Pack<T, N>*>(upstream)[p];
+    const int first = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (first >= channels) return;
+    float m[N], s[N], b[N], total[N], product[N];
+    for (int i = 0; i < N; i++) {
+        const int c = first + i;
+        m[i] = mean[c], s[i] = scale[c], b[i] = shift[c], total[i] = means[c], product[i] = means[channels + c];
+    }
+    const int64_t step = int64_t(gridDim.y) * blockDim.y;
+    for (int64_t p = blockIdx.y * int64_t(blockDim.y) + threadIdx.y; p < positions; p += step) {
+        const int64_t at = p * channels + first;
+        const auto px = *reinterpret_cast<const Pack<T, N>*>(x + at);
+        const auto pg = *reinterpret_cast<const Pack<T, N>*>(upstream + at);
         Pack<T, N> py, gx, gr;
-        if (RELU && RESIDUAL) py = reinterpret_cast<const Pack<T, N>*>(y)[p];
+        if (RELU && RESIDUAL) py = *reinterpret_cast<const Pack<T, N>*>(y + at);
         for (int i = 0; i < N; i++) {
-            const int c = first + i;
-            const float d = to_float(px.values[i]) - mean[c];
-            const bool kept = !RELU || (RESIDUAL ? to_float(py.values[i]) > 0 : d * scale[c] + shift[c] > 0);
+            const float d = to_float(px.values[i]) - m[i];
+            const bool kept = !RELU || (RESIDUAL ? to_float(py.values[i]) > 0 : d * s[i] + b[i] > 0);
             const float g = kept ? to_float(pg.values[i]) : 0.0f;
-            gx.values[i] = from_float<T>(scale[c] * (g - means[c] - d * means[channels + c]));
+            gx.values[i] = from_float<T>(s[i] * (g - total[i] - d * product[i]));
             gr.values[i] = from_float<T>(g);
         }
-        reinterpret_cast<Pack<T, N>*>(x_gradient)[p] = gx;
-        if (RESIDUAL) reinterpret_cast<Pack<T, N>*>(residual_gradient)[p] = gr;
+        *reinterpret_cast<Pack<T, N>*>(x_gradient + at) = gx;
+        if (RESIDUAL) *reinterpret_cast<Pack<T, N>*>(residual_gradient + at) = gr;
     }
 }
 
@@ -187,10 +201,11 @@ void batchnorm_normalise(const Array* in, const Array* out, const Options& optio
     with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
         using T = decltype(zero);
         constexpr int N = pack;
-        const int64_t packs = in[0].size() / N;
+        const int64_t channels = in[0].shape[3], positions = in[0].size() / channels;
+        const dim3 block = block_over(channels / N), grid = grid_over(channels / N, positions);
         with_flags(options.at("relu"), options.at("residual"), [&](auto relu, auto residual) {
             const float* variance = options.at("constant") ? as<float>(in[residual ? 5 : 4]) : nullptr;
-            launch(normalise<T, N, relu, residual>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]), as<T>(in[0]),
+            launch(normalise<T, N, relu, residual>, grid, block, 0, positions, int(channels), as<T>(in[0]),
                    as<float>(in[1]), as<float>(in[2]), as<float>(in[3]), variance, float(options.at("eps")),
                    residual ? as<T>(in[4]) : nullptr, as<T>(out[0]));
         });
@@ -220,9 +235,10 @@ void batchnorm_gradient(const Array* in, const Array* out, const Options& option
     with_packs(in[0].type, in[0].shape[3], [&](auto zero, auto pack) {
         using T = decltype(zero);
         constexpr int N = pack;
-        const int64_t packs = in[0].size() / N;
+        const int64_t channels = in[0].shape[3], positions = in[0].size() / channels;
+        const dim3 block = block_over(channels / N), grid = grid_over(channels / N, positions);
         with_flags(options.at("relu"), options.at("residual"), [&](auto relu, auto residual) {
-            launch(gradient<T, N, relu, residual>, grid_of(packs), 256, 0, packs, int(in[0].shape[3]), as<T>(in[0]),
+            launch(gradient<T, N, relu, residual>, grid, block, 0, positions, int(channels), as<T>(in[0]),
                    as<T>(in[1]), residual ? as<T>(in[6]) : nullptr, as<float>(in[2]), as<float>(in[3]), as<float>(in[4]),
                    as<float>(in[5]), as<T>(out[0]), residual ? as<T>(out[1]) : nullptr);
         });

@@ -83,8 +83,23 @@ T* as(const Array& array) { return static_cast<T*>(array.data); }
 
 inline unsigned blocks(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
 
-// Blocks of 256 threads that loop over `count` items: enough to fill a large GPU.
-inline unsigned grid_of(int64_t count) { return std::min(blocks(count, 256), 132u * 16); }
+constexpr unsigned MANY = 132 * 16;  // blocks of 256 threads: enough to fill a large GPU
+
+// Blocks of 256 threads that loop over `count` items.
+inline unsigned grid_of(int64_t count) { return std::min(blocks(count, 256), MANY); }
+
+// 256 threads: along x over packs of channels, as many as there are up to 32, along y over positions. Each thread keeps
+// its channels, and with them what is known of these, while it goes through the positions.
+inline dim3 block_over(int64_t packs) {
+    unsigned width = 1;
+    while (width < 32 && width < packs) width *= 2;
+    return dim3(width, 256 / width);
+}
+inline dim3 grid_over(int64_t packs, int64_t positions) {
+    const dim3 block = block_over(packs);
+    const unsigned columns = blocks(packs, block.x);
+    return dim3(columns, std::min(blocks(positions, block.y), std::max(1u, MANY / columns)));
+}
 
 // Sum over the threads of a one-dimensional block whose size is a power of 2, in a fixed order; the first thread has it.
 // `memory` holds a float for each thread.
