@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ EAGER = (
     "PyTorch runs without compilation, with maps in channels-last order, autocast for 16 bits and cuDNN's own search."
 )
 COMPILED = "The same, with `torch.compile`:"
+PROFILE = """\
+`pfnet_r50` with 8 images of 896 px in bf16. Each kernel is waited for, which adds some microseconds to each call and
+keeps the processor from working ahead, so that the sum exceeds the times above.
+"""
 AGREEMENT = """\
 Compared with stored results of the published PyTorch code on a CPU, for random weights and noise as images, where
 classes lie closer together than in a trained network. Losses and gradients are of `pfnet_r50` at 192 px. Errors are
@@ -66,9 +71,21 @@ def page(rows: Sequence[Row]) -> str:
         parts += [text, _table([["", *PRECISIONS], ["convolutions", *cells]])]
     for check, title in (("repeats", "Repeats"), ("training", "Training on the built-in data"), ("ranks", "Two ranks")):
         found = [row for row in rows if row["check"] == check and row["name"] != "seconds"]
-        if found and not any(row["passed"] is False for row in found):
-            parts += [f"## {title}", _table([["run", "result"], *([r["name"], str(r["value"])] for r in found)])]
+        if found:
+            lines = [[r["name"], str(r["value"]), "failed" if r["passed"] is False else ""] for r in found]
+            parts += [f"## {title}", _table([["run", "result", ""], *lines])]
+    if profile := [row for row in rows if row["check"] == "profile" and re.search(r"calls|%$", str(row["value"]))]:
+        parts += ["## Where the time goes", PROFILE, _profile(profile)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _profile(rows: Sequence[Row]) -> str:
+    lines = [["", "kernel", "ms", "calls", "share"]]
+    for row in rows:
+        if match := re.fullmatch(r"([\d.]+) ms in (\d+) calls(?: of a step|, (\d+ %))", str(row["value"])):
+            work, _, kernel = row["name"].partition(": ")
+            lines.append([WORK[work], f"`{kernel}`" if match[3] else kernel, match[1], match[2], match[3] or ""])
+    return _table(lines)
 
 
 def _speed(rows: Sequence[Row]) -> str:
