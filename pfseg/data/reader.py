@@ -2,9 +2,8 @@
 
 A file's bands are chosen, brought to 8 bits, and cleared where they hold no data:
 
-* bands: those that are asked for; or else the bands tagged red, green and blue (a palette counts as
-  these), in whatever
-  order; one band (grey), three times; three bands in the file's order. Other files have to be told, see `bands`.
+* bands: those that are asked for; or else the bands tagged red, green and blue (a palette counts as these), in whatever
+  order; one band (grey), three times; three bands in the file's order. For other files `bands` has to be given.
 * 8 bits: those of 8 bits stay; `stretch` says what becomes black and white of others; without it, 16 bits without sign
   are divided by 256.
 * no data: the file's own mask, or else transparency, or else the nodata value in all chosen bands; NaN and infinity.
