@@ -86,17 +86,20 @@ void exchange_all(const Array* plain, const Array* packed, int count) {
 
 // y = x + bias, then ReLU, for the first channels of x, whose positions are `stride` values apart.
 template <class From, class To, int N>
-__global__ void finish(int64_t packs, int channels, int stride, const From* x, const float* bias, bool relu, To* y) {
-    for (int64_t p = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; p < packs; p += int64_t(gridDim.x) * blockDim.x) {
-        const int64_t position = p * N / channels;
-        const int c = static_cast<int>(p * N - position * channels);
-        const auto px = *reinterpret_cast<const Pack<From, N>*>(x + position * stride + c);
+__global__ void finish(int64_t positions, int channels, int stride, const From* x, const float* bias, bool relu, To* y) {
+    const int first = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (first >= channels) return;
+    float b[N];
+    for (int i = 0; i < N; i++) b[i] = bias ? bias[first + i] : 0.0f;
+    const int64_t step = int64_t(gridDim.y) * blockDim.y;
+    for (int64_t p = blockIdx.y * int64_t(blockDim.y) + threadIdx.y; p < positions; p += step) {
+        const auto px = *reinterpret_cast<const Pack<From, N>*>(x + p * stride + first);
         Pack<To, N> py;
         for (int i = 0; i < N; i++) {
-            const float value = to_float(px.values[i]) + (bias ? bias[c + i] : 0.0f);
+            const float value = to_float(px.values[i]) + b[i];
             py.values[i] = from_float<To>(relu ? max(value, 0.0f) : value);
         }
-        reinterpret_cast<Pack<To, N>*>(y)[p] = py;
+        *reinterpret_cast<Pack<To, N>*>(y + p * channels + first) = py;
     }
 }
 
@@ -170,14 +173,15 @@ void convolution_forward(const Array* in, const Array* out, const Options& optio
     if (wide) {
         with_type(y.type, [&](auto zero) {
             using T = decltype(zero);
-            launch(finish<T, float, 1>, grid_of(out[0].size()), 256, 0, out[0].size(), channels, stride, as<T>(y), bias, relu,
-                   as<float>(out[0]));
+            launch(finish<T, float, 1>, grid_over(channels, positions(y)), block_over(channels), 0, positions(y), channels,
+                   stride, as<T>(y), bias, relu, as<float>(out[0]));
         });
     } else if (bias || relu) {
         with_packs(y.type, channels, [&](auto zero, auto pack) {
             using T = decltype(zero);
-            const int64_t packs = y.size() / pack;
-            launch(finish<T, T, pack>, grid_of(packs), 256, 0, packs, channels, stride, as<T>(y), bias, relu, as<T>(y));
+            const int64_t packs = channels / pack;
+            launch(finish<T, T, pack>, grid_over(packs, positions(y)), block_over(packs), 0, positions(y), channels, stride,
+                   as<T>(y), bias, relu, as<T>(y));
         });
     }
 }
