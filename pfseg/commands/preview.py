@@ -44,8 +44,8 @@ def run(settings: Preview) -> None:
     out = Path(settings.out)
     save_preview(out, rows, dataset.classes)
     pixels, samples, ignored = census.shares()
-    title = f"{census.masks} training samples, drawn from {len(dataset)}"
-    console.print(terminal.class_table(dataset.classes, pixels.tolist(), samples.tolist(), "samples", title))
+    terminal.line(console, f"{census.masks} training samples, drawn from {len(dataset)}:", "bold")
+    console.print(terminal.class_table(dataset.classes, pixels.tolist(), samples.tolist(), "samples"))
     console.print(f"{out}: {len(rows)} of them, {100 * ignored:.2g} % of all pixels are ignored", soft_wrap=True)
     for warning in census.warnings():
         terminal.line(console, f"warning: {warning}", "yellow")

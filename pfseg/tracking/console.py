@@ -106,10 +106,10 @@ class RunConsole(Sink):
 
     def on_masks(self, row: Row) -> None:
         """Show what masks hold."""
-        title = f"{row['masks']:,} training masks, {100 * row['ignored']:.2g} % of their pixels without a class"
-        self.console.print(
-            terminal.class_table(parse_classes(row["classes"]), row["pixels"], row["images"], "images", title)
-        )
+        ignored = f", {100 * row['ignored']:.2g} % of their pixels without a class" if row["ignored"] else ""
+        self._line(f"{row['masks']:,} training masks{ignored}:")
+        classes = parse_classes(row["classes"])
+        self.console.print(terminal.class_table(classes, row["pixels"], row["images"], "images"))
 
     def on_train(self, row: Row) -> None:
         """Show losses, speed and the time left."""

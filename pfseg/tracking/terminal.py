@@ -114,12 +114,10 @@ def collected_signals() -> Iterator[list[int]]:
         restore()
 
 
-def class_table(
-    classes: Sequence[ClassInfo], pixels: Sequence[float], images: Sequence[float], what: str, title: str
-) -> Table:
+def class_table(classes: Sequence[ClassInfo], pixels: Sequence[float], images: Sequence[float], what: str) -> Table:
     """How often each class occurs: shares of the labelled pixels, and of the images (`what` they are called)."""
     heads = ("% of pixels", f"in % of {what}")
-    found = table("class", *heads, numbers=heads, title=title)
+    found = table("class", *heads, numbers=heads)
     for info, share, images_share in zip(classes, pixels, images, strict=True):
         label = Text("■ ", style=info.hex_color) + Text(info.name, style="default")
         found.add_row(label, f"{100 * share:.2f}", f"{100 * images_share:.0f}")
