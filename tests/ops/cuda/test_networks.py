@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import golden
 import numpy as np
 import pytest
 from building import build_loss
+from plain_cpu import plain_cpu
 
 from pfseg import create_model
-from pfseg.ops import kernels
 from pfseg.runtime import jt
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    library = kernels._state["emulated"]
-    kernels.emulate(None)
-    yield
-    kernels.emulate(library)
 
 
 def step(model, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -49,7 +38,7 @@ def test_training_step_as_on_a_cpu(emulated, name):
     state = {key: var.numpy() for key, var in model.state_dict().items()}
     values, gradients = step(model, 96)
     model.load_state_dict(state)
-    with on_cpu():
+    with plain_cpu():
         expected_values, expected_gradients = step(model, 96)
     for key, value in values.items():
         assert golden.difference(value, expected_values[key]) < 1e-3, key
