@@ -254,7 +254,7 @@ def test_a_dataset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = check(compose("train", ["dataset=town"], folder=tmp_path))
     assert config.dataset.streets == 7 and config.dump()["dataset"]["streets"] == 7
-    with pytest.raises(ConfigError, match=r"dataset\.std=3: expected 3 values"):
+    with pytest.raises(ConfigError, match=r"dataset\.std=3: expected numbers above 0 in brackets, one for each band"):
         check(compose("train", ["dataset=town", "dataset.std=3"], folder=tmp_path))
     with pytest.raises(ConfigError, match=r"town_data\.City: no such class"):
         check(compose("train", ["dataset=town", "dataset._target_=town_data.City"], folder=tmp_path))
