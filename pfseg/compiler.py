@@ -68,7 +68,8 @@ def say(what: str, done: int, total: int, used: float = 0.0, left: float | None 
     """Write a line as Jittor does for operators, which `pfseg.launch.driver` looks for."""
     rest = "" if left is None else f" eta: {left:.1f}s"
     end = "\n" if done == total else "\r"
-    print(f"{what}({done}/{total}) used: {used:.1f}s{rest}", end=end, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{what}({done}/{total}) used: {used:.1f}s{rest}{end}")
+    sys.stderr.flush()
 
 
 def show_progress() -> None:

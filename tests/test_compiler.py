@@ -1,4 +1,4 @@
-"""How Jittor is told to compile: with the real compiler, but without Jittor."""
+"""What Jittor runs to compile: the real compiler and its precompiled header, without Jittor itself."""
 
 from __future__ import annotations
 

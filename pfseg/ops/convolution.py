@@ -1,4 +1,4 @@
-"""Convolutions and batched matrix products: oneDNN's on a CPU (`cpu/convolution.cc`), cuDNN's and cuBLAS's on a GPU.
+"""Convolutions: oneDNN's on a CPU (`cpu/convolution.cc`), cuDNN's and cuBLAS's on a GPU; batched products on a CPU.
 
 Jittor would compile a broadcast product and sum for each kernel size and stride before it finds oneDNN's. Here 3x3 ones
 of stride 1 go by Winograd's F(4x4, 3x3) where the processor has AVX-512 (results differ from the direct sum by about
@@ -274,8 +274,6 @@ def _product(a: Var, b: Var, a_transposed: bool = False, b_transposed: bool = Fa
 
 
 def batched_matmul(a: Var, b: Var) -> Var:
-    """Product (N, P, R) of (N, P, Q) and (N, Q, R), float32."""
-    if jt.flags.use_cuda:
-        return jt.nn.bmm(a, b)
+    """Product (N, P, R) of (N, P, Q) and (N, Q, R), float32, on a CPU."""
     product: Var = _Matmul.apply(a, b)
     return product

@@ -23,7 +23,7 @@ Count = Callable[[], tuple[int, int]]
 def count(emulated: str, library: Path) -> Iterator[Count]:
     """Gives the launches since its last call, and the runs of Jittor's own operators; nothing is computed meanwhile."""
     if library == Path():
-        pytest.skip("counts what the processor runs in place of a GPU")
+        pytest.skip("counts launches of the emulated kernels, which a machine with a GPU leaves alone")
     launches = ctypes.CDLL(str(library)).pfseg_launches
     launches.restype = ctypes.c_int64
     jt.sync_all()
