@@ -190,7 +190,7 @@ class Image(AbstractContextManager["Image"]):
             self._note(
                 "alpha",
                 f"has a band {alpha} that is tagged as alpha, but {100 * between:.0f} % of its values are neither 0 "
-                "nor the largest: it counts as data, such as infrared, not as a mask; name it in bands=[...] to use it",
+                "nor the largest: it is taken for data (infrared, say), not for a mask; bands=[...] can use it",
             )
         return between <= _BETWEEN
 
