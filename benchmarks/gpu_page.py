@@ -89,11 +89,11 @@ def _profile(rows: Sequence[Row]) -> str:
 
 
 def _speed(rows: Sequence[Row]) -> str:
-    table = [["work", "px", "batch", "precision", *COLUMNS]]
+    table = [["work", "images", "precision", *COLUMNS]]
     for row in rows:
         if "work" not in row or "ms" not in row["ours"][0]:
             continue
-        cells = [WORK[row["work"]], str(row["size"]), str(row["batch"]), row["precision"]]
+        cells = [WORK[row["work"]], f"{row['batch']} of {row['size']} px", row["precision"]]
         sides = [[answer for answer in row[side] if "ms" in answer] for side in ("ours", "torch")]
         times = [median(ms for answer in side for ms in answer["ms"]) if side else None for side in sides]
         sizes = [side[-1]["mib"] if side else None for side in sides]
