@@ -31,6 +31,7 @@ from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError
 
+_NETWORK = "pfseg.models.network.SegmentationNetwork"
 _NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
 
 
@@ -46,10 +47,10 @@ def create_model(
     """Build a network of conf/model by its name: a Jittor module that maps (N, C, H, W) float32 to `SegOutput`.
 
     Args:
-        name: `pfnet_r18`, `pfnet_r50`, `pfnet_r101`, `pfnet_r2n101` or another file of conf/model.
+        name: of a choice of `model`, such as `pfnet_r50`, `sfnet_r18` or a file of conf/model.
         num_classes: K.
         in_channels: bands of the images; weights of red, green and blue are spread over others than 3.
-        variant: `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
+        variant: of PFNet, `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
         pretrained: backbone weights (.pth, .pkl, .safetensors).
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
 
@@ -58,7 +59,8 @@ def create_model(
         CheckpointError: unusable `pretrained`.
     """
     folder = Path(config_dir) if config_dir is not None else None
-    composed = compose("profile", [f"model={name}", f"model.variant={variant}"], folder=folder)
+    choices = [f"model={name}"] + ([f"model.variant={variant}"] if variant != "pytorch" else [])
+    composed = compose("profile", choices, folder=folder)
     settings = checked(composed, Profile).model
     model = build_model(settings, num_classes, in_channels)
     if pretrained is not None:
@@ -213,20 +215,36 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     """Build a network for images of `in_channels` bands, with random weights: by the seed alone, not by the device.
 
     Other numbers than 3 go as `in_channels` to the backbone, or to a network without one. Raises ConfigError if it
-    takes no such keyword.
+    takes no such keyword, or a head the backbone's maps.
     """
+    from pfseg.models.network import Head
     from pfseg.runtime import on_processor
 
     keywords = {key: value for key, value in settings.values().items() if key not in _NOT_OF_THE_NETWORK}
+    keywords["num_classes"] = num_classes
+    given = {} if in_channels == 3 else {"in_channels": in_channels}
     with on_processor():
-        if in_channels != 3:
-            if isinstance(backbone := keywords.get("backbone"), Settings):
-                keywords["backbone"] = instantiate(backbone, in_channels=in_channels)
-            else:
-                keywords["in_channels"] = in_channels
-        model = _call(settings.target, keywords | {"num_classes": num_classes})
+        backbone, target = keywords.get("backbone"), locate(settings.target)
+        if isinstance(backbone, Settings):
+            keywords["backbone"] = _build_backbone(backbone, getattr(target, "backbone_options", {}), given)
+        else:
+            keywords |= given
+        if inspect.isclass(target) and issubclass(target, Head):
+            backbone = keywords.pop("backbone")
+            head = _call(settings.target, keywords | {"in_channels": backbone.out_channels})
+            model = _call(_NETWORK, {"backbone": backbone, "head": head, "num_classes": num_classes})
+        else:
+            model = _call(settings.target, keywords)
     model.in_channels = in_channels
     return model
+
+
+def _build_backbone(settings: Settings, published: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Build a backbone; settings that are null become those of the published network, if it has any."""
+    values = settings.values()
+    return instantiate(
+        settings, **{key: value for key, value in published.items() if values.get(key, key) is None}, **given
+    )
 
 
 def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, dict[str, Any]]:

@@ -17,6 +17,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,6 +32,8 @@ from pfseg.config.validation import nearest, unknown_key
 from pfseg.errors import ConfigError
 
 VERSION_BASE = "1.3"
+DEFAULT_BACKBONE = "resnet50"
+_SHORT = {"resnet": "r", "res2net": "r2n"}  # of backbones in the names of networks
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # what composing raises
 
 
@@ -64,10 +67,33 @@ class WorkingFolder(SearchPathPlugin):
             search_path.append("working-folder", f"file://{folder}")
 
 
+def networks() -> dict[str, tuple[str, str]]:
+    """The choices of `model` that stand in no file: each head on each backbone, as sfnet_r18, with the files of both.
+
+    The name of a head alone, as sfnet, is that head on ResNet-50.
+    """
+    folders = [folder for folder in (config_dir(), working_config_dir()) if folder is not None]
+    heads, backbones = (
+        sorted({path.stem for folder in folders for path in (folder / "model" / part).glob("*.yaml")} - {"common"})
+        for part in ("head", "backbone")
+    )
+    return {head: (head, DEFAULT_BACKBONE) for head in heads} | {
+        f"{head}_{_short(backbone)}": (head, backbone) for head in heads for backbone in backbones
+    }
+
+
+def _short(backbone: str) -> str:
+    family = backbone.rstrip("0123456789")
+    return _SHORT.get(family, family) + backbone.removeprefix(family)
+
+
 def prepare_hydra() -> None:
-    """Teach Hydra where YAML files are, and the interpolation `run_folder`."""
+    """Teach Hydra where YAML files are, which networks there are, and the interpolation `run_folder`."""
     Plugins.instance().register(WorkingFolder)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    for name, (head, backbone) in networks().items():
+        node = {"defaults": [{"head": head}, {"backbone": backbone}, "_self_"], "name": name}
+        ConfigStore.instance().store(name, node, group="model", provider="pfseg")
 
 
 @contextmanager

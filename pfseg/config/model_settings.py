@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, Tag
 
 from pfseg.config import types as t
-from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
+from pfseg.config.settings import CUSTOM, Settings, Target, by_target, one_of, setting
 
 
 class ResNetSettings(Settings):
-    """ResNet with a deep stem."""
+    """ResNet."""
 
     target: Literal["pfseg.models.resnet.ResNet"] = Field(alias="_target_", description="class of the backbone")
     depth: Literal[18, 50, 101] = setting("number of layers")
+    stem: Literal["deep", "plain", "v1c"] = setting(
+        "first convolutions: three of 64, 64, 128 channels; one 7x7 as torchvision's; three of 32, 32, 64 as mmseg's"
+    )
+    output_stride: Literal[8, 16, 32] | None = setting("stride of the coarsest map in pixels; null: the head's")
+    dilation: Literal["none", "full", "contracted"] | None = setting(
+        "dilation of layer3 and layer4; contracted: half of it in their first blocks; null: the head's"
+    )
 
 
 class Res2NetSettings(Settings):
@@ -24,18 +31,16 @@ class Res2NetSettings(Settings):
     depth: Literal[101] = setting("number of layers")
 
 
-Backbone: TypeAlias = Annotated[
-    Annotated[ResNetSettings, Tag("pfseg.models.resnet.ResNet")]
-    | Annotated[Res2NetSettings, Tag("pfseg.models.res2net.Res2Net")]
-    | Annotated[Target, Tag(CUSTOM)],
-    by_target("pfseg.models.resnet.ResNet", "pfseg.models.res2net.Res2Net"),
-]
+if TYPE_CHECKING:
+    Backbone: TypeAlias = Target
+else:
+    Backbone = one_of(Target, ResNetSettings, Res2NetSettings)
 
 
 class Model(Settings, extra="allow"):
     """What every network has; one of the user's own may have further keys."""
 
-    target: str = Field(alias="_target_", description="class of the network, as package.module.Class")
+    target: str = Field(alias="_target_", description="class of the network or its head, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
     num_classes: t.Count | None = setting("number of classes; null: as many as the data set has")
     pretrained: str | None = setting("weights file of a trained backbone to start from: .pth, .pkl or .safetensors")
@@ -45,6 +50,7 @@ class Model(Settings, extra="allow"):
 class PFNetSettings(Model, extra="forbid"):
     """PFNet (Li et al., CVPR 2021)."""
 
+    target: Literal["pfseg.models.pfnet.PFNet"] = Field(alias="_target_", description="class of the network")
     variant: t.Variant = setting("family of published checkpoints that the network equals")
     num_edge_points: t.Natural = setting("boundary points per level; 0: no flow through them")
     match_dim: t.Count = setting("channels of the point matcher")
@@ -56,10 +62,10 @@ class PFNetSettings(Model, extra="forbid"):
     backbone: Backbone
 
 
-ModelSettings: TypeAlias = Annotated[
-    Annotated[PFNetSettings, Tag("pfseg.models.pfnet.PFNet")] | Annotated[Model, Tag(CUSTOM)],
-    by_target("pfseg.models.pfnet.PFNet"),
-]
+if TYPE_CHECKING:
+    ModelSettings: TypeAlias = Model
+else:
+    ModelSettings = one_of(Model, PFNetSettings)
 
 
 class ImageWeighted(Settings):

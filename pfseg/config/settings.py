@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Union, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 CUSTOM = "custom"  # the kind of a `_target_` that pfseg doesn't ship
 
@@ -58,3 +58,10 @@ class KindOf:
 def by_target(*targets: str) -> Discriminator:
     """Tell classes apart by `_target_`, for pydantic."""
     return Discriminator(KindOf("_target_", targets))
+
+
+def one_of(custom: type[Settings], *kinds: type[Settings]) -> Any:
+    """The type of a group that is of one of the kinds, told apart by their literal `_target_`, or of a custom one."""
+    tagged = {name: kind for kind in kinds for name in get_args(kind.model_fields["target"].annotation)}
+    options = tuple(Annotated[kind, Tag(name)] for name, kind in (tagged | {CUSTOM: custom}).items())
+    return Annotated[Union[options], by_target(*tagged)]  # noqa: UP007

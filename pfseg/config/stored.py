@@ -32,6 +32,9 @@ _LATER: dict[str, dict[str, Any]] = {
     "trainer": {"log_grad_norm": False, "bn_batches": 0, "deterministic": False},
     "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
+_LATER_OF: dict[str, dict[str, Any]] = {  # the same by `_target_`
+    "pfseg.models.resnet.ResNet": {"stem": "deep", "output_stride": None, "dilation": None},
+}
 _NEEDED = {
     ".hydra/overrides.yaml": "is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",
     "resolved.yaml": "has no resolved.yaml: it never started; start a new run",
@@ -111,7 +114,7 @@ def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             value = _rename(value, group or key)
         renamed[_RENAMED.get(group, {}).get(key, key)] = value
-    return renamed
+    return _LATER_OF.get(str(node.get("_target_")), {}) | renamed
 
 
 def _refuse_foreign(path: Path, node: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from pfseg.ops import maps
 from pfseg.ops.convolution import PackedWeights
@@ -17,6 +17,34 @@ from pfseg.runtime import Var, jt
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
 
 
+class Points(NamedTuple):
+    """Points of an image that a head has classified by themselves, as PointRend does in training.
+
+    Attributes:
+        coordinates: (N, P, 2) float32, x and y in [0, 1] of the image's width and height.
+        logits: (N, K, P) float32.
+    """
+
+    coordinates: Var
+    logits: Var
+
+
+class HeadOutput(NamedTuple):
+    """What a head returns, of any size; a tuple of the first values will do.
+
+    Attributes:
+        logits: (N, K, h, w).
+        edge_logits: (N, 1, h_i, w_i) each, coarse to fine; empty for a head without edges.
+        aux_logits: (N, K, h_i, w_i) each: further logits, which training alone uses.
+        points: points that training alone uses.
+    """
+
+    logits: Var
+    edge_logits: tuple[Var, ...] = ()
+    aux_logits: tuple[Var, ...] = ()
+    points: Points | None = None
+
+
 @dataclass(frozen=True)
 class SegOutput:
     """What a segmentation network returns, in training and in evaluation mode.
@@ -24,10 +52,14 @@ class SegOutput:
     Attributes:
         logits: (N, K, H, W) float32 at the input's size.
         edge_logits: (N, 1, H, W) float32 each, coarse to fine; empty for a head without edges.
+        aux_logits: (N, K, H, W) float32 each, of auxiliary heads; empty for a network without them.
+        points: of a head that classifies points in training; otherwise None.
     """
 
     logits: Var
     edge_logits: tuple[Var, ...] = ()
+    aux_logits: tuple[Var, ...] = ()
+    points: Points | None = None
 
 
 class Backbone(jt.nn.Module):
@@ -73,24 +105,35 @@ class LayeredBackbone(Backbone):
 
 
 class Head(jt.nn.Module):
-    """A decoder: `execute` maps the backbone's maps to logits and edge logits, of any size.
+    """A decoder: `execute` maps the backbone's maps to a `HeadOutput`.
 
-    It returns the logits (N, K, h, w) and a tuple of edge logits (N, 1, h_i, w_i), coarse to fine, empty without edges.
+    It is built with the keywords `in_channels` (those of the maps), `num_classes`, and its settings.
 
     Attributes:
-        channels_last: as of `Backbone`; the logits are then maps too, the edge logits never.
+        channels_last: as of `Backbone`; logits and auxiliary logits are then maps too, edge logits never.
+        align_corners: how its logits are resized to the image.
+        strides: of the maps that it takes, in pixels; None: any.
+        backbone_options: settings of a ResNet in the published network, for those that are null.
     """
 
     channels_last = False
+    align_corners = True
+    strides: tuple[int, ...] | None = None
+    backbone_options: ClassVar[Mapping[str, Any]] = {}
+
+    def auxiliary(self, in_channels: int, num_classes: int) -> jt.nn.Module | None:
+        """A second head for the map before the coarsest, which training alone uses; its weights are `aux.*`."""
+        return None
 
 
 class SegmentationNetwork(jt.nn.Module):
     """A backbone and a head. Weights have the names of the published checkpoints: the backbone's stand beside `head.*`.
 
     A backbone of the user's own needs the attributes of `Backbone`, not the class, and instead of `execute` may have
-    `layer0` .. `layer4` (see `LayeredBackbone`).
+    `layer0` .. `layer4` (see `LayeredBackbone`). Raises ValueError if the head takes maps of other strides.
 
     Attributes:
+        aux: auxiliary head (see `Head.auxiliary`), or None.
         num_classes: K.
         min_size: smallest side of the input in pixels.
         output_stride: stride of the backbone's coarsest map; sides of batches are multiples of it.
@@ -98,8 +141,15 @@ class SegmentationNetwork(jt.nn.Module):
 
     def __init__(self, backbone: Backbone, head: Head, num_classes: int) -> None:
         super().__init__()
+        strides, needed = tuple(backbone.feature_strides), getattr(head, "strides", None)
+        if needed is not None and strides != needed:
+            raise ValueError(
+                f"{type(head).__name__} takes maps at strides {needed}, but {type(backbone).__name__} gives {strides}: "
+                "choose another backbone or model.backbone.output_stride (config: model.head, model.backbone)"
+            )
         self.backbone = backbone
         self.head = head
+        self.aux = head.auxiliary(backbone.out_channels[-2], num_classes) if isinstance(head, Head) else None
         self.num_classes = num_classes
         self.output_stride = self.min_size = backbone.feature_strides[-1]
         self._packed = PackedWeights()
@@ -111,21 +161,30 @@ class SegmentationNetwork(jt.nn.Module):
 
     def execute(self, image: Var) -> SegOutput:
         """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
-        logits, edges = self._logits(image)
-        return SegOutput(logits, tuple(plane_resize(edge, image.shape[2:]) for edge in edges))
+        size = image.shape[2:]
+        logits, edges, aux, points = self._outputs(image, auxiliary=True)
+        return SegOutput(logits, tuple(plane_resize(edge, size) for edge in edges), aux, points)
 
     def predict(self, image: Var) -> Var:
-        """Logits (N, K, H, W) alone, without the work of resizing the edge maps."""
-        return self._logits(image)[0]
+        """Logits (N, K, H, W) alone, without the work of auxiliary heads and of resizing the edge maps."""
+        return self._outputs(image, auxiliary=False).logits
 
-    def _logits(self, image: Var) -> tuple[Var, tuple[Var, ...]]:
-        """Logits (N, K, H, W), and the head's edge logits."""
+    def _outputs(self, image: Var, *, auxiliary: bool) -> HeadOutput:
+        """The head's outputs, logits (N, K, H, W) at the image's size; without auxiliary ones unless `auxiliary`."""
         last = getattr(self.head, "channels_last", False)
+        align_corners = getattr(self.head, "align_corners", True)
+
+        def to_image(logits: Var) -> Var:
+            return resize_to_image(logits, image.shape[2:], align_corners)
+
         with self._packed.of(self):
             features = self._maps(image, last)
             with maps.channels_last(last):
-                logits, edges = self.head(features)
-                return resize_to_image(logits, image.shape[2:]), edges
+                output = HeadOutput(*self.head(features))
+                aux = output.aux_logits if auxiliary else ()
+                if auxiliary and self.aux is not None:
+                    aux = (*aux, self.aux(features[-2]))
+                return output._replace(logits=to_image(output.logits), aux_logits=tuple(map(to_image, aux)))
 
     def _maps(self, image: Var, last: bool) -> Sequence[Var]:
         """The backbone's maps, on a GPU (N, H, W, C) with `last`."""

@@ -6,6 +6,7 @@ Shapes: image (N, 3, H, W); c1..c4 the backbone's maps at strides 4, 8, 16, 32; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pfseg.models.network import Backbone, Head, SegmentationNetwork
 from pfseg.models.pointflow import PointFlow
@@ -101,6 +102,8 @@ class PFNet(SegmentationNetwork):
     repository) loads into `jittor` (Jittor port), which pools differently, without complaint and scores badly. Raises
     ValueError for another variant.
     """
+
+    backbone_options: ClassVar = {"output_stride": 32, "dilation": "full"}
 
     def __init__(
         self,

@@ -73,10 +73,10 @@ class Res2Net(LayeredBackbone):
             nn.Identity(),  # keeps the published numbers, in which ReLU is a module
             MaxPool2d(3, stride=2, padding=1),
         )
-        self.layer1 = make_layer(Bottle2neck, 64, 64, counts[0], stride=1)
-        self.layer2 = make_layer(Bottle2neck, 256, 128, counts[1], stride=2)
-        self.layer3 = make_layer(Bottle2neck, 512, 256, counts[2], stride=2)
-        self.layer4 = make_layer(Bottle2neck, 1024, 512, counts[3], stride=2)
+        self.layer1 = make_layer(Bottle2neck, 64, 64, counts[0], dilations=None)
+        self.layer2 = make_layer(Bottle2neck, 256, 128, counts[1], stride=2, dilations=None)
+        self.layer3 = make_layer(Bottle2neck, 512, 256, counts[2], stride=2, dilations=None)
+        self.layer4 = make_layer(Bottle2neck, 1024, 512, counts[3], stride=2, dilations=None)
         initialise_convolutions(self)
 
     rename_pretrained = staticmethod(ResNet.rename_pretrained)

@@ -1,4 +1,4 @@
-"""ResNet with the deep stem and the "variant D" dilation of the published PFNet: c1..c4 at strides 4, 8, 16, 32."""
+"""ResNet with the stems and dilations of published segmentation networks: c1..c4 at strides 4, 8, 16, 32 or less."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shortcut = nn.Sequential | None
 
 
 class BasicBlock(jt.nn.Module):
-    """Two 3x3 convolutions; the stride sits in `conv1`, the dilation in `conv2`."""
+    """Two 3x3 convolutions; the stride sits in `conv1`, the dilation in `conv2`, as PFNet has them."""
 
     expansion = 1
 
@@ -60,30 +60,50 @@ class Bottleneck(jt.nn.Module):
 
 _BLOCKS: dict[int, type[BasicBlock] | type[Bottleneck]] = {18: BasicBlock, 50: Bottleneck, 101: Bottleneck}
 _DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
+_STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64)}  # channels of the three convolutions
 
 
 class ResNet(LayeredBackbone):
     """ResNet of depth 18, 50 or 101 with the published weight names (`layer0` .. `layer4`); ValueError for others.
 
-    `layer3` and `layer4` dilate their 3x3 `conv2` while the strides stay 2, unlike the usual output-stride-8 networks.
+    The settings are those of `ResNetSettings`; None stands for PFNet's, whose layer3 and layer4 are dilated while their
+    strides stay 2.
     """
 
-    feature_strides = (4, 8, 16, 32)
     channels_last = True
 
-    def __init__(self, depth: int, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        *,
+        stem: str = "deep",
+        output_stride: int | None = None,
+        dilation: str | None = None,
+    ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
             known = f"use one of {sorted(_DEPTHS)} (config: model.backbone.depth)"
             raise ValueError(f"ResNet of depth {depth} is unknown; {known}")
+        output_stride, dilation = output_stride or 32, dilation or "full"
+        if output_stride < 32 and dilation == "none":
+            raise ValueError(
+                f"output_stride={output_stride} takes strides away, which dilation replaces: use full or contracted, "
+                "got none (config: model.backbone.dilation)"
+            )
+        self.feature_strides = (4, 8, min(16, output_stride), output_stride)
         block, counts = _BLOCKS[depth], _DEPTHS[depth]
         c1, c2, c3, c4 = (width * block.expansion for width in (64, 128, 256, 512))
         self.out_channels = (c1, c2, c3, c4)
-        self.layer0 = _deep_stem(in_channels)
-        self.layer1 = make_layer(block, 128, 64, counts[0], stride=1, dilation=1)
-        self.layer2 = make_layer(block, c1, 128, counts[1], stride=2, dilation=1)
-        self.layer3 = make_layer(block, c2, 256, counts[2], stride=2, dilation=2)
-        self.layer4 = make_layer(block, c3, 512, counts[3], stride=2, dilation=4)
+        self.layer0, width = _stem(stem, in_channels)
+        self.layer1 = make_layer(block, width, 64, counts[0])
+        self.layer2 = make_layer(block, c1, 128, counts[1], stride=2)
+        # what the strides, those kept too, would have skipped
+        third, fourth = (1, 1) if dilation == "none" else (1, 2) if output_stride == 16 else (2, 4)
+        rates = [(max(1, rate // 2) if dilation == "contracted" else rate, rate) for rate in (third, fourth)]
+        strides = 2 if output_stride > 8 else 1, 2 if output_stride > 16 else 1
+        self.layer3 = make_layer(block, c2, 256, counts[2], stride=strides[0], dilations=rates[0])
+        self.layer4 = make_layer(block, c3, 512, counts[3], stride=strides[1], dilations=rates[1])
         initialise_convolutions(self)
 
     @staticmethod
@@ -94,28 +114,45 @@ class ResNet(LayeredBackbone):
         return stem[first] + dot + rest if first in stem and dot else key
 
 
-def _deep_stem(in_channels: int) -> nn.Sequential:
-    """Three 3x3 convolutions to 128 channels and max pooling, at stride 4."""
-    convolutions = nn.Sequential(
-        Conv2d(in_channels, 64, 3, stride=2, padding=1, bias=False),
-        BatchNormReLU(64),
-        nn.Identity(),  # keeps the published numbers, in which ReLU is a module
-        Conv2d(64, 64, 3, padding=1, bias=False),
-        BatchNormReLU(64),
-        nn.Identity(),
-        Conv2d(64, 128, 3, padding=1, bias=False),
-    )
-    return nn.Sequential(convolutions, BatchNormReLU(128), nn.Identity(), MaxPool2d(3, stride=2, padding=1))
+def _stem(kind: str, in_channels: int) -> tuple[nn.Sequential, int]:
+    """A 7x7 or three 3x3 convolutions and max pooling, at stride 4; and the number of channels."""
+    if kind == "plain":
+        width = 64
+        convolutions: jt.nn.Module = Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+    else:
+        first, second, width = _STEMS[kind]
+        convolutions = nn.Sequential(
+            Conv2d(in_channels, first, 3, stride=2, padding=1, bias=False),
+            BatchNormReLU(first),
+            nn.Identity(),  # keeps the published numbers, in which ReLU is a module
+            Conv2d(first, second, 3, padding=1, bias=False),
+            BatchNormReLU(second),
+            nn.Identity(),
+            Conv2d(second, width, 3, padding=1, bias=False),
+        )
+    return nn.Sequential(convolutions, BatchNormReLU(width), nn.Identity(), MaxPool2d(3, stride=2, padding=1)), width
 
 
 def make_layer(
-    block: Any, in_channels: int, channels: int, count: int, *, stride: int, **options: int
+    block: Any,
+    in_channels: int,
+    channels: int,
+    count: int,
+    *,
+    stride: int = 1,
+    dilations: tuple[int, int] | None = (1, 1),
 ) -> nn.Sequential:
-    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut."""
+    """`count` blocks; the first takes the stride and changes the number of channels, also of the shortcut.
+
+    `dilations` are those of the first block and of the others; None for blocks without that option.
+    """
     out = channels * block.expansion
-    downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
-    blocks = [block(in_channels, channels, stride, downsample, **options)]
-    blocks += [block(out, channels, 1, None, **options) for _ in range(count - 1)]
+    first, others = ({}, {}) if dilations is None else ({"dilation": dilation} for dilation in dilations)
+    downsample = None
+    if (in_channels, stride) != (out, 1):
+        downsample = nn.Sequential(Conv2d(in_channels, out, 1, stride=stride, bias=False), BatchNorm2d(out))
+    blocks = [block(in_channels, channels, stride, downsample, **first)]
+    blocks += [block(out, channels, 1, None, **others) for _ in range(count - 1)]
     return nn.Sequential(*blocks)
 
 

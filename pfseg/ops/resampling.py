@@ -21,9 +21,12 @@ from pfseg.runtime import Var, jt
 
 
 @lru_cache(maxsize=256)
-def _resize_matrix(size: int, out: int) -> np.ndarray:
-    """Weights (out, size) float32 of linear interpolation with `align_corners=True`."""
-    position = np.linspace(0.0, size - 1.0, out) if out > 1 else np.zeros(1)
+def _resize_matrix(size: int, out: int, align_corners: bool = True) -> np.ndarray:
+    """Weights (out, size) float32 of linear interpolation."""
+    if align_corners:
+        position = np.linspace(0.0, size - 1.0, out) if out > 1 else np.zeros(1)
+    else:
+        position = ((np.arange(out) + 0.5) * size / out - 0.5).clip(0.0, size - 1.0)
     low = np.minimum(position.astype(np.int64), max(size - 2, 0))
     matrix = np.zeros((out, size), np.float32)
     rows = np.arange(out)
@@ -108,16 +111,18 @@ class _Resampled(jt.Function):
 class _ResizedToImages(jt.Function):
     """Maps (N, h, w, C) to images (N, C, H, W) float32 on the GPU kernels."""
 
-    def __init__(self, size: Sequence[int]) -> None:
-        self.size = tuple(size)
+    def __init__(self, size: Sequence[int], align_corners: bool) -> None:
+        self.size, self.align_corners = tuple(size), align_corners
 
     def execute(self, x: Var) -> Var:
         self.shape, self.dtype = x.shape, x.dtype
         shape = (self.shape[0], self.shape[3], *self.size)
-        return kernels.run("resample_to_images", [(shape, "float32")], [x])[0]
+        options = {"align_corners": self.align_corners}
+        return kernels.run("resample_to_images", [(shape, "float32")], [x], **options)[0]
 
     def grad(self, upstream: Var) -> Var:
-        return kernels.run("resample_to_images_gradient", [(self.shape, self.dtype)], [upstream])[0]
+        outputs, options = [(self.shape, self.dtype)], {"align_corners": self.align_corners}
+        return kernels.run("resample_to_images_gradient", outputs, [upstream], **options)[0]
 
 
 class _Maxima(jt.Function):
@@ -137,33 +142,39 @@ class _Maxima(jt.Function):
         return kernels.run("resample_max_gradient", outputs, inputs, planar=True, fixed=self.fixed)[0]
 
 
-def resize(x: Var, size: Sequence[int]) -> Var:
-    """Bilinear resize of maps to `size` = (h, w), `align_corners=True`."""
-    return _resize(x, size, planar=not maps.is_last())
+def resize(x: Var, size: Sequence[int], align_corners: bool = True) -> Var:
+    """Bilinear resize of maps to `size` = (h, w).
+
+    With `align_corners` the centres of the corner pixels stay where they are, without it the map's edges do.
+    """
+    return _resize(x, size, align_corners, planar=not maps.is_last())
 
 
 def plane_resize(x: Var, size: Sequence[int]) -> Var:
     """Bilinear resize of planes to `size` = (h, w), `align_corners=True`."""
-    return _resize(x, size, planar=True)
+    return _resize(x, size, True, planar=True)
 
 
-def _resize(x: Var, size: Sequence[int], planar: bool) -> Var:
+def _resize(x: Var, size: Sequence[int], align_corners: bool, planar: bool) -> Var:
     height, width = x.shape[2:4] if planar else x.shape[1:3]
     if (height, width) == tuple(size):
         return x
     y: Var
     if kernels.active():
-        y = _Resampled("resample_resize", size, planar)(x)
+        y = _Resampled("resample_resize", size, planar, align_corners=align_corners)(x)
     else:
-        y = _Separable(_resize_matrix(height, size[0]), _resize_matrix(width, size[1]))(x)
+        rows, columns = (
+            _resize_matrix(side, out, align_corners) for side, out in ((height, size[0]), (width, size[1]))
+        )
+        y = _Separable(rows, columns)(x)
     return y
 
 
-def resize_to_image(x: Var, size: Sequence[int]) -> Var:
-    """Bilinear resize of maps, `align_corners=True`, to images (N, C, *size) float32 on every device."""
+def resize_to_image(x: Var, size: Sequence[int], align_corners: bool = True) -> Var:
+    """Bilinear resize of maps to images (N, C, *size) float32 on every device; see `resize`."""
     if not maps.is_last():
-        return resize(x, size)
-    y: Var = _ResizedToImages(size)(x)
+        return resize(x, size, align_corners)
+    y: Var = _ResizedToImages(size, align_corners)(x)
     return y
 
 

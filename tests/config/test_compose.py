@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from pfseg.commands.app import main
 from pfseg.config.check import check, find_checkpoint
-from pfseg.config.compose import compose, config_dir, run_folder
+from pfseg.config.compose import compose, config_dir, networks, run_folder
 from pfseg.config.data_settings import AugmentSettings, FolderData, SyntheticData
 from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
@@ -33,7 +33,8 @@ def checked(*overrides: str) -> dict[str, Any]:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    more = networks() if group == "model" else {}
+    return sorted({*more, *(path.stem for path in (CONF / group).glob("*.yaml"))})
 
 
 CHOICES = [
@@ -133,7 +134,10 @@ def test_schemas_name_what_the_constructors_take():
         (["optimizer.lr.x=3"], "`optimizer.lr` is a value and has no keys below it"),
         (["~seeds"], "unknown key `seeds`: did you mean `seed`?"),
         (["+seed=3"], r"`seed` exists already: leave out the \+"),
-        (["model=pfnet_r5O"], "unknown choice `model=pfnet_r5O`: did you mean `model=pfnet_r50`. there are pfnet_r101"),
+        (
+            ["model=pfnet_r5O"],
+            "unknown choice `model=pfnet_r5O`: did you mean `model=pfnet_r50`. there are .*pfnet_r101",
+        ),
         (["model/backbone=resnet34"], "unknown choice `model/backbone=resnet34`: did you mean"),
         (["logger=[wandb,tensorbord]"], "unknown choice `logger=tensorbord`: did you mean `logger=tensorboard`. there"),
         (

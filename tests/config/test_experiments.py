@@ -11,7 +11,7 @@ import pytest
 from data.fakes import write
 from runs import CPU, SCENES, configured, rows
 
-from pfseg.config.compose import config_dir
+from pfseg.config.compose import config_dir, networks
 from pfseg.launch.worker import job as run_worker
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,8 @@ LAYOUTS = {
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    more = networks() if group == "model" else {}
+    return sorted({*more, *(path.stem for path in (CONF / group).glob("*.yaml"))})
 
 
 def fake(root: Path, dataset: dict[str, Any], size: int) -> None:

@@ -1,4 +1,4 @@
-// Bilinear resizing (align_corners=True) and adaptive pooling, of maps (N, H, W, C) or, with the option `planar`, of
+// Bilinear resizing and adaptive pooling, of maps (N, H, W, C) or, with the option `planar`, of
 // planes (N, C, H, W).
 //
 // All are weighted sums over a range of rows and a range of columns. The gradients are, too: each input position gathers
@@ -15,23 +15,30 @@ struct Range {
     int first, last;
 };
 
-// One side of a resize: output i lies at i * in / out of the input, sides counted in steps between positions.
+// One side of a resize: output i lies at (i * in + offset) / out of the input, but inside of it.
 struct Resize {
-    int in, out;  // steps, `out` at least 1
-    int size;     // positions of the output
+    int in, out, offset;  // `out` at least 1
+    int last, size;       // last position of the input, positions of the output
 
-    Resize(int64_t from, int64_t to) : in(int(from) - 1), out(max(int(to) - 1, 1)), size(int(to)) {}
+    // With `align_corners` the first and last positions meet, otherwise the edges half a position beyond them.
+    Resize(int64_t from, int64_t to, bool align_corners)
+        : in(int(align_corners ? from - 1 : 2 * from)),
+          out(int(align_corners ? max(to - 1, int64_t(1)) : 2 * to)),
+          offset(int(align_corners ? 0 : from - to)),
+          last(int(from) - 1),
+          size(int(to)) {}
 
+    __host__ __device__ int place(int i) const { return min(max(i * in + offset, 0), last * out); }  // times `out`
     __host__ __device__ Range inputs(int i) const {
-        const int low = i * in / out;
-        return {low, low + (i * in % out > 0)};
+        const int low = place(i) / out;
+        return {low, low + (place(i) % out > 0)};
     }
     __host__ __device__ Range outputs(int j) const {
-        if (in == 0) return {0, size - 1};
-        const int first = j == 0 ? 0 : (j - 1) * out / in + 1;
-        return {first, min(size - 1, ((j + 1) * out + in - 1) / in - 1)};
+        const int before = (j - 1) * out - offset, after = (j + 1) * out - offset;
+        const int first = j == 0 || before < 0 ? 0 : before / in + 1;
+        return {first, j == last ? size - 1 : min(size - 1, (after + in - 1) / in - 1)};
     }
-    __host__ __device__ float weight(int i, int j) const { return 1.0f - float(abs(i * in - j * out)) / float(out); }
+    __host__ __device__ float weight(int i, int j) const { return 1.0f - float(abs(place(i) - j * out)) / float(out); }
 };
 
 // One side of adaptive pooling; see `pooling_windows` in resampling.py for the two rules.
@@ -308,9 +315,9 @@ __global__ void max_of_windows_gradient(int64_t count, Pool rows, Pool columns, 
 // Work on arrays of the sides of a resize, or of adaptive pooling, of x to y.
 template <class Work>
 void with_resize(const Array& x, const Array& y, const Options& options, Work work) {
-    const bool planar = options.at("planar");
+    const bool planar = options.at("planar"), align = options.at("align_corners");
     const Shape from(x, planar), to(y, planar);
-    work(planar, Resize(from.height, to.height), Resize(from.width, to.width));
+    work(planar, Resize(from.height, to.height, align), Resize(from.width, to.width, align));
 }
 template <class Work>
 void with_pool(const Array& x, const Array& y, const Options& options, Work work) {
@@ -350,10 +357,11 @@ void resample_average_gradient(const Array* in, const Array* out, const Options&
 }
 
 // maps (N, h, w, K) -> images (N, K, H, W) float32
-void resample_to_images(const Array* in, const Array* out, const Options&) {
+void resample_to_images(const Array* in, const Array* out, const Options& options) {
     const int height = int(in[0].shape[1]), width = int(in[0].shape[2]), channels = int(in[0].shape[3]);
     const int out_height = int(out[0].shape[2]), out_width = int(out[0].shape[3]);
-    const Resize rows(height, out_height), columns(width, out_width);
+    const bool align = options.at("align_corners");
+    const Resize rows(height, out_height, align), columns(width, out_width, align);
     // A block takes so many columns that those they come from fit into 46 KiB.
     const int64_t most = 46 * 1024 / ((channels | 1) * sizeof(float));
     unsigned tile = blocks(blocks(out_width, blocks(out_width, 256)), 32) * 32;
@@ -370,10 +378,11 @@ void resample_to_images(const Array* in, const Array* out, const Options&) {
 }
 
 // upstream (N, K, H, W) float32 -> gradient of the maps (N, h, w, K)
-void resample_to_images_gradient(const Array* in, const Array* out, const Options&) {
+void resample_to_images_gradient(const Array* in, const Array* out, const Options& options) {
     const int height = int(out[0].shape[1]), width = int(out[0].shape[2]), channels = int(out[0].shape[3]);
     const int out_height = int(in[0].shape[2]), out_width = int(in[0].shape[3]);
-    const Resize rows(height, out_height), columns(width, out_width);
+    const bool align = options.at("align_corners");
+    const Resize rows(height, out_height, align), columns(width, out_width, align);
     // Cells of a tile, such that each thread has about one upstream column.
     const int64_t most = std::max<int64_t>(1, int64_t(THREADS) * columns.in / columns.out - 1);
     const int tile = int(blocks(width, blocks(width, most)));
