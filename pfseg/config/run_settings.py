@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import Gt, Lt
 from pydantic import Field, model_serializer
 
 from pfseg.config import types as t
@@ -16,10 +17,12 @@ class TrainerSettings(Settings):
     max_epochs: t.Count | None = setting("epochs to train; the run ends with the first of max_epochs and max_steps")
     max_steps: t.Count | None = setting("steps (optimizer updates) to train")
     log_every: t.Count = setting("steps between logged rows")
-    val_every: t.Count = setting("epochs between validations; a run always ends with a validation")
+    val_every: t.Count | None = setting("epochs between validations; the last step has one too; null: no validation")
     accumulate: t.Count = setting("batches per step")
     clip_grad: t.Positive | None = setting("largest norm of the gradient; null: unlimited")
     freeze_bn: bool = setting("whether BatchNorm keeps its loaded statistics")
+    freeze_backbone: t.Natural = setting("epochs at the start in which only the head learns")
+    overfit: bool = setting("whether every step trains on the batch of the first, to see that the loss goes to 0")
     sync_bn: bool = setting("whether BatchNorm takes its statistics over all ranks")
     ema: t.Decay | None = setting("decay of the averaged weights that are validated and saved; null: none")
     bn_batches: t.Natural = setting("batches that BatchNorm's statistics are re-estimated on before each validation")
@@ -39,6 +42,10 @@ class Optimizer(Settings):
     scale_lr: Literal["none", "linear", "sqrt"] = setting("how lr grows with global batch / reference_batch")
     reference_batch: t.Count = setting("images per step that lr is meant for")
     weight_decay: t.NonNegative = setting("weight decay")
+    decay_norms: bool = setting("whether weight_decay also applies to biases and to the weights of normalisation")
+    lr_factors: dict[str, t.Positive] = setting(
+        "factors of the learning rate by part of the network, such as {head: 10, layer1: 0.1}"
+    )
 
 
 class Sgd(Optimizer):
@@ -103,7 +110,14 @@ class Cosine(Schedule):
     end: t.Share = setting("fraction of lr at the end")
 
 
-ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant, Field(discriminator="name")]
+class RangeTest(Schedule):
+    """Rises exponentially to lr, to find a good one; the run ends where the loss grows, and draws `lr_find.html`."""
+
+    name: Literal["range_test"] = setting("kind of the schedule")
+    start: Annotated[float, Gt(0), Lt(1)] = setting("fraction of lr at the first step")
+
+
+ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant | RangeTest, Field(discriminator="name")]
 
 
 class Wandb(Settings):

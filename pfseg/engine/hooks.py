@@ -11,7 +11,7 @@ from typing import Any
 
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.optimizer import gradient_norms
+from pfseg.engine.optimizer import gradient_norms, trainable
 from pfseg.engine.ranks import agreed, memory_mib
 from pfseg.engine.scoring import Panel
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
@@ -29,6 +29,7 @@ def standard_hooks(evaluator: Evaluator, classes: Sequence[ClassInfo], stop: Cal
     """Hooks of a training that `evaluator` scores; `stop` is True once the run is to save and leave."""
     return [
         AveragedWeights(),
+        FrozenBackbone(),
         BatchNormStatistics(),  # in a validation those of the averaged weights
         LossTerms(),  # before anything is logged or saved
         Logging(),
@@ -59,6 +60,25 @@ class AveragedWeights(Hook):
         yield
         trainer.average.load(export_weights(trainer.model))  # with the statistics as re-estimated
         load_weights(trainer.model, raw, "the weights before averaging")
+
+
+class FrozenBackbone(Hook):
+    """Keeps the backbone's weights, and the statistics of its BatchNorm, for the first `freeze_backbone` epochs."""
+
+    def __init__(self) -> None:
+        self._frozen = False
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Freeze it, or let it learn, where that changes."""
+        settings = trainer.settings
+        frozen = trainer.state.step < settings.freeze_backbone * trainer.steps_per_epoch
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        for weight in trainable(trainer.model.backbone).values():
+            weight.stop_grad() if frozen else weight.start_grad()
+        for norm in modules_of(trainer.model.backbone, BatchNorm2d):
+            norm.frozen = frozen or settings.freeze_bn
 
 
 class LossTerms(Hook):
@@ -194,7 +214,7 @@ class BatchNormStatistics(Hook):
 
 
 class Validation(Hook):
-    """Scores the network every `val_every` epochs and at the end, and saves the best one so far as `best`."""
+    """Scores the network every `val_every` epochs and after the last step, and saves the best one so far as `best`."""
 
     def __init__(self, evaluator: Evaluator, classes: Sequence[ClassInfo]) -> None:
         self._evaluator, self._classes = evaluator, classes
@@ -205,8 +225,10 @@ class Validation(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Validate where due."""
-        step = trainer.state.step
-        regular = step % (trainer.settings.val_every * trainer.steps_per_epoch) == 0
+        step, every = trainer.state.step, trainer.settings.val_every
+        if every is None:
+            return
+        regular = step % (every * trainer.steps_per_epoch) == 0
         if step == trainer.state.validated or trainer.status == "stopped" or not (regular or trainer.ended):
             return
         with ExitStack() as stack:

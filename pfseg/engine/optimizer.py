@@ -14,7 +14,7 @@ from typing import Any
 
 from pfseg.config import run_settings
 from pfseg.engine import nccl
-from pfseg.errors import CheckpointError
+from pfseg.errors import CheckpointError, ConfigError
 from pfseg.ops import kernels, optimizers
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Arrays, Module, Var, assign, to_arrays
@@ -23,8 +23,11 @@ Optimizer = Any  # jittor.optim.Optimizer, which ships no types
 
 
 def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> Optimizer:
-    """The optimizer over the trainable weights; in fp16 on the GPU kernels it scales the loss."""
-    weights = list(trainable(model).values())
+    """The optimizer over the trainable weights; in fp16 on the GPU kernels it scales the loss.
+
+    Raises ConfigError if `lr_factors` names a part that the network doesn't have.
+    """
+    weights = _groups(settings, model)
     optimizer: Optimizer
     if isinstance(settings, run_settings.Sgd):
         momentum, decay = settings.momentum, settings.weight_decay
@@ -35,6 +38,30 @@ def build_optimizer(settings: run_settings.Sgd | run_settings.Adam, model: Modul
     if kernels.dtype() == "float16" and kernels.active():
         optimizer.loss_scale = optimizers.LossScale()
     return optimizer
+
+
+def _groups(settings: run_settings.Sgd | run_settings.Adam, model: Module) -> list[dict[str, Any]]:
+    """The weights with their names, in groups of the same factor of the learning rate and the same weight decay."""
+    weights, factors = trainable(model), settings.lr_factors
+    parts = {key.partition(".")[0] for key in weights}
+    for part in factors:
+        if part not in parts:
+            raise ConfigError(f"optimizer.lr_factors: the network has no part {part!r}; its parts are {sorted(parts)}")
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for key, var in weights.items():
+        factor = factors.get(key.partition(".")[0], 1.0)
+        decay = settings.weight_decay if settings.decay_norms or len(var.shape) > 1 else 0.0
+        empty: dict[str, Any] = {"params": [], "names": [], "lr_factor": factor, "weight_decay": decay}
+        group = groups.setdefault((factor, decay), empty)
+        group["params"].append(var)
+        group["names"].append(key)
+    return list(groups.values())
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of each group of weights, `lr` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def scale_lr(settings: run_settings.Sgd | run_settings.Adam, global_batch: int) -> float:
@@ -106,14 +133,14 @@ def gradient_norms(model: Module, optimizer: Optimizer) -> tuple[list[str], Var]
     return names, jt.concat([values.sum().reshape(1), values]).sqrt()
 
 
-def export_optimizer(model: Module, optimizer: Optimizer) -> Arrays:
+def export_optimizer(optimizer: Optimizer) -> Arrays:
     """State of the optimizer."""
-    return to_arrays(_state(model, optimizer))
+    return to_arrays(_state(optimizer))
 
 
-def load_optimizer(model: Module, optimizer: Optimizer, arrays: Arrays, source: str) -> None:
+def load_optimizer(optimizer: Optimizer, arrays: Arrays, source: str) -> None:
     """Restore the state of the optimizer; raises CheckpointError where `source` was trained with another one."""
-    state = _state(model, optimizer)
+    state = _state(optimizer)
     for key in state:
         if key not in arrays:
             raise CheckpointError(
@@ -127,14 +154,14 @@ def trainable(model: Module) -> dict[str, Var]:
     return {key: var for key, var in model.state_dict().items() if not key.endswith(("running_mean", "running_var"))}
 
 
-def _state(model: Module, optimizer: Optimizer) -> dict[str, Var]:
-    (group,) = optimizer.param_groups
+def _state(optimizer: Optimizer) -> dict[str, Var]:
     scale = getattr(optimizer, "loss_scale", None)
     return ({"optimizer/loss_scale": scale.state} if scale else {}) | {
         f"optimizer/{slot}/{key}": var
+        for group in optimizer.param_groups
         for slot, values in group.items()
-        if slot not in ("params", "grads") and isinstance(values, list)
-        for key, var in zip(trainable(model), values, strict=True)
+        if slot not in ("params", "grads", "names") and isinstance(values, list)
+        for key, var in zip(group["names"], values, strict=True)
     }
 
 

@@ -36,6 +36,11 @@ def poly(settings: run_settings.PolyCurve, time: Time) -> float:
     return float(time.left() ** settings.power)
 
 
+def range_test(settings: run_settings.RangeTest, time: Time) -> float:
+    """From `start` to 1, by the same factor at each step (Smith, "Cyclical Learning Rates", 2017)."""
+    return float(settings.start ** (1.0 - time.now / max(time.end - 1, 1)))
+
+
 def scl_poly(settings: run_settings.SclPoly, time: Time) -> float:
     """As `poly` until `relax_epoch`, then from `rescale` to 0 by left^repower."""
     if time.now < (switch := settings.relax_epoch * time.epoch):
@@ -48,7 +53,13 @@ def cosine(settings: run_settings.Cosine, time: Time) -> float:
     return settings.end + (1.0 - settings.end) * 0.5 * (1.0 + math.cos(math.pi * (1.0 - time.left())))
 
 
-SHAPES: dict[str, Callable[..., float]] = {"constant": constant, "poly": poly, "scl_poly": scl_poly, "cosine": cosine}
+SHAPES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "poly": poly,
+    "scl_poly": scl_poly,
+    "cosine": cosine,
+    "range_test": range_test,
+}
 
 
 def make_schedule(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pfseg.engine.optimizer import (
     export_optimizer,
     load_optimizer,
     local_gradients,
+    set_lr,
 )
 from pfseg.errors import JobError
 from pfseg.inference.folding import modules_of
@@ -149,8 +151,10 @@ class Trainer:
                 self.loss.start_epoch(epoch)
             indexing = partial(self.show, "finding where each class occurs")
             self._batches = self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
+            if self.settings.overfit:
+                self._batches = repeat(next(self.loader.epoch(0, progress=indexing)))
         self.seed_dropout()
-        self.optimizer.lr = self.lr(self.state.step)
+        set_lr(self.optimizer, self.lr(self.state.step))
         for hook in self.hooks:
             hook.before_step(self)
 
@@ -226,7 +230,7 @@ class Trainer:
         if weights is None:
             if self.average:
                 arrays = self.average.export() | {f"train/{key}": value for key, value in arrays.items()}
-            arrays |= export_optimizer(self.model, self.optimizer)
+            arrays |= export_optimizer(self.optimizer)
         for key, value in arrays.items():
             if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
                 raise JobError(f"{key} is not finite after step {self.state.step}; {DIVERGED}")
@@ -238,7 +242,7 @@ class Trainer:
         arrays, meta = load_checkpoint(path)
         raw = {key.removeprefix("train/"): value for key, value in arrays.items() if key.startswith("train/")}
         load_weights(self.model, raw or arrays, str(path))
-        load_optimizer(self.model, self.optimizer, arrays, str(path))
+        load_optimizer(self.optimizer, arrays, str(path))
         if self.average:
             self.average.load(arrays)
         self.state, self.scores = TrainingState(**meta["progress"]), meta["scores"]

@@ -16,9 +16,10 @@ from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine import nccl
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer, scale_lr
+from pfseg.engine.range_test import RangeTest
 from pfseg.engine.ranks import on_every_rank
 from pfseg.engine.schedule import make_schedule
-from pfseg.engine.trainer import Trainer, total_steps
+from pfseg.engine.trainer import Hook, Trainer, total_steps
 from pfseg.files import write_atomic
 from pfseg.ops import kernels
 from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
@@ -63,6 +64,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     given = build.input_record(data, train_set)
     if rank() == 0:
         write_atomic(folder / "input.json", json.dumps(given, indent=1))
+    finders: list[Hook] = [RangeTest()] if settings.schedule.name == "range_test" else []
     trainer = Trainer(
         settings=trainer_settings,
         model=model,
@@ -70,7 +72,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         optimizer=optimizer,
         lr=lr,
         loader=loader,
-        hooks=standard_hooks(evaluator, train_set.classes, stop),
+        hooks=standard_hooks(evaluator, train_set.classes, stop) + finders,
         folder=folder,
         records=records,
         seed=settings.seed,

@@ -24,7 +24,7 @@ def complete(line: str, *arguments: str) -> str:
     ("line", "found"),
     [
         ("pfseg pre", ["predict", "prepare", "preview"]),
-        ("pfseg train optimizer.l", ["optimizer.lr="]),
+        ("pfseg train optimizer.l", ["optimizer.lr=", "optimizer.lr_factors."]),
         ("pfseg train dataset=isa", ["dataset=isaid"]),
         ("pfseg evaluate checkpoint=run fl", ["flips="]),
         ("pfseg settings tr", []),

@@ -87,6 +87,8 @@ def test_published_recipes(name, model, variant, total, lr, epochs, crop, scale,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "nesterov": False,
+        "decay_norms": True,
+        "lr_factors": {},
     }
     assert config["trainer"]["max_epochs"] == epochs and config["trainer"]["max_steps"] is None
     assert config["dataset"]["crop_size"] == [crop, crop]

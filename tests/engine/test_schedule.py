@@ -13,6 +13,7 @@ KINDS = {
     "poly": run_settings.Poly,
     "scl_poly": run_settings.SclPoly,
     "cosine": run_settings.Cosine,
+    "range_test": run_settings.RangeTest,
 }
 PLAIN = {"per": "step", "warmup_steps": 0, "warmup_start": 0.0}
 
@@ -26,6 +27,10 @@ def rates(name: str, total: int = 10, per_epoch: int = 5, **options: Any) -> lis
 
 def test_constant():
     assert rates("constant") == [2.0] * 10
+
+
+def test_range_test_rises_by_the_same_factor():
+    assert rates("range_test", start=1e-3, total=4) == pytest.approx([0.002, 0.02, 0.2, 2.0])
 
 
 def test_poly_per_step():

@@ -73,14 +73,8 @@ class Scores(Evaluator):
 def settings(**changes: Any) -> run_settings.TrainerSettings:
     plain: dict[str, Any] = {"max_epochs": 2, "max_steps": None, "log_every": 1, "val_every": 1, "accumulate": 1}
     plain |= {"clip_grad": None, "freeze_bn": False, "sync_bn": True, "ema": None, "bn_batches": 0, "early_stop": None}
-    plain |= {
-        "num_samples": 0,
-        "workers": 0,
-        "save_every": None,
-        "max_time": None,
-        "log_grad_norm": False,
-        "deterministic": False,
-    }
+    plain |= {"num_samples": 0, "workers": 0, "save_every": None, "max_time": None, "log_grad_norm": False}
+    plain |= {"deterministic": False, "freeze_backbone": 0, "overfit": False}
     return run_settings.TrainerSettings(**plain | changes)
 
 
@@ -93,6 +87,7 @@ def make(
 ) -> Trainer:
     model, chosen = Network(), settings(**changes)
     sgd = {"name": "sgd", "lr": 0.1, "scale_lr": "none", "reference_batch": 16, "momentum": 0.9, "weight_decay": 0.0}
+    sgd |= {"decay_norms": True, "lr_factors": {}}
     standard = standard_hooks(Scores(*right), CLASSES, stop)
     return Trainer(
         settings=chosen,
@@ -154,6 +149,29 @@ def test_what_ends_a_run(tmp_path: Path):
     assert make(tmp_path / "b", 50, max_time=1e-9).run()["status"] == "out_of_time"
     assert events(tmp_path / "b", "val", "end") == [("val", 1), ("end", 1)]
     assert last(tmp_path / "b").exists()
+
+
+def test_a_backbone_that_learns_later(tmp_path: Path):
+    class Look(Hook):
+        def after_step(self, trainer: Trainer) -> None:
+            weights.append(export_weights(trainer.model))
+
+    weights: list[dict[str, Any]] = []
+    trainer = make(tmp_path / "whole", 50, 50, freeze_backbone=1, hooks=(Look(),))
+    trainer.model.backbone = trainer.model.convolution
+    start = export_weights(trainer.model)
+    trainer.run()
+    for key, learns in (("convolution.weight", False), ("norm.weight", True)):
+        assert all((after[key] != start[key]).any() == learns for after in weights[:STEPS])
+        assert all((after[key] != start[key]).any() for after in weights[STEPS:])
+
+
+def test_one_batch_again_and_again(tmp_path: Path):
+    trainer = make(tmp_path, overfit=True, val_every=None, max_epochs=10)
+    trainer.run()
+    losses = [row["train/loss"] for row in read_records(tmp_path / "metrics.jsonl") if row["event"] == "train"]
+    assert len(losses) == 10 * STEPS and losses == sorted(losses, reverse=True)
+    assert events(tmp_path, "val") == [] and last(tmp_path).exists()
 
 
 def test_checkpoints(tmp_path: Path):

@@ -17,7 +17,7 @@ class Optimizer:
 class SGD(Optimizer):
     def __init__(
         self,
-        params: Sequence[Var],
+        params: Sequence[Var] | Sequence[dict[str, Any]],
         lr: float,
         momentum: float = ...,
         weight_decay: float = ...,
@@ -28,7 +28,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     def __init__(
         self,
-        params: Sequence[Var],
+        params: Sequence[Var] | Sequence[dict[str, Any]],
         lr: float,
         eps: float = ...,
         betas: tuple[float, float] = ...,
