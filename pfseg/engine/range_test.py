@@ -36,8 +36,7 @@ class RangeTest(Hook):
             return
         best = suggest(self._points)
         text = f"the loss falls most steeply at a learning rate of {best:.1e}: try optimizer.lr={best:.1e}"
-        title = "loss over the power of ten of the learning rate"
-        figure = chart(title, [Curve(0, "loss", self._points)], loss=True)
+        figure = chart("loss", [Curve(0, "loss", self._points)], loss=True, over="log10(learning rate)")
         page = render("lr_find.html.j2", title="Learning-rate finder", facts=[text], figure=figure)
         write_atomic(trainer.folder / "lr_find.html", page)
         trainer.record("message", level="info", text=f"{text}; see lr_find.html in the run folder")

@@ -45,8 +45,8 @@ class _Scale:
         return round(self.start + (self.end - self.start) * (at - low) / (high - low), 1)
 
 
-def chart(title: str, curves: Sequence[Curve], *, loss: bool = False) -> Markup:
-    """Draw those curves over steps that have points; returns a `<figure>`, empty where there are none.
+def chart(title: str, curves: Sequence[Curve], *, loss: bool = False, over: str = "step") -> Markup:
+    """Draw those curves over steps, or what `over` names, that have points; returns a `<figure>`, empty without any.
 
     A `loss` is drawn as a moving average, the values themselves faintly behind it, on a logarithmic scale where they
     span more than a factor of 50.
@@ -74,6 +74,7 @@ def chart(title: str, curves: Sequence[Curve], *, loss: bool = False) -> Markup:
             for curve, line in zip(curves, lines, strict=True)
         ],
         data={
+            "over": over,
             "x": [x.low, x.high, x.start, x.end],
             "curves": [
                 {"run": c.color, "name": c.name, "points": [(step, float(f"{v:.5g}")) for step, v in _every(line)]}

@@ -14,6 +14,7 @@ from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer
+from pfseg.engine.range_test import RangeTest
 from pfseg.engine.scoring import Evaluation
 from pfseg.engine.trainer import Hook, Trainer
 from pfseg.errors import JobError
@@ -172,6 +173,16 @@ def test_one_batch_again_and_again(tmp_path: Path):
     losses = [row["train/loss"] for row in read_records(tmp_path / "metrics.jsonl") if row["event"] == "train"]
     assert len(losses) == 10 * STEPS and losses == sorted(losses, reverse=True)
     assert events(tmp_path, "val") == [] and last(tmp_path).exists()
+
+
+def test_the_learning_rate_finder_ends_where_the_loss_grows(tmp_path: Path):
+    trainer = make(tmp_path, val_every=None, max_epochs=20, hooks=(RangeTest(),))
+    trainer.lr = lambda step: 1e-6 * 10 ** (step / 8)
+    result = trainer.run()
+    assert result["status"] == "done" and 40 < result["step"] < 80
+    (text,) = [row["text"] for row in read_records(tmp_path / "metrics.jsonl") if row["event"] == "message"]
+    assert text.startswith("the loss falls most steeply at a learning rate of") and "try optimizer.lr=" in text
+    assert "over log10(learning rate)" in (tmp_path / "lr_find.html").read_text()
 
 
 def test_checkpoints(tmp_path: Path):

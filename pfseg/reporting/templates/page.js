@@ -57,7 +57,7 @@ for (const figure of document.querySelectorAll(".chart")) {
       const line = document.createElement("div");
       const dot = document.createElement("span");
       dot.className = `dot r${curve.run}`;
-      line.append(dot, `${value}  step ${at}  ${curve.name}`);
+      line.append(dot, `${value}  ${data.over} ${at}  ${curve.name}`);
       return line;
     }));
     cursor.setAttribute("x1", pixel);
