@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag
 
@@ -47,6 +47,11 @@ class Model(Settings, extra="allow"):
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 
+def _head() -> Any:
+    """The setting that names a head."""
+    return Field(alias="_target_", description="class of the head")
+
+
 class PFNetSettings(Model, extra="forbid"):
     """PFNet (Li et al., CVPR 2021)."""
 
@@ -62,10 +67,94 @@ class PFNetSettings(Model, extra="forbid"):
     backbone: Backbone
 
 
+class HeadSettings(Model, extra="forbid"):
+    """What every network made of a head and a backbone has."""
+
+    backbone: Backbone
+
+
+class FPNSettings(HeadSettings):
+    """Semantic FPN (Kirillov et al., CVPR 2019)."""
+
+    target: Literal["pfseg.models.fpn.FPNHead"] = _head()
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
+
+
+class PointRendSettings(HeadSettings):
+    """PointRend on semantic FPN (Kirillov et al., CVPR 2020)."""
+
+    target: Literal["pfseg.models.pointrend.PointRendHead"] = _head()
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
+    point_dim: t.Count = setting("channels of the layers that classify points")
+    train_points: t.Count = setting("points of an image that training classifies")
+    points: t.Count = setting("points that prediction classifies anew in each of two doublings of the logits")
+
+
+class UPerNetSettings(HeadSettings):
+    """UPerNet (Xiao et al., ECCV 2018)."""
+
+    target: Literal["pfseg.models.upernet.UPerNetHead"] = _head()
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    pool_dim: t.Count = setting("channels of each pooled map")
+    pool_sizes: list[t.Count] = setting("sizes of the pyramid pooling")
+
+
+class PSPNetSettings(HeadSettings):
+    """PSPNet (Zhao et al., CVPR 2017)."""
+
+    target: Literal["pfseg.models.pspnet.PSPNetHead"] = _head()
+    dim: t.Count = setting("channels before the classifier")
+    pool_sizes: list[t.Count] = setting("sizes of the pyramid pooling")
+    align_corners: bool = setting("whether resizing keeps the corner pixels' centres in place; false: as mmseg's")
+    aux_dim: t.Count | None = setting("channels of the auxiliary head; null: none")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+
+
+class CCNetSettings(HeadSettings):
+    """CCNet (Huang et al., ICCV 2019)."""
+
+    target: Literal["pfseg.models.ccnet.CCNetHead"] = _head()
+    dim: t.Count = setting("channels of the attention")
+    aux_dim: t.Count | None = setting("channels of the auxiliary head; null: none")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+
+
+class SFNetSettings(HeadSettings):
+    """SFNet (Li et al., ECCV 2020)."""
+
+    target: Literal["pfseg.models.sfnet.SFNetHead"] = _head()
+    fpn_dim: t.Count | None = setting(
+        "channels of the pyramid; null: 128 on a backbone of at most 512 channels, or 256"
+    )
+    pool_sizes: list[t.Count] = setting("sizes of the pyramid pooling")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+    dsn: bool = setting("whether each finer level has an auxiliary head")
+
+
+class FarSegSettings(HeadSettings):
+    """FarSeg (Zheng et al., CVPR 2020)."""
+
+    target: Literal["pfseg.models.farseg.FarSegHead"] = _head()
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    dim: t.Count = setting("channels of the decoder")
+
+
 if TYPE_CHECKING:
     ModelSettings: TypeAlias = Model
 else:
-    ModelSettings = one_of(Model, PFNetSettings)
+    ModelSettings = one_of(
+        Model,
+        PFNetSettings,
+        FPNSettings,
+        PointRendSettings,
+        UPerNetSettings,
+        PSPNetSettings,
+        CCNetSettings,
+        SFNetSettings,
+        FarSegSettings,
+    )
 
 
 class ImageWeighted(Settings):

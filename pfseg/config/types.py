@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from typing_extensions import Doc, TypedDict
 
@@ -35,6 +35,7 @@ Percent = Annotated[float, Ge(0), Le(100)]
 Contrast = Annotated[float, Gt(0), Le(127)]
 OwnContrast = Contrast | Literal["own"]
 Count = Annotated[int, Ge(1)]
+Groups = Annotated[int, Ge(32), MultipleOf(32)]
 Natural = Annotated[int, Ge(0)]
 Ignored = Annotated[int, Ge(255), Le(255)]
 Seed = Annotated[int, Ge(0), Lt(2**31)]

@@ -6,6 +6,7 @@ What the network does between them (resizing, fusing) is the rest of the whole.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,7 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
             y = execute(x)
             kernel = module.weight.shape
             for stage in {id(stage): stage for stage in (current[-1], whole)}.values():
-                stage.macs += y.numel() * kernel[1] * kernel[2] * kernel[3] // shape[0]
+                stage.macs += y.numel() * math.prod(kernel[1:]) // shape[0]
             return y
 
         return call

@@ -30,7 +30,7 @@ from pfseg.engine.optimizer import (
 from pfseg.errors import JobError
 from pfseg.inference.folding import modules_of
 from pfseg.models.network import SegmentationNetwork
-from pfseg.ops.layers import ChannelDropout
+from pfseg.ops.layers import Random
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -119,7 +119,7 @@ class Trainer:
         self.average = WeightAverage(self.model, self.settings.ema) if self.settings.ema else None
         self.terms: tuple[list[str], Var]  # names and values (T,) of the last step, means over batches and ranks
         self._batches: Iterator[dict[str, Any]] | None = None
-        self._dropouts = modules_of(self.model, ChannelDropout)
+        self._random = modules_of(self.model, Random)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or until a hook sets a status; returns `status`, `step`, best and last scores.
@@ -190,9 +190,9 @@ class Trainer:
             hook.after_step(self)
 
     def seed_dropout(self, *use: int) -> None:
-        """Draw the dropout of this step, and of another `use` of the network than training, from the seed."""
-        for i, dropout in enumerate(self._dropouts):
-            dropout.generator = np.random.default_rng([self.seed, self.state.step, 0, i, *use])
+        """Draw what is random in this step, and in another `use` of the network than training, from the seed."""
+        for i, layer in enumerate(self._random):
+            layer.generator = np.random.default_rng([self.seed, self.state.step, 0, i, *use])
 
     # Where the run stands
 

@@ -258,6 +258,28 @@ class FloatConv2d(Conv2d):
     float_output = True
 
 
+class PointConv(jt.nn.Conv):
+    """1x1 convolution of points (N, C, P) float32, with weights (K, C, 1), followed by a ReLU with `relu`."""
+
+    def __init__(self, in_channels: int, out_channels: int, relu: bool) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.weight = self.weight.reshape(out_channels, in_channels, 1)
+        self.relu = relu
+
+    def execute(self, x: Var) -> Var:
+        """Map points (N, C, P) to (N, K, P)."""
+        y: Var
+        if not kernels.active():
+            weight = self.weight.unsqueeze(3)
+            y = _Convolution((1, 1), (0, 0), (1, 1))(x.unsqueeze(2), weight, self.bias, False).squeeze(2)
+        else:
+            weight = self.weight.squeeze(2).broadcast([x.shape[0], *self.weight.shape[:2]], [0])
+            y = jt.nn.bmm(weight, x)
+            if self.bias is not None:
+                y = y + self.bias.broadcast(y, [0, 2])
+        return jt.maximum(y, 0.0) if self.relu else y
+
+
 class _Matmul(jt.Function):
     def execute(self, a: Var, b: Var) -> Var:
         self.a, self.b = a, b

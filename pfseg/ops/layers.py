@@ -18,10 +18,25 @@ class BatchNormReLU(BatchNorm2d):
 
 
 class ConvNormReLU(jt.nn.Sequential):
-    """3x3 convolution without bias, batch norm, ReLU: keys `0.weight`, `1.*`."""
+    """Convolution of `size` x `size` without bias, batch norm, ReLU: keys `0.weight`, `1.*`."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(Conv2d(in_channels, out_channels, 3, padding=1, bias=False), BatchNormReLU(out_channels))
+    def __init__(self, in_channels: int, out_channels: int, size: int = 3) -> None:
+        convolution = Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
+        super().__init__(convolution, BatchNormReLU(out_channels))
+
+
+class ConvModule(jt.nn.Module):
+    """The same with mmsegmentation's names: keys `conv.weight`, `bn.*`."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
+        self.bn = BatchNormReLU(out_channels)
+
+    def execute(self, x: Var) -> Var:
+        """Map (N, C, h, w) to (N, D, h, w)."""
+        y: Var = self.bn(self.conv(x))
+        return y
 
 
 class AdaptiveAvgPool(jt.nn.Module):
@@ -36,23 +51,34 @@ class AdaptiveAvgPool(jt.nn.Module):
         return adaptive_avg_pool(x, self.out, self.rule)
 
 
-class ChannelDropout(jt.nn.Module):
-    """Zero whole channels with probability `p` in training mode and scale the others by 1 / (1 - p).
+class Random(jt.nn.Module):
+    """A layer that draws random numbers in training, for the batches of all ranks, of which each takes its part.
 
-    The trainer sets `generator` anew for each step from (seed, step), so that a resumed run drops what the undisturbed
-    one would have dropped. The mask is drawn for the batches of all ranks, of which each takes its part.
+    The trainer sets `generator` anew for each step from (seed, step), so that a resumed run draws what the undisturbed
+    one would have drawn.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def draw(self, samples: int, *shape: int) -> np.ndarray:
+        """Uniform random numbers (samples, *shape) float64 in [0, 1)."""
+        own: np.ndarray = self.generator.random((world_size() * samples, *shape))[rank() * samples :][:samples]
+        return own
+
+
+class ChannelDropout(Random):
+    """Zero whole channels with probability `p` in training mode and scale the others by 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator = np.random.default_rng(0)
 
     def execute(self, x: Var) -> Var:
         """Drop channels of (N, C, H, W)."""
         if self.p == 0.0 or not self.is_training():
             return x
-        n, c = x.shape[0], maps.channels(x)
-        kept = self.generator.random((world_size() * n, c))[rank() * n :][:n] >= self.p
+        kept = self.draw(x.shape[0], maps.channels(x)) >= self.p
         factors = jt.array((kept / (1.0 - self.p)).astype(np.float32))
         return maps.scale_channels(x, factors)

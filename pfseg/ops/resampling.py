@@ -35,6 +35,14 @@ def _resize_matrix(size: int, out: int, align_corners: bool = True) -> np.ndarra
     return matrix
 
 
+@lru_cache(maxsize=256)
+def _nearest_matrix(size: int, out: int) -> np.ndarray:
+    """Weights (out, size) float32 of nearest-neighbour resizing."""
+    matrix = np.zeros((out, size), np.float32)
+    matrix[np.arange(out), np.arange(out) * size // out] = 1.0
+    return matrix
+
+
 def pooling_windows(size: int, out: int, rule: str) -> list[tuple[int, int]]:
     """Windows `(start, stop)` of adaptive pooling of a side from `size` to `out` cells.
 
@@ -167,6 +175,18 @@ def _resize(x: Var, size: Sequence[int], align_corners: bool, planar: bool) -> V
             _resize_matrix(side, out, align_corners) for side, out in ((height, size[0]), (width, size[1]))
         )
         y = _Separable(rows, columns)(x)
+    return y
+
+
+def resize_nearest(x: Var, size: Sequence[int]) -> Var:
+    """Maps resized to `size` = (h, w): position i of a side takes floor(i * old / new)."""
+    planar = not maps.is_last()
+    height, width = maps.size(x)
+    y: Var
+    if kernels.active():
+        y = _Resampled("resample_nearest", size, planar)(x)
+    else:
+        y = _Separable(_nearest_matrix(height, size[0]), _nearest_matrix(width, size[1]))(x)
     return y
 
 

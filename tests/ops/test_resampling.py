@@ -29,15 +29,31 @@ def test_resize_aligns_corners():
     np.testing.assert_allclose(ops.resize(x, (1, 1)).numpy()[0, 0], [[0]], atol=1e-6)
 
 
+def test_resize_keeps_the_edges():
+    x = jt.array(np.array([[[[0.0, 2.0], [4.0, 6.0]]]], np.float32))
+    wide = ops.resize(x, (2, 4), align_corners=False).numpy()[0, 0]
+    np.testing.assert_allclose(wide, [[0, 0.5, 1.5, 2], [4, 4.5, 5.5, 6]], atol=1e-6)
+    np.testing.assert_allclose(ops.resize(x, (1, 1), align_corners=False).numpy()[0, 0], [[3]], atol=1e-6)
+
+
+def test_resize_to_the_nearest():
+    x = jt.array(np.arange(3, dtype=np.float32).reshape(1, 1, 1, 3))
+    assert ops.resize_nearest(x, (2, 6)).numpy()[0, 0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+    assert ops.resize_nearest(x, (1, 5)).numpy()[0, 0].tolist() == [[0, 0, 1, 1, 2]]
+    gradient = jt.grad(ops.resize_nearest(x, (1, 5)).sum(), x).numpy()
+    assert gradient.ravel().tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(5, 9), (13, 3), (1, 1), (7, 4)])
-def test_resize_gradient_is_the_transpose(size):
+def test_resize_gradient_is_the_transpose(size, align_corners):
     rng = np.random.default_rng(0)
     x, u = rng.standard_normal((2, 3, 7, 4)), rng.standard_normal((2, 3, *size))
     var = jt.array(x.astype(np.float32))
-    y = ops.resize(var, size)
+    y = ops.resize(var, size, align_corners)
     gradient = jt.grad((y * jt.array(u.astype(np.float32))).sum(), var).numpy()
     np.testing.assert_allclose((y.numpy() * u).sum(), (gradient * x).sum(), rtol=1e-4)
-    rows, columns = ops._resize_matrix(7, size[0]), ops._resize_matrix(4, size[1])
+    rows, columns = (ops._resize_matrix(*sides, align_corners) for sides in ((7, size[0]), (4, size[1])))
     np.testing.assert_allclose(y.numpy(), np.einsum("ia,jb,ncab->ncij", rows, columns, x), atol=1e-5)
 
 

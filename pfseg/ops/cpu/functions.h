@@ -15,6 +15,9 @@
     declare(convolution_pointwise_gradient_x) \
     declare(convolution_multiply) \
     declare(resampling_separable) \
+    declare(sampling_forward) \
+    declare(sampling_gradient_x) \
+    declare(sampling_gradient_places) \
     declare(selection_order_statistic)
 
 namespace pfseg {

@@ -56,6 +56,8 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(resample_resize_gradient) \
     declare(resample_to_images) \
     declare(resample_to_images_gradient) \
+    declare(resample_nearest) \
+    declare(resample_nearest_gradient) \
     declare(resample_average) \
     declare(resample_average_gradient) \
     declare(resample_max) \

@@ -64,6 +64,15 @@ struct Pool {
     }
 };
 
+// One side of nearest-neighbour resizing: output i takes position floor(i * in / out).
+struct Nearest {
+    int in, out;  // positions
+
+    __host__ __device__ Range inputs(int i) const { return {i * in / out, i * in / out}; }
+    __host__ __device__ Range outputs(int j) const { return {(j * out + in - 1) / in, ((j + 1) * out + in - 1) / in - 1}; }
+    __host__ __device__ float weight(int, int) const { return 1.0f; }
+};
+
 // What a position of the result takes of the source: the result is the output, or the gradient of the input.
 template <class Side>
 struct Forward {
@@ -340,6 +349,20 @@ void resample_resize_gradient(const Array* in, const Array* out, const Options& 
     with_resize(out[0], in[0], options, [&](bool planar, Resize rows, Resize columns) {
         resample(in[0], out[0], planar, Backward<Resize>{rows}, Backward<Resize>{columns});
     });
+}
+
+// x -> y, its values repeated
+void resample_nearest(const Array* in, const Array* out, const Options& options) {
+    const bool planar = options.at("planar");
+    const Shape from(in[0], planar), to(out[0], planar);
+    resample(in[0], out[0], planar, Forward<Nearest>{{from.height, to.height}}, Forward<Nearest>{{from.width, to.width}});
+}
+
+// upstream -> gradient of x
+void resample_nearest_gradient(const Array* in, const Array* out, const Options& options) {
+    const bool planar = options.at("planar");
+    const Shape from(out[0], planar), to(in[0], planar);
+    resample(in[0], out[0], planar, Backward<Nearest>{{from.height, to.height}}, Backward<Nearest>{{from.width, to.width}});
 }
 
 // x -> y, means of its cells' windows

@@ -51,11 +51,26 @@ def arrays(shape: tuple[int, ...], size: tuple[int, int]) -> list[np.ndarray]:
     return [rng.standard_normal(s).astype(np.float32) for s in (shape, (*shape[:2], *size))]
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("channels", [1, 5, 26, 64])
 @pytest.mark.parametrize("size", [(5, 9), (13, 3), (1, 1), (28, 29), (7, 6)])
-def test_resize(emulated, channels, size):
+def test_resize(emulated, channels, size, align_corners):
     x, upstream = map(rounded, arrays((2, channels, 7, 4), size))
-    compare(lambda v: ops.resize(v, size), on_maps(lambda v: ops.resize(v, size)), x, upstream, TOLERANCE[emulated])
+
+    def operator(v: Var) -> Var:
+        return ops.resize(v, size, align_corners)
+
+    compare(operator, on_maps(operator), x, upstream, TOLERANCE[emulated])
+
+
+@pytest.mark.parametrize("size", [(14, 8), (13, 3), (1, 1), (8, 9)])
+def test_resize_to_the_nearest(emulated, size):
+    x, upstream = map(rounded, arrays((2, 5, 7, 4), size))
+
+    def operator(v: Var) -> Var:
+        return ops.resize_nearest(v, size)
+
+    compare(operator, on_maps(operator), x, upstream, TOLERANCE[emulated])
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 1, 1), (1, 8, 2, 3), (2, 3, 1, 5)])
@@ -66,19 +81,20 @@ def test_resize_of_few_positions_to_many(emulated, shape):
     )
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("channels", [1, 5, 26, 64])
 @pytest.mark.parametrize("size", [(29, 27), (7, 6), (3, 13), (1, 1), (60, 300)])
-def test_resize_to_images(emulated, channels, size):
+def test_resize_to_images(emulated, channels, size, align_corners):
     x, upstream = arrays((2, channels, 7, 6), size)
     x = rounded(x)
 
     def gpu(v: Var) -> Var:
         with maps.channels_last():
-            y = ops.resize_to_image(maps.to_last(v), size)
+            y = ops.resize_to_image(maps.to_last(v), size, align_corners)
         assert str(y.dtype) == "float32"
         return y
 
-    compare(lambda v: ops.resize_to_image(v, size), gpu, x, upstream, TOLERANCE[emulated])
+    compare(lambda v: ops.resize_to_image(v, size, align_corners), gpu, x, upstream, TOLERANCE[emulated])
 
 
 @pytest.mark.parametrize(
