@@ -153,8 +153,13 @@ def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:
     record = prepared_record(Path(root)) if root else None
     if record is None:
         record = make_record(ImageReader(bands, stretch), dataset.image_files())
-    elif bands is not None and record["bands"] is not None:
-        record["bands"] = [record["bands"][band] for band in bands]
+    elif bands is not None and [*bands] != [0, 1, 2]:
+        if (kept := record["bands"]) is None:
+            raise ConfigError(
+                f"dataset.bands={[*bands]} puts the bands of the patches in {root} in another order, but those are "
+                "red, green and blue by their tags: name the bands of the files in pfseg prepare instead"
+            )
+        record["bands"] = [kept[band] for band in bands]
     return record | {"mean": list(settings.mean or ()), "std": list(settings.std or ())}
 
 

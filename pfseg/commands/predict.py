@@ -16,7 +16,7 @@ from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
-from pfseg.data.inputs import Record, is_patch, misfit
+from pfseg.data.inputs import Record, misfit, patch_bands, patch_folder
 from pfseg.data.normalise import Normalise
 from pfseg.data.reader import Image, ImageReader
 from pfseg.errors import ConfigError, DataError, PfsegError, unforeseen
@@ -46,8 +46,8 @@ class Predictor(NamedTuple):
 
     def open(self, path: Path) -> Image:
         """Open an image as those of the training were read; patches of a preparation as they are."""
-        if self.record and is_patch(path):
-            return replace(self.reader, bands=None, stretch=None).open(path)
+        if self.record and (folder := patch_folder(path)):
+            return replace(self.reader, bands=patch_bands(folder, self.reader.bands), stretch=None).open(path)
         image = self.reader.open(path)
         if self.record and self.reader.checks and (note := misfit(image, self.record)):
             self.reader.note(note)

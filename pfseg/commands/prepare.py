@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from pfseg import __version__
-from pfseg.build import find_scenes, share_stretch
+from pfseg.build import display_positions, find_scenes, share_stretch
 from pfseg.config.commands import PrepareJob
 from pfseg.config.compose import compose, override
 from pfseg.config.data_settings import FolderData
@@ -43,7 +43,7 @@ def run(settings: PrepareJob) -> None:
     workers = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     src, out, data = Path(settings.src), Path(settings.out), settings.dataset
     if settings.verify == "only":
-        _check(out, workers, console)
+        _check(out, None if src == out else src, workers, console)
         return
     source, target = src.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
@@ -153,7 +153,12 @@ def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
     """How to train on the patches; what the preparation has done already is not to be done again."""
     choice, stored = _stored_settings(data)
     kept = {split: layout.lists.get(split, folder) for split, folder in layout.folders.items()}
-    wanted = data.dump() | {"bands": None, "stretch": None}
+    count, wanted = len(data.bands or "RGB"), data.dump() | {"bands": None, "stretch": None}
+    if count != 3:
+        wanted["bands"] = [*range(count)]  # of the patches
+    wanted["display_bands"] = display_positions(data)
+    for key in ("mean", "std"):
+        wanted[key] = wanted[key] if len(wanted[key] or ()) == count else None
     if data.splits is not None and any(data.splits.get(split) != source for split, source in kept.items()):
         wanted["splits"] = None
     given = [f"dataset={choice}", override("dataset.root", str(out))]
@@ -176,15 +181,15 @@ def _stored_settings(data: FolderData) -> tuple[str, dict[str, Any]]:
     raise AssertionError("conf/dataset/folder.yaml is part of pfseg")
 
 
-def _check(out: Path, workers: int, console: Console) -> None:
-    results = list(find_faults(out, workers=workers))
+def _check(out: Path, src: Path | None, workers: int, console: Console) -> None:
+    results = list(find_faults(out, src, workers=workers))
     faults = [fault for fault in results if fault is not None]
-    intact = f"{len(results) - len(faults):,} patches"
+    intact = f"{len(results) - len(faults):,} files"
     for fault in faults[:_SHOWN]:
         terminal.line(console, fault)
     if faults:
         raise DataError(
-            f"{out} has {len(faults):,} faults, {intact} are as they were written; the first: {faults[0]}; "
-            "give the command without verify=only to write missing and damaged patches again"
+            f"{len(faults):,} faults, {intact} are as they were; the first: {faults[0]}; give the command without "
+            "verify=only to write missing and damaged patches again"
         )
-    terminal.line(console, f"{intact} in {out} are as they were written")
+    terminal.line(console, f"{intact} in {' and '.join(map(str, filter(None, (out, src))))} are as they were")

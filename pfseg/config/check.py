@@ -115,20 +115,27 @@ def _check_samples(settings: TrainBase) -> None:
 
 def _check_bands(data: Dataset) -> None:
     """Check that there is a mean and a deviation for each band, and that pictures show bands that there are."""
-    if isinstance(data, FolderData):
-        bands = data.bands or (0, 1, 2)
-    else:  # a data set of the user's own has as many as it has means
-        bands = tuple(range(len(data.mean or (0, 1, 2))))
+    bands = _bands_of(data)
     for key, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and len(values) != len(bands):
             raise ConfigError(
                 f"dataset.{key} has {len(values)} values, but there are {len(bands)} bands: give one for each, or "
                 f"dataset.{key}=null to have them measured (config: dataset.bands, dataset.{key})"
             )
+    _check_display(data)
+
+
+def _bands_of(data: Dataset) -> Sequence[int]:
+    """The bands of a network; a data set of the user's own has as many as it has means."""
+    return data.bands or (0, 1, 2) if isinstance(data, FolderData) else range(len(data.mean or (0, 1, 2)))
+
+
+def _check_display(data: Dataset) -> None:
+    bands = _bands_of(data)
     if data.display_bands is not None and (unknown := [band for band in data.display_bands if band not in bands]):
         raise ConfigError(
             f"dataset.display_bands={list(data.display_bands)}: band {unknown[0]} is not among the network's bands "
-            f"{list(bands)}"
+            f"{[*bands]}"
         )
 
 
@@ -205,11 +212,7 @@ def _check_prepare(settings: PrepareJob) -> None:
     settings.src = _existing("src", settings.src, "the folder of the archive or the scenes", folder=True)
     settings.out = _absolute(settings.out)
     settings.dataset.root = settings.src
-    if settings.dataset.bands is not None and len(settings.dataset.bands) != 3:
-        raise ConfigError(
-            f"dataset.bands={list(settings.dataset.bands)}: patches hold three bands; train on the scenes themselves, "
-            "by dataset.source=scenes, which cuts any number of bands"
-        )
+    _check_display(settings.dataset)
     prepare = settings.dataset.prepare
     if prepare.size is not None:
         prepare.stride = prepare.stride or prepare.size

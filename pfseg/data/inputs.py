@@ -75,9 +75,28 @@ def prepared_record(folder: Path) -> Record | None:
     return None
 
 
-def is_patch(path: Path) -> bool:
-    """Whether an image lies in a folder that a preparation wrote."""
-    return any((folder / INDEX).is_file() for folder in list(path.absolute().parents)[:4])
+def patch_folder(path: Path) -> Path | None:
+    """The folder of a preparation that wrote an image, if one did."""
+    return next((folder for folder in list(path.absolute().parents)[:4] if (folder / INDEX).is_file()), None)
+
+
+def patch_bands(folder: Path, bands: Sequence[int] | None) -> list[int] | None:
+    """Where the `bands` of the files that patches in `folder` were cut from lie in the patches; None: as they are.
+
+    Raises DataError if the patches lack one.
+    """
+    record = prepared_record(folder)
+    kept = bands if record is None else record["bands"]
+    if kept is not None and bands is not None and set(bands) <= set(kept):
+        places = [list(kept).index(band) for band in bands]
+        return None if places == [0, 1, 2] == [*range(len(kept))] else places
+    if len(kept or "RGB") == len(bands or "RGB") == 3:
+        return None
+    theirs, ours = ("red, green, blue" if each is None else [*each] for each in (kept, bands))
+    raise DataError(
+        f"the patches in {folder} hold the bands {theirs} of the files that they were cut from, not {ours}: prepare "
+        "them with dataset.bands, or take the files themselves"
+    )
 
 
 def pooled_range(

@@ -31,7 +31,7 @@ Stretch = Sequence[float] | Mapping[str, Any]  # percentiles of each image; {"ra
 _SIDE = 1024  # percentiles are taken from so many rows and columns
 _DARK = 24  # of 255: an image of 16 bits below this was stored with fewer bits than its type has
 _BETWEEN = 0.05  # share of values that are neither 0 nor the largest, from which on an alpha band is no mask
-_ROWS = 512  # rows that a whole image is read by
+_PIXELS = 1 << 22  # of a whole image that are read at a time
 _CHECKED = 16  # images whose brightness is looked at
 
 
@@ -76,11 +76,13 @@ class ImageReader:
     def read(self, path: Path, mask_shape: tuple[int, ...] | None = None) -> np.ndarray:
         """Read a whole image as (H, W, C) uint8, contiguous; raises DataError as `open` does."""
         with naming(path), self.open(path, mask_shape) as image:
-            if image.whole:
-                return image.read(0, image.shape[0])[0]
-            pixels = np.empty((*image.shape, self.channels), np.uint8)
-            for top in range(0, len(pixels), _ROWS):
-                pixels[top : top + _ROWS] = image.read(top, min(top + _ROWS, len(pixels)))[0]
+            height, width = image.shape
+            rows = height if image.whole else max(1, _PIXELS // width)
+            if rows >= height:
+                return image.read(0, height)[0]
+            pixels = np.empty((height, width, self.channels), np.uint8)
+            for top in range(0, height, rows):
+                pixels[top : top + rows] = image.read(top, min(top + rows, height))[0]
             return pixels
 
     @property

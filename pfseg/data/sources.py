@@ -27,7 +27,7 @@ from pfseg.errors import DataError, PfsegError, one_line
 PLAIN = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # by OpenCV
 GEOGRAPHIC = (".tif", ".tiff", ".jp2", ".vrt")  # by GDAL, through rasterio
 COLORS = ("red", "green", "blue")
-_CACHE_BYTES = 64 << 20  # holds a row of tiles of 512 px of an image some 40,000 px wide
+_CACHE = "64"  # MiB that GDAL keeps, a row of tiles of 512 px of an image some 40,000 px wide
 _LARGE = 1 << 26  # bytes of a file from which on it is not read into memory as a whole
 _MOST = 1 << 30  # pixels that OpenCV decodes
 _STRIP = 512  # rows that are thinned out at a time; their bands share the cache
@@ -252,8 +252,7 @@ class _Raster(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # A missing georeference is nothing to warn of; but the list of warnings belongs to all threads.
-        with _gdal(path) as rasterio, _opening, warnings.catch_warnings(action="ignore"):
+        with _gdal(path) as rasterio, quiet():
             self._file = rasterio.open(path)
             if self._file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
                 self._file.close()  # GDAL would turn the four bands, often blue to infrared, into RGB
@@ -323,17 +322,26 @@ def _fitting(nodata: float | None, dtype: np.dtype) -> float | None:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Keep rasterio from warning of missing georeferences; all threads have one list of warnings."""
+    with _opening, warnings.catch_warnings(action="ignore"):
+        yield
+
+
+@contextmanager
 def _gdal(path: Path) -> Iterator[Any]:
-    """rasterio, with faults that name the file; GDAL keeps to a small cache and off the terminal."""
+    """rasterio, with faults that name the file."""
     with naming(path):
-        rasterio = load_rasterio()
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
-            yield rasterio
+        yield load_rasterio()
 
 
 @cache
 def load_rasterio() -> Any:
-    """Rasterio with all that is used of it, on first use: it takes a third of a second to import."""
+    """Rasterio with all that is used of it, on first use: it takes a third of a second to import.
+
+    GDAL keeps to a small cache and off the terminal.
+    """
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)  # an `Env` around every call would take longer than a small file
     for part in ("", ".features", ".warp", ".windows", ".transform"):
         import_module(f"rasterio{part}")
     logger = logging.getLogger("rasterio")  # what GDAL says becomes part of an error, or is of no interest

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from data.fakes import tif, write
 
-from pfseg.data.inputs import is_patch, make_record, misfit, pooled_range, prepared_record, survey
+from pfseg.data.inputs import make_record, misfit, patch_bands, patch_folder, pooled_range, prepared_record, survey
 from pfseg.data.reader import ImageReader
 from pfseg.errors import DataError
 
@@ -86,8 +86,35 @@ def test_percentiles_over_all_files(tmp_path):
 
 def test_records_of_preparations(tmp_path):
     image = tmp_path / "train" / "images" / "a.png"
-    assert prepared_record(tmp_path) is None and not is_patch(image)
+    assert prepared_record(tmp_path) is None and patch_folder(image) is None
     (tmp_path / "index.json").write_text("{")
-    assert prepared_record(tmp_path) is None and is_patch(image)
+    assert prepared_record(tmp_path) is None and patch_folder(image) == tmp_path
     (tmp_path / "index.json").write_text(json.dumps({"input": {"bands": [1]}}))
     assert prepared_record(tmp_path) == {"bands": [1]}
+
+
+@pytest.mark.parametrize(
+    ("kept", "bands", "places"),
+    [
+        (None, None, None),
+        (None, [3, 2, 1], None),  # as they are: three by their tags, which may be these
+        ([3, 0, 1], None, None),
+        ([3, 0, 1], (3, 0, 1), None),
+        ([3, 0, 1], (0, 3, 1), [1, 0, 2]),
+        ([0, 1, 2, 3], (3, 0, 1), [3, 0, 1]),
+        ([4, 5, 6, 7], (4, 5, 6, 7), [0, 1, 2, 3]),
+        ([5], [5], [0]),
+    ],
+)
+def test_bands_of_patches(tmp_path, kept, bands, places):
+    (tmp_path / "index.json").write_text(json.dumps({"input": {"bands": kept}}))
+    assert patch_bands(tmp_path, bands) == places
+
+
+@pytest.mark.parametrize(("kept", "bands"), [(None, [0, 1, 2, 3]), ([0, 1, 2, 3], None), ([0, 1, 2, 3], [4, 1, 2, 3])])
+def test_bands_that_patches_lack(tmp_path, kept, bands):
+    (tmp_path / "index.json").write_text(json.dumps({"input": {"bands": kept}}))
+    named = ("red, green, blue" if each is None else str(each) for each in (kept, bands))
+    text = "hold the bands {} of the files that they were cut from, not {}: prepare them".format(*map(re.escape, named))
+    with pytest.raises(DataError, match=text):
+        patch_bands(tmp_path, bands)

@@ -111,7 +111,7 @@ def make(path: Path, case: Case, rng: np.random.Generator) -> None:
 
 
 def reference(path: Path, case: Case, bands: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (H, W, 3) uint8 and where they hold data (H, W), by GDAL's raw bands."""
+    """Pixels (H, W, C) uint8 and where they hold data (H, W), by GDAL's raw bands."""
     name = f"GTIFF_RAW:{path}" if case.kind == "cmyk" else str(path)
     with warnings.catch_warnings(action="ignore"), rasterio.open(name) as file:
         raw, kinds = file.read(), [kind.name for kind in file.colorinterp]
@@ -145,26 +145,29 @@ def reference(path: Path, case: Case, bands: list[int] | None) -> tuple[np.ndarr
             low, high = RANGE if case.stretch == "range" else np.percentile(plane[hold & valid], (2, 98))
             scaled = (plane - low) * 255 / (high - low)
             planes.append(np.nan_to_num(np.clip(np.round(scaled), 0, 255)).astype(np.uint8))
-    return np.stack(planes if len(planes) == 3 else planes * 3, axis=2), valid
+    return np.stack(planes * 3 if bands is None and len(planes) == 1 else planes, axis=2), valid
 
 
 def fed(image: Any) -> np.ndarray:
-    """What prediction feeds a network, as pixels (H, W, 3)."""
+    """What prediction feeds a network, as pixels (H, W, C)."""
     seen: list[np.ndarray] = []
 
     def network(batch: np.ndarray) -> np.ndarray:
         seen.append(batch)
         return batch
 
-    how = sliding(network, num_classes=3, window=SIZE, overlap=0.0, stride=1)
-    for _ in predict_rows(image, how, NORMALISE, probabilities=False, progress=lambda _: None, black=True):
+    how = sliding(network, num_classes=image.channels, window=SIZE, overlap=0.0, stride=1)
+    mean, std = statistics(image.channels)
+    normalise = Normalise(mean, std)
+    for _ in predict_rows(image, how, normalise, probabilities=False, progress=lambda _: None, black=True):
         pass
     (batch,) = seen
-    return np.rint((batch[0] * STD[:, None, None] + MEAN[:, None, None]) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.clip(np.rint((batch[0].transpose(1, 2, 0) * std + mean) * 255), 0, 255).astype(np.uint8)
 
 
-MEAN, STD = np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.25, 0.3])
-NORMALISE = Normalise(MEAN.tolist(), STD.tolist())
+def statistics(channels: int) -> tuple[list[float], list[float]]:
+    """A mean and a deviation for each band."""
+    return np.linspace(0.3, 0.5, channels).tolist(), np.linspace(0.2, 0.3, channels).tolist()
 
 
 def check(case: Case, folder: Path, rng: np.random.Generator) -> None:
@@ -173,23 +176,25 @@ def check(case: Case, folder: Path, rng: np.random.Generator) -> None:
     make(path, case, rng)
     write(mask, np.zeros(SIZE, np.uint8))
     named = case.count in (4, 8) and case.kind not in ("tags", "alpha", "infrared")
-    bands = [int(band) for band in rng.permutation(case.count)[:3]] if named else None
+    bands = [int(band) for band in rng.permutation(case.count)[: rng.choice([1, 2, 3, 4, 8])]] if named else None
     stretch = {"range": {"range": RANGE}, "percentiles": (2, 98), "none": None}[case.stretch]
     expected, valid = reference(path, case, bands)
     expected = np.where(valid[..., None], expected, 0)
 
     dataset = folder_dataset(folder, bands=bands, stretch=stretch)
     found = {"data set": dataset.read(0).image}
-    loader = train_loader(dataset, mean=MEAN.tolist(), std=STD.tolist(), crop_size=SIZE, batch_size=1)
+    mean, std = statistics(expected.shape[2])
+    loader = train_loader(dataset, mean=mean, std=std, crop_size=SIZE, batch_size=1)
     (batch,) = loader.epoch(0)
-    shown = batch["image"][0].transpose(1, 2, 0) * STD + MEAN  # as the preview does
+    shown = batch["image"][0].transpose(1, 2, 0) * std + mean  # as the preview does
     found["loader, preview"] = np.clip(np.rint(255 * shown), 0, 255).astype(np.uint8)
     options = {"size": None, "stride": None, "compression": 1, "verify": True}
     cutter = Cutter(classes=parse_classes(CLASSES), ignore=(), bands=bands, stretch=stretch, **options)
     with ThreadPoolExecutor(1) as pool:
         loaded = cutter.load(Scene("a", "train", path, mask), pool)
-        cutter.write_patch(loaded, loaded.windows[0], [folder / "patch.png", folder / "patch_mask.png"])
-    found["preparation"] = ImageReader().read(folder / "patch.png")
+        patch = folder / cutter.patch_name(loaded.scene, loaded.windows[0])
+        cutter.write_patch(loaded, loaded.windows[0], [patch, folder / "mask.png"])
+    found["preparation"] = ImageReader(bands and range(len(bands))).read(patch)
     with ImageReader(bands, stretch).open(path) as image:
         found["prediction"] = fed(image)
         given, holds = image.read(0, SIZE[0])

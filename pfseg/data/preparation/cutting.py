@@ -1,6 +1,6 @@
 """Scenes cut into patches: decoding, padding, coding, writing and reading back.
 
-Shapes: a scene's image (H, W, 3) uint8 RGB, its labels (H, W) uint8 in [0, K) or 255; a patch (h, w).
+Shapes: a scene's image (H, W, C) uint8, its labels (H, W) uint8 in [0, K) or 255; a patch (h, w).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, Scene, class_ids
 from pfseg.data.masks import MaskReader, most_common
-from pfseg.data.preparation.files import count_labels, write_file
+from pfseg.data.preparation.files import Stamp, count_labels, encode, stamp, stamp_of, suffix_of, write_file
 from pfseg.data.preparation.layout import patch_name
-from pfseg.data.preparation.png import encode_png
 from pfseg.data.reader import ImageReader, Stretch, check_same_size
 from pfseg.data.sources import shape_of
 from pfseg.data.tiling import Window, padded, windows
@@ -34,6 +33,7 @@ class PatchRow(TypedDict):
     name: str  # of the image's file
     window: list[int]  # [y0, y1, x0, x1] in the scene
     border: list[str]  # the sides of the scene that the window touches
+    files: list[Stamp]  # its image and mask, if any, as they were written
     pixels: NotRequired[dict[str, int]]  # of each class that occurs
     ignored: NotRequired[int]  # pixels without a class
 
@@ -50,6 +50,7 @@ class SceneRecord(TypedDict):
     """What the journal says about a finished scene."""
 
     source: list[list[str | int]]  # path, bytes and time of change of its image and mask
+    checksums: list[str]  # of both
     size: list[int]  # [H, W]
     unknown: UnknownColors | None
     patches: list[PatchRow]  # row by row
@@ -60,8 +61,9 @@ class LoadedScene:
     """A scene in memory."""
 
     scene: Scene
-    image: np.ndarray  # (H, W, 3) uint8, RGB
+    image: np.ndarray  # (H, W, C) uint8
     labels: np.ndarray | None  # (H, W) uint8; None where the scene has no mask
+    checksums: list[str]  # of the files of both
     unknown: UnknownColors | None
     windows: list[Window]  # where it is cut
 
@@ -85,7 +87,7 @@ class Cutter:
     stride: Sequence[int] | None  # (rows, columns) from one patch to the next; None for the size
     bands: Sequence[int] | None  # see `pfseg.data.reader`
     stretch: Stretch | None  # see there too
-    compression: int  # level of `encode_png`, 0 to 3
+    compression: int  # level of `encode`, 0 to 3
     verify: bool  # read back what was written
 
     def __post_init__(self) -> None:
@@ -114,11 +116,12 @@ class Cutter:
             check_same_size(image, labels, scene.image, scene.mask)
             if counts:
                 unknown = {"pixels": counts.total(), "colors": len(counts), "most": most_common(counts)}
-        return LoadedScene(scene, image, labels, unknown, windows(image.shape[:2], self.size, self.stride))
+        checksums = [stamp_of(path)[1] for path in (scene.image, scene.mask) if path is not None]
+        return LoadedScene(scene, image, labels, checksums, unknown, windows(image.shape[:2], self.size, self.stride))
 
-    def patch_shape(self, window: Window) -> tuple[int, int]:
-        """(h, w) of the patch of a window, padding included."""
-        return window.shape if self.size is None else (self.size[0], self.size[1])
+    def patch_name(self, scene: Scene, window: Window) -> str:
+        """File name of the image of a patch."""
+        return patch_name(scene.name, window, suffix_of(self.image_reader.channels))
 
     def write_patch(self, loaded: LoadedScene, window: Window, files: Sequence[Path]) -> PatchRow:
         """Write one patch, padded at the bottom and right where the scene ends, to `files`: image and mask, if any.
@@ -127,16 +130,17 @@ class Cutter:
             DataError: a pixel has no class and the class table no value for that, or what was read back differs.
             WriteError: the disk is full, or the file cannot be written for another reason.
         """
-        name = patch_name(loaded.scene.name, window)
-        shape = self.patch_shape(window)
-        row: PatchRow = {"name": name, "window": list(window), "border": _border(window, loaded.image.shape)}
+        name, shape = self.patch_name(loaded.scene, window), self.size or window.shape
+        border = _border(window, loaded.image.shape)
+        image = padded(loaded.image[window.slices], shape, [0] * loaded.image.shape[2])
+        row: PatchRow = {"name": name, "window": list(window), "border": border, "files": []}
         if loaded.labels is not None:
             labels = padded(loaded.labels[window.slices], shape, [IGNORE])
             counts = count_labels(labels)
-            self._write(files[1], self._coded(labels, counts, name))
+            row["files"].append(self._write(files[1], self._coded(labels, counts, name)))
             row["pixels"] = {info.name: int(n) for info, n in zip(self.classes, counts, strict=False) if n}
             row["ignored"] = int(counts[IGNORE])
-        self._write(files[0], padded(loaded.image[window.slices], shape, [0, 0, 0]))
+        row["files"].insert(0, self._write(files[0], image))
         return row
 
     def _coded(self, labels: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:
@@ -149,11 +153,12 @@ class Cutter:
         coded: np.ndarray = cv2.LUT(labels, self._table)
         return coded
 
-    def _write(self, path: Path, pixels: np.ndarray) -> None:
-        data = encode_png(pixels, self.compression)
+    def _write(self, path: Path, pixels: np.ndarray) -> Stamp:
+        data = encode(pixels, self.compression)
         write_file(path, data)
         if self.verify and path.read_bytes() != data:
             raise DataError(f"{path} holds other bytes than were written: check the disk")
+        return stamp([data])
 
 
 def _is_small(path: Path) -> bool:

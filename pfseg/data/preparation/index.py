@@ -9,16 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from pfseg.data.base import IGNORE, ClassInfo, Scene, class_ids, parse_classes
-from pfseg.data.masks import MaskReader
+from pfseg.data.base import Scene, class_ids
 from pfseg.data.preparation.cutting import Cutter, SceneRecord
-from pfseg.data.preparation.files import count_labels, write_file
+from pfseg.data.preparation.files import Stamp, stamp_fault, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
-from pfseg.data.sources import decode
 from pfseg.data.tiling import Window
-from pfseg.errors import ConfigError, DataError, PfsegError
+from pfseg.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -29,17 +25,16 @@ class IndexedPatch:
     scene: str
     scene_size: tuple[int, int]
     window: Window
-    shape: tuple[int, int]  # of the patch, padding included
     files: list[str]  # its image and, if it has one, its mask, below the folder of patches
-    counts: np.ndarray  # pixels of each label in its mask, (256,) int64
+    stamps: list[Stamp]  # of these files
 
 
 class PatchIndex(NamedTuple):
-    """What `index.json` says: where patches lie, what their masks hold, and the patches scene by scene."""
+    """What `index.json` says: where patches lie, the patches scene by scene, and the files that they were cut from."""
 
     layout: Layout
-    reader: MaskReader
     patches: list[IndexedPatch]
+    sources: dict[str, Stamp]  # below the folder of the archive
 
 
 def make_index(
@@ -52,8 +47,8 @@ def make_index(
     """Describe the patches of those of `scenes` that are `done`.
 
     The `settings` come first (name of the data set, size, stride); then `classes` with the `id` that masks hold,
-    `ignore_value`, `layout`, and for each of the `splits` the number of `scenes` and their `patches`: a `PatchRow`
-    with the `scene` and its `size`.
+    `ignore_value`, `layout`, the stamp of each of the `sources`, and for each of the `splits` the number of `scenes`
+    and their `patches`: a `PatchRow` with the `scene` and its `size`.
     """
     table = zip(cutter.classes, class_ids(cutter.classes), strict=True)
     index: dict[str, Any] = {
@@ -61,6 +56,7 @@ def make_index(
         "classes": [{"name": info.name, "color": list(info.color), "id": value} for info, value in table],
         "ignore_value": cutter.ignore_value,
         "layout": asdict(layout),
+        "sources": {},
         "splits": {split: {"scenes": 0, "patches": []} for split in layout.folders},
     }
     for scene in scenes:
@@ -68,6 +64,8 @@ def make_index(
             continue
         part = index["splits"][scene.split]
         part["scenes"] += 1
+        for (name, size, _), checksum in zip(record["source"], record["checksums"], strict=True):
+            index["sources"][name] = size, checksum
         for row in record["patches"]:
             part["patches"].append({"name": row["name"], "scene": scene.name, "size": record["size"], **row})
     return index
@@ -90,64 +88,55 @@ def read_index(out: Path) -> PatchIndex:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         layout = Layout(**index["layout"])
-        classes = parse_classes(index["classes"])
-        ignore = {index["ignore_value"], IGNORE} - {None, *class_ids(classes)}
         rows = ((split, row) for split, part in index["splits"].items() for row in part["patches"])
-        patches = [_parse_row(index["size"], classes, layout, split, row) for split, row in rows]
-        return PatchIndex(layout, MaskReader(classes, sorted(ignore)), patches)
+        patches = [_parse_row(layout, split, row) for split, row in rows]
+        sources = {name: (int(size), str(checksum)) for name, (size, checksum) in index.get("sources", {}).items()}
+        return PatchIndex(layout, patches, sources)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): {out} is no finished preparation; give the command without "
             "verify=only to prepare it or continue"
         ) from error
-    except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         fault = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is damaged ({fault}): prepare anew with overwrite=true") from error
 
 
-def find_faults(out: Path, *, workers: int) -> Iterator[str | None]:
-    """Check every patch that `index.json` names, and look for files that it does not name.
+def find_faults(out: Path, src: Path | None, *, workers: int) -> Iterator[str | None]:
+    """Check every patch that `index.json` names by its checksum, and look for files that it does not name.
+
+    With `src` the files of the archive that the patches were cut from are checked too.
 
     Yields:
-        For each patch None, or what is wrong with it; then what is wrong with other files.
+        For each file None, or what is wrong with it.
 
     Raises:
-        DataError: no index, or a damaged one.
+        DataError: no index, a damaged one, or one without checksums.
     """
     index = read_index(out)
+    named = {file: stamp for patch in index.patches for file, stamp in zip(patch.files, patch.stamps, strict=False)}
+    if index.patches and not named:
+        raise DataError(
+            f"{out / INDEX} is of an earlier version, without checksums: give the command without verify=only, which "
+            "makes the patches again"
+        )
+    files = [(out, *item) for item in named.items()] + [(src, *item) for item in index.sources.items() if src]
+
+    def fault(folder: Path, file: str, stamp: Stamp) -> str | None:
+        found = stamp_fault(folder / file, stamp)
+        return found and f"{folder / file if folder == src else file} {found}"
+
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda patch: _patch_fault(out, index.reader, patch), index.patches)
-    indexed = {file for patch in index.patches for file in patch.files} | set(index.layout.lists.values())
-    for file in sorted({file for _, file in index.layout.all_files(out)} - indexed):
+        yield from pool.map(lambda item: fault(*item), files)
+    for file in sorted({file for _, file in index.layout.all_files(out)} - {*named, *index.layout.lists.values()}):
         yield f"{file} is not in the index: no preparation wrote it, or one was interrupted"
     for name in index.layout.lists.values():
         if not (out / name).is_file():
             yield f"{name} is missing"
 
 
-def _parse_row(
-    size: Sequence[int] | None, classes: Sequence[ClassInfo], layout: Layout, split: str, row: Mapping[str, Any]
-) -> IndexedPatch:
+def _parse_row(layout: Layout, split: str, row: Mapping[str, Any]) -> IndexedPatch:
+    files, (rows, columns) = layout.files(split, row["name"], "pixels" in row), row["size"]
+    stamps = [(int(size), str(checksum)) for size, checksum in row.get("files", ())]
     window = Window(*map(int, row["window"]))
-    (height, width), (rows, columns) = size or window.shape, row["size"]
-    counts = np.zeros(256, dtype=np.int64)
-    counts[: len(classes)] = [row.get("pixels", {}).get(info.name, 0) for info in classes]
-    counts[IGNORE] = row.get("ignored", 0)
-    files, shape = layout.files(split, row["name"], "pixels" in row), (int(height), int(width))
-    return IndexedPatch(split, str(row["scene"]), (int(rows), int(columns)), window, shape, files, counts)
-
-
-def _patch_fault(out: Path, reader: MaskReader, patch: IndexedPatch) -> str | None:
-    image, *masks = patch.files
-    try:
-        height, width = decode(out / image)[0].shape[:2]
-        if (height, width) != patch.shape:
-            return f"{image} has {width}x{height} px, expected {patch.shape[1]}x{patch.shape[0]}"
-        for mask in masks:
-            counts = count_labels(reader.read_counted(out / mask, mask)[0])
-            for label in np.flatnonzero(counts != patch.counts):
-                name = reader.classes[label].name if label != IGNORE else "ignore"
-                return f"{mask} has {counts[label]} pixels of {name}, expected {patch.counts[label]}"
-    except PfsegError as error:
-        return str(error)
-    return None
+    return IndexedPatch(split, str(row["scene"]), (int(rows), int(columns)), window, files, stamps)

@@ -1,6 +1,6 @@
 """Where the patches of a preparation lie, so that the data set finds them.
 
-    <out>/train/images/P0000_0_896_0_896.png    one folder for each split
+    <out>/train/images/P0000_0_896_0_896.png    one folder for each split; .tif for other than one or three bands
     <out>/train/masks/P0000_0_896_0_896_instance_color_RGB.png
     <out>/index.json, report.md                 written at the end
     <out>/journal.jsonl                         what has been written so far, see `pfseg.data.preparation.folder`
@@ -11,6 +11,7 @@ Lists of images (`<out>/train.txt`) are written for splits that the data set rea
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -36,7 +37,7 @@ class Layout:
 
     def files(self, split: str, name: str, has_mask: bool) -> list[str]:
         """Paths below the output folder of one patch: its image and, with `has_mask`, its mask."""
-        folder, stem = self.folders[split], name.removesuffix(".png")
+        folder, stem = self.folders[split], PurePosixPath(name).stem
         masks = [f"{folder}/{self.masks}/{stem}{self.mask_suffix}.png"] if has_mask else []
         return [f"{folder}/{self.images}/{name}", *masks]
 
@@ -71,14 +72,14 @@ def make_layout(names: Iterable[str], splits: Splits | None, images: str, masks:
     return Layout(images.strip("/"), masks.strip("/"), mask_suffix, folders, lists)
 
 
-def patch_name(scene: str, window: Window) -> str:
-    """File name of a patch: the scene and its rows and columns there."""
-    return f"{scene}_{'_'.join(map(str, window))}.png"
+def patch_name(scene: str, window: Window, suffix: str) -> str:
+    """File name of a patch's image: the scene and its rows and columns there."""
+    return f"{scene}_{'_'.join(map(str, window))}{suffix}"
 
 
 def scene_of(name: str, mask_suffix: str) -> str:
     """The scene in the name of a patch's image or mask, finished or being written; empty for any other name."""
     if name.endswith(PART):
-        name = name[1 : name.index(".png") + 4] if ".png" in name else ""
-    scene, *window = name.removesuffix(".png").removesuffix(mask_suffix).rsplit("_", 4)
+        name = name[1:].removesuffix(PART).rpartition(".")[0]  # without the process's number
+    scene, *window = re.sub(r"\.(png|tif)$", "", name).removesuffix(mask_suffix).rsplit("_", 4)
     return scene if len(window) == 4 and all(side.isdecimal() for side in window) else ""

@@ -19,14 +19,14 @@ _WINDOW_BITS = 15  # of deflate, with zlib's header
 
 
 def encode_png(pixels: np.ndarray, level: int = _LEVEL) -> bytes:
-    """Encode an image (H, W, 3) uint8 RGB or a mask (H, W) uint8 or uint16 at `level` 0 (fastest) to 3 of ISA-L.
+    """Encode an image (H, W, 1 or 3) uint8 or a mask (H, W) uint8 or uint16 at `level` 0 (fastest) to 3 of ISA-L.
 
     Photographs are filtered by the row above, which makes them a third smaller; labels compress best as they are.
     """
-    grey = pixels.ndim == 2
+    is_mask = pixels.ndim == 2
     data = _bytes(pixels)
-    body = isal_zlib.compress(_filtered(data, None if grey else np.zeros(data.shape[1], np.uint8)), level)
-    header = _header((pixels.shape[0], pixels.shape[1]), 1 if grey else pixels.shape[2], pixels.dtype)
+    body = isal_zlib.compress(_filtered(data, None if is_mask else np.zeros(data.shape[1], np.uint8)), level)
+    header = _header((pixels.shape[0], pixels.shape[1]), 1 if is_mask else pixels.shape[2], pixels.dtype)
     return _SIGNATURE + header + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 

@@ -16,10 +16,7 @@ from typing import Protocol
 from pfseg.data.base import Scene
 from pfseg.data.cache import stat_of
 from pfseg.data.preparation.cutting import Cutter, LoadedScene, PatchRow, SceneRecord
-from pfseg.data.preparation.files import png_fault
 from pfseg.data.preparation.folder import PatchFolder
-from pfseg.data.preparation.layout import patch_name
-from pfseg.data.tiling import Window
 from pfseg.errors import DataError, WriteError, unforeseen
 
 _AHEAD_BYTES = 128 << 20  # of scenes whose patches are being written while the next scene is decoded
@@ -94,12 +91,12 @@ class Preparation:
     def _is_done(self, scene: Scene) -> bool:
         """Whether an earlier start cut the scene from the same files, and its patches are whole."""
         record = self.folder.done.get(scene.key)
-        if record is None or record["source"] != self._source(scene):
-            return False
-        return not any(
-            png_fault(self.folder.out / file, self.cutter.patch_shape(Window(*row["window"])))
+        if record is None or "checksums" not in record or record["source"] != self._source(scene):
+            return False  # the first versions noted no checksums
+        return all(
+            stat_of(self.folder.out / file)[0] == size
             for row in record["patches"]
-            for file in self._files(scene, row["name"])
+            for file, (size, _) in zip(self._files(scene, row["name"]), row["files"], strict=True)
         )
 
     def _files(self, scene: Scene, name: str) -> list[str]:
@@ -120,7 +117,7 @@ class Preparation:
             return None
         patches = []
         for window in loaded.windows:
-            files = [self.folder.out / file for file in self._files(scene, patch_name(scene.name, window))]
+            files = [self.folder.out / file for file in self._files(scene, self.cutter.patch_name(scene, window))]
             patches.append(pool.submit(self.cutter.write_patch, loaded, window, files))
         return _SceneInWork(loaded, source, patches)
 
@@ -139,14 +136,18 @@ class Preparation:
             for patch in work.patches:
                 patch.cancel()
             wait(work.patches)
-            names = [patch_name(loaded.scene.name, window) for window in loaded.windows]
+            names = [self.cutter.patch_name(loaded.scene, window) for window in loaded.windows]
             self.folder.remove(file for name in names for file in self._files(loaded.scene, name))
             self._fail(loaded.scene, error, size * (len(work.patches) - len(rows)))
             return
         if len(rows) == len(work.patches):
             shape = list(loaded.image.shape[:2])
-            record = SceneRecord(source=work.source, size=shape, unknown=loaded.unknown, patches=rows)
-            self.folder.finish(loaded.scene.key, record)
+            self.folder.finish(
+                loaded.scene.key,
+                SceneRecord(
+                    source=work.source, checksums=loaded.checksums, size=shape, unknown=loaded.unknown, patches=rows
+                ),
+            )
 
     def _fail(self, scene: Scene, error: Exception, size: float) -> None:
         known = isinstance(error, DataError)

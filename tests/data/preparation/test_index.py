@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from data.fakes import write
+from data.fakes import tif, write
 from data.published import (
     SIZES,
+    TABLE,
     index_of,
     isaid,
     labels,
@@ -67,34 +68,64 @@ def test_verification_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.
     prepared("isaid", src, out, *SIZES)
     only = check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"]))  # needs no archive
     run(only)
-    assert "patches in" in capsys.readouterr().out
+    assert f"42 files in {out} are as they were" in capsys.readouterr().out
     images, masks = out / "train/images", out / "train/masks"
     (images / "P0000_0_32_0_32.png").unlink()
     damaged = images / "P0000_20_52_0_32.png"
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    write(images / "P0000_38_70_0_32.png", pixels(30, 32, 0))
+    flipped = bytearray((images / "P0000_38_70_0_32.png").read_bytes())
+    flipped[200] ^= 1
+    (images / "P0000_38_70_0_32.png").write_bytes(flipped)
     end = "instance_color_RGB.png"
-    changed = cv2.imread(str(masks / f"P0002_0_32_0_32_{end}"), cv2.IMREAD_UNCHANGED)
-    changed[0, 0] = (changed[0, 0] + 1) % 16
-    write(masks / f"P0002_0_32_0_32_{end}", changed)
-    write(masks / f"P0002_20_52_0_32_{end}", np.full((32, 32), 77, np.uint8))
+    write(masks / f"P0002_0_32_0_32_{end}", np.full((32, 32), 77, np.uint8))
     (masks / f"P0002_38_70_0_32_{end}").unlink()
     write(images / "foreign.png", pixels(4, 4, 0))
     before = tree(out)
-    with pytest.raises(DataError, match=r"has 7 faults, .* patches are as they were written; the first: "):
+    with pytest.raises(DataError, match=r"6 faults, 37 files are as they were; the first: "):
         run(only)
     shown = capsys.readouterr().out
     for part in (
         "P0000_0_32_0_32.png cannot be read: No such file",
-        "P0000_20_52_0_32.png is truncated",
-        "train/images/P0000_38_70_0_32.png has 32x30 px, expected 32x32",
+        "train/images/P0000_20_52_0_32.png has ",
+        " bytes, expected ",
+        "train/images/P0000_38_70_0_32.png is damaged or was changed (checksum ",
         f"train/masks/P0002_0_32_0_32_{end} has ",
-        f"train/masks/P0002_20_52_0_32_{end} has the value 77 (values outside the class table: 100 % of its pixels)",
         f"train/masks/P0002_38_70_0_32_{end} cannot be read: No such file",
         "train/images/foreign.png is not in the index",
     ):
         assert part in shown
     assert tree(out) == before  # nothing is written
+
+
+def test_files_that_were_read_are_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A TIFF without compression has no checksum of its own."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    for split in ("train", "val"):
+        tif(src / split / "images" / "a.tif", pixels(32, 40, 1).transpose(2, 0, 1), photometric="rgb")
+        write(src / split / "masks" / "a.png", np.zeros((32, 40), np.uint8))
+    prepared("folder", src, out, *TABLE)
+    both = check(compose("prepare", ["dataset=folder", *TABLE, f"src={src}", f"out={out}", "verify=only"]))
+    run(both)
+    assert f"8 files in {out} and {src} are as they were" in capsys.readouterr().out
+    damaged = bytearray((src / "val/images/a.tif").read_bytes())
+    damaged[-100] ^= 16
+    (src / "val/images/a.tif").write_bytes(damaged)
+    with pytest.raises(DataError, match=rf"1 faults, 7 .* first: {src}/val/images/a.tif is damaged or was changed"):
+        run(both)
+
+
+def test_verification_without_checksums(tmp_path: Path):
+    out = tmp_path / "out"
+    isaid(tmp_path / "src")
+    prepared("isaid", tmp_path / "src", out, *SIZES)
+    index = index_of(out)
+    for part in index["splits"].values():
+        for row in part["patches"]:
+            del row["files"]
+    del index["sources"]
+    (out / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"index.json is of an earlier version, without checksums: give the command"):
+        run(check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"])))
 
 
 def test_verification_of_an_unfinished_folder(tmp_path: Path):
@@ -114,9 +145,7 @@ def test_verification_of_an_unfinished_folder(tmp_path: Path):
         lambda index: index | {"splits": [1]},
         lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png"}]}}},
         lambda index: index | {"splits": {"train": {"patches": [{"name": "a.png", "scene": "a", "window": [1]}]}}},
-        lambda index: index | {"size": 32},
-        lambda index: index | {"classes": [{"name": "a"}]},
-        lambda index: index | {"ignore_value": "none"},
+        lambda index: index | {"sources": {"a.png": 7}},
     ],
 )
 def test_verification_by_a_damaged_index(tmp_path: Path, change: Callable[[dict[str, Any]], Any]):
