@@ -163,7 +163,9 @@ class Trainer:
         assert self._batches is not None
         share = 1.0 / self.settings.accumulate
         summed: dict[str, Var] = {}
-        for _ in range(self.settings.accumulate):
+        for number in range(self.settings.accumulate):
+            if number:
+                jt.sync_all()  # computes the batch before and lets go of its maps, of which Jittor would keep all
             batch = next(self._batches)
             inputs = {key: jt.array(batch[key]) for key in ("image", "mask", "edge")}
             terms = self.loss(self.model(inputs["image"]), inputs)

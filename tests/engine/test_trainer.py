@@ -211,3 +211,15 @@ def test_a_loss_that_is_not_finite(tmp_path: Path):
         JobError, match=r"the loss is not finite at step 1 \(a=-?(inf|nan), b=.*learning rate 0.1\); what"
     ):
         trainer.run()
+
+
+def test_accumulation_keeps_the_graph_of_one_batch(tmp_path: Path):
+    operators: dict[int, int] = {}
+
+    class Count(Hook):
+        def before_update(self, trainer: Trainer) -> None:
+            operators[trainer.settings.accumulate] = jt.liveness_info()["lived_ops"]
+
+    for batches in (2, 4):
+        make(tmp_path / str(batches), 50, accumulate=batches, max_epochs=1, hooks=(Count(),)).run()
+    assert operators[2] == operators[4]
