@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import math
 import os
@@ -13,14 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
-from pfseg.errors import WriteError
+from pfseg.errors import WriteError, one_line
 
 PART = ".part"  # end of the names of unfinished files
 _PATIENCE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: of libraries that give no number
+_LONGEST_NUMBER = 18  # digits of a whole number in a file of ours, which then fits 64 bits
+_MOST_NODES = 100_000  # of a YAML file with its aliases written out, which a small file may have billions of
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -110,3 +115,57 @@ def plain(value: object) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError for any other text, also one nested too deeply or with absurd numbers."""
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"the number {digits[:20]}... is too large")
+    return int(digits)
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file says; None where there is no such file or it can't be read."""
+    with suppress(OSError, ValueError):
+        return parse_json(path.read_bytes())
+    return None
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file says, in plain values; None where there is no such file.
+
+    Raises ValueError, which names file and line, if it can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "*" in text and _size(yaml.compose(text, Loader=_YAML), {}) > _MOST_NODES:
+            raise ValueError("its aliases unfold to an absurd size")
+        return yaml.load(text, Loader=_YAML)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line} can't be read as YAML: {error.problem}") from error
+    except RecursionError:
+        raise ValueError(f"{path} can't be read as YAML: it is nested too deeply") from None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} can't be read as YAML: {one_line(error)}") from error
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Nodes of a YAML document with its aliases written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # to an alias within the node itself, which has no end
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = (part for item in parts for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in flat)
+    return known[id(node)]

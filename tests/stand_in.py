@@ -143,6 +143,8 @@ def _misbehave(behave: str) -> None:
     elif behave == "segfault":
         sys.stderr.write("last words\n")
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif behave == "bus":
+        os.kill(os.getpid(), signal.SIGBUS)
     elif behave == "jittor segfault":
         sys.stderr.write("Caught segfault at address 0x8, thread_name: '', flush log...\n")
         os._exit(1)

@@ -10,7 +10,7 @@ import pytest
 from privileges import permissions_hold
 
 from pfseg.errors import WriteError
-from pfseg.files import lock, program, replacing, shown, write_atomic
+from pfseg.files import load_json, load_yaml, lock, parse_json, program, replacing, shown, write_atomic
 
 
 def test_paths_are_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -106,3 +106,55 @@ def test_a_long_wait_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 def test_programs_of_packages_are_found_beside_python():
     assert program("mpicc") == str(Path(sys.executable).parent / "mpicc")
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a: 1\n\tb: 2\n", r":2 can't be read as YAML: found a tab"),
+        ("a: {b: 1\n", r":2 can't be read as YAML: did not find expected"),
+        ("a: !!python/object/apply:os.getcwd []\n", r":1 can't be read as YAML: could not determine a constructor"),
+        ("a: " + "[" * 5000, r":1 can't be read as YAML: exceeded maximum nesting depth"),
+        (BOMB, r" can't be read as YAML: its aliases unfold to an absurd size"),
+        ("&a [*a]", r" can't be read as YAML: its aliases unfold to an absurd size"),
+        ("a: \udcff", r" can't be read as YAML: 'utf-8' codec can't decode"),
+        ("9" * 5000, r" can't be read as YAML: Exceeds the limit"),
+    ],
+    ids=["tab", "brace", "tag", "deep", "bomb", "circle", "bytes", "number"],
+)
+@pytest.mark.timeout(20)
+def test_damaged_yaml_is_named_in_one_line(tmp_path: Path, content: str, text: str):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{file}{text}") as error:
+        load_yaml(file)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_is_read_with_its_aliases(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("a: &a [1, 2]\nb: *a\n")
+    assert load_yaml(tmp_path / "a.yaml") == {"a": [1, 2], "b": [1, 2]}
+    assert load_yaml(tmp_path / "none.yaml") is None
+    with pytest.raises(ValueError, match=f"^{tmp_path} can't be read: Is a directory"):
+        load_yaml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("[" * 200_000, "nested too deeply"),
+        ("1" + "0" * 400, r"the number 10+\.\.\. is too large"),
+        ("{", "Expecting property name"),
+        (b"\xff", "codec can't decode"),
+    ],
+)
+def test_absurd_json_is_damaged_json(tmp_path: Path, content: str | bytes, text: str):
+    with pytest.raises(ValueError, match=text):
+        parse_json(content)
+    (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert load_json(tmp_path / "a.json") is None
+    assert load_json(tmp_path / "none.json") is None
+    assert parse_json('{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}

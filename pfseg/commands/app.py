@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -42,6 +43,8 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
         command: its name; None takes the first argument.
         argv: arguments; None takes those of the process.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
     try:
         code = run(command, list(sys.argv[1:] if argv is None else argv))
     except PfsegError as error:
@@ -54,6 +57,11 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
         sys.stderr.close()
         code = 141
     sys.exit(code)
+
+
+def _leave(number: int, _: object) -> None:
+    """End on Ctrl-C before a command has begun: an import would hide a KeyboardInterrupt behind its own error."""
+    os._exit(128 + number)
 
 
 def run(command: str | None, arguments: list[str]) -> int:

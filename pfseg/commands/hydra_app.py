@@ -132,6 +132,8 @@ def _task(command: str, checked: list[Settings], failures: list[Exception], reru
         if other_slurm_process():  # of a job of a sweep
             return None
         work = cast(Run, import_module(f"pfseg.commands.{command}").run)
+        if callable(signal.getsignal(signal.SIGINT)):  # not ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to finish
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return _sweep_job(work, cfg)
         if rerun:

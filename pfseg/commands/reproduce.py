@@ -22,9 +22,9 @@ from pfseg.config.compose import compose, quote
 from pfseg.config.stored import current, current_key
 from pfseg.config.validation import show
 from pfseg.errors import ConfigError, JobError
-from pfseg.files import shown
+from pfseg.files import load_json, load_yaml, shown
 from pfseg.launch.provenance import data_state, environment
-from pfseg.reporting.runs import flatten, load_json, load_yaml
+from pfseg.reporting.runs import flatten
 from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result

@@ -18,7 +18,7 @@ from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
-from pfseg.config.stored import check_fits, current, resumable, training_settings
+from pfseg.config.stored import check_fits, resumable, training_settings
 from pfseg.config.validation import description, validate
 from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
@@ -85,9 +85,8 @@ def _check_train(settings: Train) -> None:
     if settings.resume is not None:
         folder = resumable(settings.resume)
         settings.resume = str(folder)
-        stored = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "resolved.yaml")))
         last = folder / "checkpoints" / "last.safetensors"
-        check_fits(last, validate(current(stored), Train, targets=False), settings)
+        check_fits(last, training_settings(last, trust=True), settings)
     _check_job(settings)
 
 

@@ -30,11 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pfseg.config.validation import nearest, unknown_key
 from pfseg.errors import ConfigError
+from pfseg.files import load_yaml
 
 VERSION_BASE = "1.3"
 DEFAULT_BACKBONE = "resnet50"
 _SHORT = {"resnet": "r", "res2net": "r2n"}  # of backbones in the names of networks
-FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # what composing raises
+_MANY = 20  # aliases in a file
+FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)  # what composing raises
 
 
 def config_dir() -> Path:
@@ -130,6 +132,7 @@ def compose(
         ConfigError: an unknown choice or key, or an override that can't be read.
     """
     with initialized(config_path) as loader:
+        _check_files(loader, folder, aliases=_MANY)  # with their aliases written out there may be no end of them
         parsed = _parse([*search(folder), *overrides])
         if with_hydra:
             parsed = [override for override in parsed if not override.is_sweep_override()]
@@ -138,6 +141,18 @@ def compose(
             return hydra_compose(config_name, overrides=texts, return_hydra_config=with_hydra)
         except FAULTS as error:
             raise _explain(error, config_name, parsed, loader, sweep=False) from error
+
+
+def _check_files(loader: ConfigLoader, folder: Path | None = None, *, aliases: int = 0) -> None:
+    """Raise ConfigError for a YAML file of the user's own with so many aliases that can't be read."""
+    places = [Path(place.path.removeprefix("file://")) for place in loader.get_search_path().get_path() if place.path]
+    for place in (*places, *([folder] if folder else ())):
+        for path in sorted(place.rglob("*.yaml")) if place.is_absolute() and place != config_dir() else ():
+            try:
+                if path.is_file() and path.read_bytes().count(b"*") >= aliases:
+                    load_yaml(path)
+            except (OSError, ValueError) as error:
+                raise ConfigError(str(error)) from error
 
 
 def search(folder: str | Path | None) -> list[str]:
@@ -212,6 +227,10 @@ def _explain(
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return ConfigError(f"{mark.name}:{mark.line + 1} can't be read as YAML: {error.problem}")
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        _check_files(loader)
+    if isinstance(error, RecursionError):
+        return ConfigError("YAML files name each other in a circle: look at the `defaults` of your own files")
     choices = [each for each in overrides if loader.get_group_options(each.key_or_group.partition("@")[0])]
     if any(override.value() is None and not override.is_delete() for override in choices):
         return ConfigError("a group of settings cannot be null: choose one of its files, such as logger=none")

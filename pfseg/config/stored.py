@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from pfseg.config.compose import quote
 from pfseg.config.schema import Train
 from pfseg.config.validation import validate
 from pfseg.errors import CheckpointError, ConfigError
+from pfseg.files import load_yaml
 from pfseg.weights.checkpoint import load_meta
 
 _RENAMED = {  # by group
@@ -145,9 +145,9 @@ def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[s
     now = [override for override in overrides if not override.startswith(("resume=", "hydra.run.dir="))]
     keys = {override.partition("=")[0] for override in now}
     try:
-        saved = OmegaConf.to_object(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+        saved = load_yaml(folder / ".hydra" / "overrides.yaml")
         assert isinstance(saved, list) and all(isinstance(old, str) for old in saved)
-    except (AssertionError, YAMLError, OSError) as error:
+    except (AssertionError, ValueError) as error:
         raise ConfigError(f"resume={value}: .hydra/overrides.yaml is damaged; start a new run") from error
     saved = [current_key(old) for old in saved]
     kept = [old for old in saved if (key := old.partition("=")[0]) not in keys and key != "resume"]

@@ -34,7 +34,7 @@ def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -
         ConfigError: an unknown or missing key, a wrong type, a number out of range, or a class that doesn't exist.
     """
     try:
-        checked = schema.model_validate_json(json.dumps(raw))
+        checked = schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         faults = sorted(_faults(raw, schema), key=lambda fault: not str(fault).startswith("unknown key"))
         raise faults[0] if faults else ConfigError(str(error)) from None
@@ -145,7 +145,7 @@ def _value_fault(value: Any, hint: Any) -> str | None:
     """What is wrong with a value; None if nothing is."""
     try:
         holder = create_model("Holder", __base__=Settings, value=(hint, ...))
-        holder.model_validate_json(json.dumps({"value": value}))
+        holder.model_validate_json(json.dumps({"value": value}, default=str))
         return None
     except ValidationError as error:
         fault = error.errors()[0]

@@ -247,7 +247,7 @@ class Trainer:
         load_optimizer(self.optimizer, arrays, str(path))
         if self.average:
             self.average.load(arrays)
-        self.state, self.scores = TrainingState(**meta["progress"]), meta["scores"]
+        self.state, self.scores = TrainingState(**meta.get("progress", {})), meta.get("scores", {})
 
     def record(self, event: str, **fields: Any) -> None:
         """Write a row."""

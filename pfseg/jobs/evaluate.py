@@ -49,18 +49,18 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     dataset = build_dataset(stored.dataset, settings.split)
     model, meta = restore_model(checkpoint, stored.model, dataset.num_classes, len(stored.dataset.mean or (0, 1, 2)))
     model.eval()
-    step = meta["progress"]["step"]
+    step, epoch = meta.get("progress", {}).get("step", 0), meta.get("epoch", 0)
     evaluator = _build(settings, stored, dataset, model)
     names = [info.name for info in dataset.classes]
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
 
     def write(event: str, **fields: Any) -> None:
         if records:
-            records.write(event, step=step, epoch=meta["epoch"], **fields)
+            records.write(event, step=step, epoch=epoch, **fields)
 
     def show(done: int, total: int) -> None:
         if records:
-            records.progress("evaluating", done, total, step=step, epoch=meta["epoch"])
+            records.progress("evaluating", done, total, step=step, epoch=epoch)
 
     device = "cuda" if jt.flags.use_cuda else "cpu"
     write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))

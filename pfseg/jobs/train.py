@@ -9,7 +9,6 @@ from typing import Any
 
 from pfseg import __version__, build
 from pfseg.config.schema import Train
-from pfseg.config.stored import check_fits, training_settings
 from pfseg.data.base import find_overlap
 from pfseg.data.census import Census, count_masks
 from pfseg.data.whole_scenes import SceneDataset
@@ -80,7 +79,6 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     )
     if settings.resume:
         last = on_every_rank(folder / "checkpoints" / "last.safetensors")
-        check_fits(last, training_settings(last, trust=True), settings)
         trainer.restore(last)
         if records:
             records.drop_after(trainer.state.step)

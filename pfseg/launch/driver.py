@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,7 @@ class _Telemetry:
         self.tail: collections.deque[str] = collections.deque(maxlen=30)
         self.lost_rank: str | None = None
         self.crashed = False
+        self.listening = False
         self._follower = Follower(folder / "metrics.jsonl")
         self._log = open(folder / "worker.log", "ab", buffering=0)
         self._compiled: tuple[str, int, int, float | None] | None = None
@@ -118,7 +120,9 @@ class _Telemetry:
             self._compiled = (what, int(counts[2]), int(counts[3]), float(counts[4]) if counts[4] else None)
             self.watch.progress()
         elif row := told(text):
-            if "traceback" in row:
+            if "listens" in row:
+                self.listening = True
+            elif "traceback" in row:
                 self.errors.append(row)
             else:
                 self.watch.hear(row)
@@ -201,10 +205,9 @@ def _ending(
         if row.get("status") != "stopped":
             return row
         raise JobStopped(f"stopped at step {row.get('step', '?')}{resume}", exit_code)
-    if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1):  # too early for the ranks' own handler
-        raise JobStopped(f"stopped before the first step{resume}", exit_code)
-    if signum is not None and code == -signal.SIGKILL:
-        raise JobStopped(f"killed{resume}", exit_code)
+    if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1, -signal.SIGKILL):
+        early = "stopped before the first step" if settings.job == "train" else "stopped"
+        raise JobStopped(f"{'killed' if telemetry.listening else early}{resume}", exit_code)
     if tail := "\n".join(telemetry.tail).strip():
         telemetry.tell("message", tail, "error")
     cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)
@@ -230,6 +233,11 @@ def _cause(code: int, lost_rank: str | None) -> str:
         return f"{rank} was killed (exit code 137): often the machine ran out of memory; try a smaller batch_size"
     if number == signal.SIGSEGV:
         return f"{rank} crashed (segmentation fault, exit code 139)"
+    if number == signal.SIGBUS:
+        return (
+            f"{rank} was ended by SIGBUS (exit code 135): often {tempfile.gettempdir()} or /dev/shm is full; free some "
+            "space there, or set TMPDIR to a folder of another disk"
+        )
     if number in set(signal.Signals):
         return f"{rank} was ended by {signal.Signals(number).name} (exit code {128 + number})"
     return f"the job ended without a result (exit code {code})"

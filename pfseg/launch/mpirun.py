@@ -32,7 +32,9 @@ _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wa
 
 
 class Listener(Protocol):
-    """What hears of the ranks while `Mpirun.wait` waits."""
+    """What hears of the ranks while `Mpirun.wait` waits; `listening`: whether they would save if they were stopped."""
+
+    listening: bool
 
     def line(self, text: str) -> None: ...  # noqa: D102  # of output, from another thread
     def poll(self) -> None: ...  # noqa: D102  # a moment has passed
@@ -110,8 +112,9 @@ class Mpirun:
                 self._listener.poll()
                 if self._impatient:
                     self._kill()
-                if self.signum is not None and not announced:
+                if self.signum is not None and not announced and not self._impatient:
                     announced = True
+                    self._process.send_signal(signal.SIGUSR1)
                     text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
                     self._listener.tell("message", text, "warning")
                 if (now := time.monotonic()) - ticked > _TICK_SECONDS:
@@ -130,7 +133,7 @@ class Mpirun:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._first = signum, now
-            self._process.send_signal(signal.SIGUSR1)
+            self._impatient = not self._listener.listening  # compiling can take minutes, and there is nothing to save
         elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
             self._impatient = True
 

@@ -14,11 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import yaml
 from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
-from pfseg.files import shown, write_atomic
+from pfseg.files import load_yaml, shown, write_atomic
 from pfseg.launch.driver import JobStopped
 from pfseg.launch.mpirun import handled
 from pfseg.reporting.runs import Run, find_runs, read_runs
@@ -90,9 +89,9 @@ def summarise(folder: Path) -> list[Run]:
 
 
 def _overrides(run: Run) -> list[str]:
-    with suppress(OSError, yaml.YAMLError):
-        overrides = yaml.safe_load((run.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-        return [str(text) for text in overrides or ()]
+    with suppress(ValueError):
+        overrides = load_yaml(run.folder / ".hydra" / "overrides.yaml")
+        return [str(text) for text in overrides] if isinstance(overrides, list) else []
     return []
 
 

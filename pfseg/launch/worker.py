@@ -18,6 +18,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,14 @@ def main(folder: Path, work: Job = job) -> int:
 
 
 def stop() -> bool:
-    """Tell whether this rank was asked to save its state and leave."""
+    """Tell whether this rank was asked to save its state and leave; the first call tells the driver that it listens."""
+    _listen()
     return signal.SIGUSR1 in signal.sigpending()
+
+
+@cache
+def _listen() -> None:
+    tell(listens=True)
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ beside `.hydra`. Evaluations lie below the run that they score, and take its set
 from __future__ import annotations
 
 import glob
-import json
 import math
 import os
 import socket
@@ -19,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from pfseg.errors import ConfigError
+from pfseg.files import load_json, load_yaml
 from pfseg.tracking.records import Row, read_records
 
 FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
 _ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
 _DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was reached"}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
 
 
@@ -259,25 +257,3 @@ def number(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
-
-
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; None where there is no such file.
-
-    Raises:
-        ValueError: it can't be read.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
-
-
-def load_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file or it can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfseg.files import cannot_write, plain, write_atomic
+from pfseg.files import cannot_write, parse_json, plain, write_atomic
 
 Row = dict[str, Any]  # of the records file
 
@@ -151,7 +151,7 @@ def boundary_scores(row: Row) -> list[str]:
 
 def _parse(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -6,7 +6,6 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 from __future__ import annotations
 
 import http.client
-import json
 import netrc
 import os
 import ssl
@@ -26,7 +25,7 @@ import wandb
 
 from pfseg.data.base import IGNORE
 from pfseg.errors import ConfigError
-from pfseg.files import shown, write_atomic
+from pfseg.files import load_json, shown, write_atomic
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import Row, Sink, boundary_scores, class_names, numbers, read_records
 from pfseg.tracking.samples import MapFiles, boundary_picture, edge_picture, read_maps
@@ -68,8 +67,7 @@ class WandbLogger(Sink):
     def on_start(self, row: Row) -> None:
         """Add the machine, code and data to the settings."""
         self._names = row.get("classes") or []
-        file = self.folder / "environment.json"
-        environment = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        environment = load_json(self.folder / "environment.json") or {}
         environment |= {key: row[key] for key in _START if key in row}
         self._run.config.update({"environment": environment}, allow_val_change=True)
 

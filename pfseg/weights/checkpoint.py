@@ -12,14 +12,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from typing_extensions import TypedDict
 
 from pfseg.errors import CheckpointError, WriteError
-from pfseg.files import PART, plain, write_atomic
+from pfseg.files import PART, parse_json, plain, write_atomic
 
 _HEADER = "pfseg"
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
+
+
+class Progress(TypedDict, total=False):
+    """Where a run stands; the fields of `pfseg.engine.trainer.TrainingState`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    step: int
+    validated: int
+    best_miou: float
+    best_step: int
+    validations_since_best: int
+
+
+class Meta(TypedDict, total=False):
+    """The metadata of a checkpoint; others only tell people something."""
+
+    config: dict[str, Any]
+    progress: Progress
+    epoch: int
+    scores: dict[str, float | None]
+    input: dict[str, Any] | None
+
+
+_META = TypeAdapter(Meta)
 
 
 def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -27,12 +53,14 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
     try:
+        earlier = ", the previous one is intact" if path.exists() else ""
         for leftover in path.parent.glob(f".{path.name}.*{PART}"):  # of a run that was killed while saving
-            leftover.unlink()
+            with suppress(OSError):
+                leftover.unlink()
         write_atomic(path, data)
         write_atomic(path.with_suffix(".json"), text)
     except WriteError as error:
-        raise WriteError(f"checkpoint not saved, the previous one is intact: {error}") from error
+        raise WriteError(f"checkpoint not saved{earlier}: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -45,7 +73,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def load_meta(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint, with its `config`; raises CheckpointError."""
     meta = _read_header(path)[0]
-    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
+    if "config" not in meta:
         raise CheckpointError(f"{path} doesn't say how it was trained (no config in it); use another checkpoint")
     return meta
 
@@ -71,7 +99,12 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
             "make a checkpoint of plain weights by pfseg convert, or start from them by model.init"
         )
     try:
-        meta = json.loads(header[_HEADER])
+        meta = parse_json(header[_HEADER])
+        _META.validate_python(meta, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = f"{'.'.join(map(str, fault['loc']))}: " if fault["loc"] else ""
+        raise CheckpointError(f"{path} has damaged metadata ({where}{fault['msg']}); use another checkpoint") from error
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
     return meta, keys

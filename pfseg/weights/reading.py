@@ -110,10 +110,16 @@ def _parse_torch_zip(data: bytes, limit: int) -> tuple[Any, FetchStorage]:
     if sum(entry.file_size for entry in archive.infolist()) > limit:
         raise ValueError("it unpacks to an absurd size")
     folder = archive.namelist()[0].partition("/")[0]
-    if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
+    if f"{folder}/byteorder" in archive.namelist() and _unpacked(archive, f"{folder}/byteorder") != b"little":
         raise ValueError("written on a big-endian machine, which is not supported")
-    fetch = functools.lru_cache(maxsize=8)(lambda key: archive.read(f"{folder}/data/{key}"))  # may be shared
-    return WeightsUnpickler(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load(), fetch
+    fetch = functools.lru_cache(maxsize=8)(lambda key: _unpacked(archive, f"{folder}/data/{key}"))  # may be shared
+    return WeightsUnpickler(io.BytesIO(_unpacked(archive, f"{folder}/data.pkl"))).load(), fetch
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of an archive; never more bytes than its entry says, also in between."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size + 1)
 
 
 def _parse_pickles(data: bytes) -> tuple[Any, FetchStorage]:
@@ -126,7 +132,7 @@ def _parse_pickles(data: bytes) -> tuple[Any, FetchStorage]:
             WeightsUnpickler(stream).load()
         unpickler = WeightsUnpickler(stream)
         root = unpickler.load()
-        for key in WeightsUnpickler(stream).load():
+        for key in map(str, WeightsUnpickler(stream).load()):
             length = int.from_bytes(stream.read(8), "little")
             storages[key] = stream.read(length * unpickler.types[key].itemsize)
     return root, storages.__getitem__

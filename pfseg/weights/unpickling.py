@@ -36,6 +36,15 @@ for _builtins in ("builtins.", "__builtin__."):  # Python 3 and 2
     _CONTAINERS |= {_builtins + kind.__name__: kind for kind in (dict, list, tuple, set, frozenset, complex)}
     _NAMES |= {_builtins + name for name in ("int", "long", "float", "bool", "str", "unicode", "bytes")}
 
+_PLAIN = (str, bytes, int, float, type(None))
+_ROOM = 1 << 20  # items of containers that a file may copy, besides one for each of its bytes
+_KEYS = {  # where the keys are on the stack when an opcode puts them into a container
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(0, None, 2),
+    pickle.DICT: slice(0, None, 2),
+    pickle.ADDITEMS: slice(0, None),
+    pickle.FROZENSET: slice(0, None),
+}
 FetchStorage = Callable[[str], bytes]  # a storage's key -> its values
 
 
@@ -60,6 +69,45 @@ class Reference:
         self.state = state
 
 
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Raise UnpicklingError unless keys are plain values or tuples of such: of tuples in tuples a hash has no end."""
+    for key in keys:
+        if not all(isinstance(part, _PLAIN) for part in (key if isinstance(key, tuple) else (key,))):
+            raise pickle.UnpicklingError(f"a key is a {type(key).__name__} of other containers")
+
+
+def _check_first(code: int, keys: slice) -> Callable[[Any], None]:
+    """What an unpickler does for an opcode, once it has checked the keys that are on its stack."""
+    load = pickle._Unpickler.dispatch[code]
+
+    def check_and_load(unpickler: Any) -> None:
+        _check_keys(unpickler.stack[keys])
+        load(unpickler)
+
+    return check_and_load
+
+
+@dataclass(eq=False, slots=True, frozen=True)
+class _Maker:
+    """Makes containers for an unpickler; few bytes could copy a large one over and over."""
+
+    unpickler: WeightsUnpickler
+    kind: type
+
+    def __call__(self, *args: Any) -> Any:
+        for items in args:
+            sized = isinstance(items, dict | list | tuple | set | frozenset | str | bytes)
+            if sized:
+                self.unpickler.room -= len(items)
+                if self.unpickler.room < 0:
+                    raise pickle.UnpicklingError("it unfolds to an absurd size")
+                if self.kind in (set, frozenset) or isinstance(items, dict):
+                    _check_keys(items)
+                elif issubclass(self.kind, dict):
+                    _check_keys(key for key, _ in items)
+        return self.kind(*args)
+
+
 class WeightsUnpickler(pickle._Unpickler):
     """Reads one pickle of a stream; raises ForbiddenNameError, or anything else for bytes that are no pickle.
 
@@ -67,15 +115,18 @@ class WeightsUnpickler(pickle._Unpickler):
     `types` has the data type of each storage that the pickle mentions, by key.
     """
 
+    dispatch = pickle._Unpickler.dispatch | {code[0]: _check_first(code[0], keys) for code, keys in _KEYS.items()}
+
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, encoding="latin1")
         self.types: dict[str, np.dtype[Any]] = {}
+        self.room = _ROOM + len(stream.getbuffer())
 
-    def find_class(self, module: str, name: str) -> type | Reference:
-        """A container's class, or a record of any other name that is allowed."""
+    def find_class(self, module: str, name: str) -> _Maker | Reference:
+        """What makes a container, or a record of any other name that is allowed."""
         full = f"{module}.{name}"
         if full in _CONTAINERS:
-            return _CONTAINERS[full]
+            return _Maker(self, _CONTAINERS[full])
         if full in _NAMES:
             return Reference(full)
         plausible = all(part.isidentifier() for part in full.split("."))  # else text that begins like a pickle
@@ -112,7 +163,7 @@ def view(value: object, fetch: FetchStorage) -> np.ndarray | None:
             shape = ()
         case _:
             return None
-    if dtype.args[0] not in NUMPY_CODES:  # text, objects
+    if not isinstance(dtype.args[0], str) or dtype.args[0] not in NUMPY_CODES:  # text, objects
         return None
     if isinstance(data, Reference):  # protocol 2: _codecs.encode(text, "latin1"), or bytes() for none
         data = data.args[0].encode("latin1") if data.args else b""

@@ -286,8 +286,7 @@ def run(tmp_path: Path) -> Path:
 def save(folder: Path) -> None:
     """Leave what a training leaves in its folder once it has saved."""
     (folder / "resolved.yaml").write_text(yaml.safe_dump(checked()))
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "last.safetensors").touch()
+    save_checkpoint(folder / "checkpoints" / "last.safetensors", {}, {"config": checked()})
 
 
 def test_resume_replays_the_run(run: Path):
@@ -434,3 +433,28 @@ def test_command_lines_that_are_refused(args, env, text, monkeypatch: pytest.Mon
         main("train")
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("root: x\n\tname: y", r"^\S+/conf/dataset/mine.yaml:2 can't be read as YAML: found character"),
+        ("root: {a: 1", r"^\S+/mine.yaml:1 can't be read as YAML: expected"),
+        ("name: a\nname: b", r"^\S+/mine.yaml:2 can't be read as YAML: found duplicate key name$"),
+        ("name: " + "[" * 3000, r"^\S+/mine.yaml:1 can't be read as YAML: exceeded maximum nesting depth$"),
+        ("name: \udcff", r"^\S+/mine.yaml can't be read as YAML: 'utf-8' codec"),
+        ("a: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "absurd size$"),
+        ("defaults: [mine]", r"^YAML files name each other in a circle: look at the `defaults` of your own files$"),
+    ],
+    ids=["tab", "brace", "twice", "deep", "bytes", "bomb", "circle"],
+)
+@pytest.mark.timeout(30)
+def test_damaged_files_of_the_users_own_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, text: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "mine.yaml").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=text) as error:
+        compose("train", ["dataset=mine"])
+    assert "\n" not in str(error.value)

@@ -92,6 +92,11 @@ def pids(folder: Path, ranks: int) -> list[int]:
     return [row[key] for row in rows for key in ("pid", "child")] + [rows[0]["parent"]]
 
 
+def trained(folder: Path) -> None:
+    """Wait for the first step."""
+    wait_until(lambda: any(row["event"] == "train" for row in read_records(folder / "metrics.jsonl")))
+
+
 def test_two_ranks_return_rank_0s_result_and_all_rows(tmp_path: Path, heard: Heard) -> None:
     result = run(tmp_path, heard, ranks=2)
     cores = len(os.sched_getaffinity(0))
@@ -142,6 +147,7 @@ def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, m
         ("config", r"^crop_size=\(500, 500\) is not a multiple of 32; use 512$", 2),
         ("kill", r"^rank 1 was killed \(exit code 137\).*batch_size; full output", 1),
         ("segfault", r"^rank 1 crashed \(segmentation fault, exit code 139\); full output", 1),
+        ("bus", r"^rank 1 was ended by SIGBUS \(exit code 135\): often \S+ or /dev/shm is full; free some .*TMPDIR", 1),
         ("jittor segfault", r"^a rank crashed \(segmentation fault, exit code 139\); full output", 1),
     ],
 )
@@ -278,6 +284,7 @@ def test_a_signal_saves_and_leaves(
     driver: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     started = pids(tmp_path, 2)
+    trained(tmp_path)
     driver.send_signal(number)
     _, shown = driver.communicate(timeout=20)
     assert re.fullmatch(r"stopped at step \d+; go on with: pfseg train resume=\S+", shown), shown
@@ -294,8 +301,19 @@ def test_a_signal_before_the_ranks_are_there_still_stops(driver: subprocess.Pope
     assert driver.returncode == 143
 
 
+def test_a_signal_before_the_first_step_ends_the_job_at_once(tmp_path: Path, heard: Heard) -> None:
+    thread = threading.Thread(target=lambda: (pids(tmp_path, 2), os.kill(os.getpid(), signal.SIGTERM)))
+    thread.start()
+    with pytest.raises(JobStopped, match=r"^stopped before the first step; nothing was saved$") as stopped:
+        run(tmp_path, heard, ranks=2, behave="deadlock", mpi=True)  # as one that compiles, which hears of nothing
+    thread.join()
+    assert stopped.value.exit_code == 143 and heard.messages == []
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
+
+
 def test_a_second_interrupt_kills_at_once(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     started = pids(tmp_path, 2)
+    trained(tmp_path)
     os.kill(started[0], signal.SIGSTOP)  # a rank that doesn't listen
     driver.send_signal(signal.SIGINT)
     time.sleep(1)

@@ -59,6 +59,31 @@ def test_a_full_disk_leaves_the_previous_one(path: Path, monkeypatch: pytest.Mon
     assert load_checkpoint(path)[1]["step"] == 3
 
 
+def test_the_first_one_that_cannot_be_written(path: Path):
+    path.parent.mkdir()
+    (path.parent / f".last.safetensors.{os.getpid()}.part").mkdir()
+    with pytest.raises(WriteError, match=r"^checkpoint not saved: "):
+        save_checkpoint(path, ARRAYS, META)
+
+
+@pytest.mark.parametrize(
+    ("meta", "where"),
+    [
+        ({"config": 3}, "config: Input should be a valid dictionary"),
+        ({"progress": {"step": "3"}}, "progress.step: Input should be a valid integer"),
+        ({"progress": {"steps": 3}}, "progress.steps: Extra inputs"),
+        ({"scores": []}, "scores: Input should be a valid dictionary"),
+        ({"epoch": None}, "epoch: Input should be a valid integer"),
+        ([], "Input should be a valid dictionary"),
+    ],
+)
+def test_metadata_of_wrong_types(path: Path, meta: object, where: str):
+    path.parent.mkdir()
+    save_file(ARRAYS, path, metadata={"pfseg": json.dumps(meta)})
+    with pytest.raises(CheckpointError, match=rf"last.safetensors has damaged metadata \({where}.*\); use another"):
+        load_checkpoint(path)
+
+
 def test_what_a_kill_left_is_removed(path: Path):
     save_checkpoint(path, ARRAYS, META)
     (path.parent / ".last.safetensors.123.part").write_bytes(b"half")

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -333,3 +334,48 @@ def test_needs_neither_jittor_nor_torch():
 def test_paths_may_be_text(tmp_path: Path):
     save_file({"a": A}, tmp_path / "a.safetensors")
     same(read_weights(str(tmp_path / "a.safetensors")), {"a": A})
+
+
+# --- bombs: few bytes, no end
+
+NESTED = (
+    b")" + b"q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(50))
+)  # tuples of twice the one before
+HUGE = b"](" + b"N" * 20_000 + b"eq\x00"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + NESTED + b"Ns.",
+        b"}(" + NESTED + b"Nu.",
+        b"(" + NESTED + b"Nd.",
+        b"\x8f(" + NESTED + b"\x90.",
+        b"(" + NESTED + b"\x91.",
+        NESTED + b"c__builtin__\nset\n(h\x32\x85tR.",
+        NESTED + b"ccollections\nOrderedDict\n(](h\x32N\x86etR.",
+        NESTED + b"cnumpy\ndtype\n(h\x32tR.",
+        HUGE + b"".join(b"c__builtin__\nlist\n(h\x00tR" for _ in range(2000)) + b".",
+    ],
+)
+@pytest.mark.timeout(20)
+def test_bombs_are_damaged_files(read, content):
+    with pytest.raises(CheckpointError, match=r"is damaged or no weights file|holds no weights"):
+        read(b"\x80\x04" + content)
+
+
+@pytest.mark.timeout(20)
+def test_an_archive_that_lies_about_its_sizes_takes_no_memory(read):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 28))
+    data = bytearray(packed.getvalue())
+    place = data.rindex(b"PK\x01\x02") + 24  # size in the directory at the end
+    data[place : place + 4] = (100).to_bytes(4, "little")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="is damaged or no weights file"):
+            read(bytes(data))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
