@@ -27,6 +27,8 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = rng.standard_normal(shape) * 0.1
     elif key.endswith("running_var"):
         value = rng.uniform(0.5, 1.5, shape)
+    elif "layer_scale_" in key or key.endswith("gamma"):
+        value = rng.uniform(0.1, 0.3, shape)
     elif len(shape) == 1 and key.endswith("weight"):
         value = rng.uniform(0.5, 1.0, shape)
     elif len(shape) == 1:
@@ -37,7 +39,9 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = value * 0.25
     if re.match(r"head\.fpn_in\.\d\.1\.(weight|bias)", key):
         value = value * 0.1
-    if key == "head.conv_last.1.weight":
+    if key.endswith(".spatial_gating_unit.conv3.weight"):
+        value = value * 0.15
+    if key in ("head.conv_last.1.weight", "head.conv_seg.weight"):
         value = value - value.mean(axis=1, keepdims=True)
     return value.astype(np.float32)
 

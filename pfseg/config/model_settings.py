@@ -31,10 +31,26 @@ class Res2NetSettings(Settings):
     depth: Literal[101] = setting("number of layers")
 
 
+class MSCANSettings(Settings):
+    """MSCAN, the backbone of SegNeXt."""
+
+    target: Literal["pfseg.models.mscan.MSCAN"] = Field(alias="_target_", description="class of the backbone")
+    size: Literal["t", "s", "b"] = setting("tiny, small or base")
+    drop_path: t.Decay = setting("share of samples for which training leaves out the last block's branches")
+
+
+class ConvNeXtSettings(Settings):
+    """ConvNeXt."""
+
+    target: Literal["pfseg.models.convnext.ConvNeXt"] = Field(alias="_target_", description="class of the backbone")
+    size: Literal["t", "s"] = setting("tiny or small")
+    drop_path: t.Decay = setting("share of samples for which training leaves out the last block's branches")
+
+
 if TYPE_CHECKING:
     Backbone: TypeAlias = Target
 else:
-    Backbone = one_of(Target, ResNetSettings, Res2NetSettings)
+    Backbone = one_of(Target, ResNetSettings, Res2NetSettings, MSCANSettings, ConvNeXtSettings)
 
 
 class Model(Settings, extra="allow"):
@@ -141,6 +157,23 @@ class FarSegSettings(HeadSettings):
     dim: t.Count = setting("channels of the decoder")
 
 
+class LightHamSettings(HeadSettings):
+    """LightHam, the head of SegNeXt (Guo et al., NeurIPS 2022)."""
+
+    target: Literal["pfseg.models.lightham.LightHam"] = _head()
+    channels: t.Count = setting("channels of the head, a multiple of 32")
+    rank: t.Count = setting("number of vectors whose combinations stand for all positions")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+
+
+class UPerHeadSettings(HeadSettings):
+    """UPerHead of mmsegmentation, UPerNet as ConvNeXt's authors use it."""
+
+    target: Literal["pfseg.models.uperhead.UPerHead"] = _head()
+    channels: t.Count = setting("channels of the head; its auxiliary head has half of them")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+
+
 if TYPE_CHECKING:
     ModelSettings: TypeAlias = Model
 else:
@@ -154,6 +187,8 @@ else:
         CCNetSettings,
         SFNetSettings,
         FarSegSettings,
+        LightHamSettings,
+        UPerHeadSettings,
     )
 
 

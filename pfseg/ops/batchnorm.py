@@ -11,14 +11,13 @@ from pfseg.ops import kernels, maps
 from pfseg.runtime import Var, jt, world_size
 
 
-class Normalise(jt.Function):
+class _Normalise(jt.Function):
     """Training-mode normalisation on a CPU; returns (y, mean, biased variance over all ranks)."""
 
     def __init__(self, eps: float, relu: bool, sync: bool) -> None:
         self.eps, self.relu, self.sync = eps, relu, sync
 
     def execute(self, x: Var, weight: Var, bias: Var) -> tuple[Var, Var, Var]:
-        """Normalise (N, C, H, W) by weight and bias (C,)."""
         mean, var = kernels.run_on_cpu("batchnorm_moments", [((x.shape[1],), "float32")] * 2, [x])
         if self.sync:
             # Every rank has equally many values: batches are whole.
@@ -31,7 +30,6 @@ class Normalise(jt.Function):
         return y, mean, var
 
     def grad(self, upstream: Var, _mean: Var, _var: Var) -> tuple[Var, Var, Var]:
-        """Gradients of the three."""
         n, c, height, width = self.x.shape
         inputs = [self.x, upstream, self.mean, self.scale, self.bias]
         outputs: list[kernels.Output] = [((c,), "float32")] * 2
@@ -174,7 +172,7 @@ class BatchNorm2d(jt.nn.Module):
             return jt.maximum(y, 0.0) if self.relu else y
         sync = self.sync and world_size() > 1
         normalised: Var
-        normalised, mean, var = Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
+        normalised, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
         self._track(mean, var, x.shape[0] * x.shape[2] * x.shape[3] * (world_size() if sync else 1))
         return normalised
 

@@ -118,7 +118,7 @@ class _ConvolutionMaps(jt.Function):
     def __init__(self, module: Conv2d, packed: Var | None) -> None:
         self.stride, self.padding, self.dilation = module.stride, module.padding, module.dilation
         self.relu, self.float_output = module.relu, module.float_output
-        self.pointwise, self.shape, self.packed = module.pointwise, module.weight.shape, packed
+        self.pointwise, self.shape, self.packed = module.pointwise, module.kernel.shape, packed
 
     def execute(self, x: Var, weight: Var, bias: Var | None) -> Var:
         n, *sides, c = x.shape
@@ -174,10 +174,15 @@ class Conv2d(jt.nn.Conv):
             packed = self._packed
             if packed is None and self.packs:
                 (packed,) = _pack([self])
-            weight = packed if packed is not None and not self.pointwise else self.weight
+            weight = packed if packed is not None and not self.pointwise else self.kernel
             return back(_ConvolutionMaps(self, packed)(x, weight, self.bias))
-        y: Var = _Convolution(self.stride, self.padding, self.dilation)(x, self.weight, self.bias, self.relu)
+        y: Var = _Convolution(self.stride, self.padding, self.dilation)(x, self.kernel, self.bias, self.relu)
         return y
+
+    @property
+    def kernel(self) -> Var:
+        """The weights as (K, C, h, w)."""
+        return self.weight
 
     @property
     def pointwise(self) -> bool:
@@ -212,7 +217,7 @@ def _pack(convolutions: Sequence[Conv2d]) -> list[Var]:
         if parts:
             with context:
                 pack = _Pack([c.rows for c in parts], kernels.dtype())
-                packed |= zip(map(id, parts), pack(*(c.weight for c in parts)), strict=True)
+                packed |= zip(map(id, parts), pack(*(c.kernel for c in parts)), strict=True)
     return [packed[id(c)] for c in convolutions]
 
 
@@ -280,6 +285,19 @@ class PointConv(jt.nn.Conv):
         return jt.maximum(y, 0.0) if self.relu else y
 
 
+class Linear(Conv2d):
+    """A 1x1 convolution whose weights are (K, C), as those of a layer of positions' vectors."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.weight = self.weight.reshape(out_channels, in_channels)
+
+    @property
+    def kernel(self) -> Var:
+        """The weights as (K, C, 1, 1)."""
+        return self.weight.reshape(*self.weight.shape, 1, 1)
+
+
 class _Matmul(jt.Function):
     def execute(self, a: Var, b: Var) -> Var:
         self.a, self.b = a, b
@@ -296,6 +314,6 @@ def _product(a: Var, b: Var, a_transposed: bool = False, b_transposed: bool = Fa
 
 
 def batched_matmul(a: Var, b: Var) -> Var:
-    """Product (N, P, R) of (N, P, Q) and (N, Q, R), float32, on a CPU."""
-    product: Var = _Matmul.apply(a, b)
+    """Product (N, P, R) of (N, P, Q) and (N, Q, R), float32."""
+    product: Var = jt.nn.bmm(a, b) if jt.flags.use_cuda else _Matmul.apply(a, b)
     return product

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels
-from pfseg.ops.batchnorm import Normalise
 from pfseg.runtime import Var, jt
 
 
+class _Groups(jt.Function):
+    """Over groups of channels of x (N, C, H, W), on a GPU (N, H, W, C)."""
+
+    def __init__(self, groups: int, eps: float, relu: bool) -> None:
+        self.groups, self.eps, self.relu = groups, eps, relu
+        self.run = kernels.run if kernels.active() else kernels.run_on_cpu
+
+    def execute(self, x: Var, weight: Var, bias: Var) -> Var:
+        statistics = ((x.shape[0], self.groups), "float32")
+        outputs, inputs = [(x.shape, x.dtype), statistics, statistics], [x, weight, bias]
+        y, *found = self.run("normalisation_group", outputs, inputs, eps=self.eps, relu=self.relu)
+        self.x, self.inputs = x, [weight, bias, *found]
+        return y
+
+    def grad(self, upstream: Var) -> tuple[Var, Var, Var]:
+        x = self.x
+        sums = ((x.shape[0], self.inputs[0].shape[0]), "float32")  # what each sample adds
+        outputs, inputs = [(x.shape, x.dtype), sums, sums], [x, upstream, *self.inputs]
+        gradient, weight, bias = self.run("normalisation_group_gradient", outputs, inputs, relu=self.relu)
+        return gradient, weight.sum(0), bias.sum(0)
+
+
 class GroupNorm(jt.nn.Module):
-    """Group normalisation of (N, C, H, W) float32, followed by a ReLU with `relu`.
+    """Group normalisation of maps, followed by a ReLU with `relu`; ValueError if the groups can't be equally large.
 
     Attributes:
         weight, bias: (C,) float32.
@@ -16,20 +37,22 @@ class GroupNorm(jt.nn.Module):
 
     def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-5, relu: bool = False) -> None:
         super().__init__()
+        if channels % groups:
+            raise ValueError(f"{channels} channels can't be split into {groups} groups: use a multiple of {groups}")
         self.groups, self.eps, self.relu = groups, eps, relu
         self.weight = jt.ones((channels,))
         self.bias = jt.zeros((channels,))
 
     def execute(self, x: Var) -> Var:
-        """Normalise (N, C, H, W)."""
-        n, c, height, width = x.shape
-        grouped = x.reshape(1, n * self.groups, c // self.groups * height, width)
+        """Normalise maps."""
         if kernels.active():
-            centred = grouped - grouped.mean([2, 3], keepdims=True)
-            normalised = centred / jt.sqrt((centred * centred).mean([2, 3], keepdims=True) + self.eps)
-        else:
-            ones, zeros = jt.ones((n * self.groups,)), jt.zeros((n * self.groups,))
-            normalised = Normalise(self.eps, relu=False, sync=False)(grouped, ones, zeros)[0]
-        y: Var = normalised.reshape(x.shape)
+            return self._composed(x)
+        y: Var = _Groups(self.groups, self.eps, self.relu)(x, self.weight, self.bias)
+        return y
+
+    def _composed(self, x: Var) -> Var:
+        grouped = x.reshape(x.shape[0], self.groups, -1)
+        centred = grouped - grouped.mean([2], keepdims=True)
+        y: Var = (centred / jt.sqrt((centred * centred).mean([2], keepdims=True) + self.eps)).reshape(x.shape)
         y = y * self.weight.broadcast(y, [0, 2, 3]) + self.bias.broadcast(y, [0, 2, 3])
         return jt.maximum(y, 0.0) if self.relu else y

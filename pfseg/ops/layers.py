@@ -7,6 +7,7 @@ import numpy as np
 from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
+from pfseg.ops.elementwise import scaled_add
 from pfseg.ops.resampling import adaptive_avg_pool
 from pfseg.runtime import Var, jt, rank, world_size
 
@@ -82,3 +83,21 @@ class ChannelDropout(Random):
         kept = self.draw(x.shape[0], maps.channels(x)) >= self.p
         factors = jt.array((kept / (1.0 - self.p)).astype(np.float32))
         return maps.scale_channels(x, factors)
+
+
+class ScaledShortcut(Random):
+    """x + scale * y: a block's input and its branch, which in training is left out with probability `p` per sample.
+
+    Branches that stay are multiplied by 1 / (1 - p) ("drop path", stochastic depth).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def execute(self, x: Var, y: Var, scale: Var) -> Var:
+        """Add maps y, each channel by its `scale` (C,), to maps x."""
+        kept = np.ones((x.shape[0], 1), np.float32)
+        if self.p and self.is_training():
+            kept = ((self.draw(x.shape[0], 1) >= self.p) / (1.0 - self.p)).astype(np.float32)
+        return scaled_add(x, y, scale.reshape(1, -1) * jt.array(kept))

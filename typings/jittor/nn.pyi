@@ -21,13 +21,14 @@ class Conv(Module):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    groups: int
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         stride: int = ...,
-        padding: int = ...,
+        padding: int | tuple[int, int] = ...,
         dilation: int = ...,
         groups: int = ...,
         bias: bool = ...,

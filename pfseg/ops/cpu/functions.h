@@ -14,6 +14,17 @@
     declare(convolution_pointwise_forward) \
     declare(convolution_pointwise_gradient_x) \
     declare(convolution_multiply) \
+    declare(depthwise_forward) \
+    declare(depthwise_gradient_x) \
+    declare(depthwise_gradient_w) \
+    declare(elementwise_gelu) \
+    declare(elementwise_gelu_gradient) \
+    declare(normalisation_layer) \
+    declare(normalisation_layer_gradient) \
+    declare(normalisation_group) \
+    declare(normalisation_group_gradient) \
+    declare(elementwise_scaled_add) \
+    declare(elementwise_scaled_add_gradient) \
     declare(resampling_separable) \
     declare(sampling_forward) \
     declare(sampling_gradient_x) \
