@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pfseg.config.check import checked
 from pfseg.config.commands import Profile
@@ -30,6 +30,8 @@ from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.errors import ConfigError
+from pfseg.inference.views import Network
+from pfseg.weights.checkpoint import load_meta
 
 _NETWORK = "pfseg.models.network.SegmentationNetwork"
 _NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
@@ -261,6 +263,37 @@ def restore_model(path: Path, settings: Model, num_classes: int, in_channels: in
     model = build_model(settings, num_classes, in_channels)
     load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     return model, meta
+
+
+class Trained(NamedTuple):
+    """A trained network that only predicts."""
+
+    network: Network  # normalised batch -> logits
+    stride: int  # sides of batches are multiples of it
+    min_size: int  # smallest side that it takes in pixels
+    size: int | None  # the only side that it takes; None for any
+    meta: dict[str, Any]  # of the checkpoint
+
+
+def restore_network(path: Path, settings: Model, num_classes: int, in_channels: int, precision: str) -> Trained:
+    """The network of a checkpoint, on Jittor, or of an ONNX file, which needs no Jittor.
+
+    Raises:
+        CheckpointError: damaged, or of another network.
+        ConfigError: a package for ONNX files isn't installed.
+    """
+    if path.suffix == ".onnx":
+        from pfseg.inference.onnx_network import OnnxNetwork
+
+        exported = OnnxNetwork(path)
+        return Trained(exported, 1, exported.size, exported.size, load_meta(path))
+    from pfseg.inference.folding import as_function, fold_batchnorm
+    from pfseg.ops import kernels
+
+    kernels.set_precision(precision)
+    model, meta = restore_model(path, settings, num_classes, in_channels)
+    fold_batchnorm(model)
+    return Trained(as_function(model.predict), model.output_stride, getattr(model, "min_size", 1), None, meta)
 
 
 def load_initial(model: Any, settings: Model) -> str:

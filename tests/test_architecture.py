@@ -22,14 +22,26 @@ FLOORS = (  # from the ground up; a room imports those below it
     ("launch",),
     ("models", "losses"),
     ("inference",),
-    ("engine", "prediction"),
+    ("engine", "export", "prediction"),
     ("build",),
     ("jobs", "__init__"),
     ("commands",),
     ("__main__",),
 )
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-WITH_JITTOR = {"runtime", "ops", "models", "losses", "weights", "inference", "engine", "prediction", "build", "jobs"}
+WITH_JITTOR = {
+    "runtime",
+    "ops",
+    "models",
+    "losses",
+    "weights",
+    "inference",
+    "engine",
+    "export",
+    "prediction",
+    "build",
+    "jobs",
+}
 FILES = [*sorted((ROOT / "pfseg").rglob("*.py")), ROOT / "train.py", ROOT / "evaluate.py"]
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "preview": "show training samples as the network would get them",
     "profile": "measure parameters, multiply-adds, time and memory of a network",
     "convert": "show what a weights file holds, or convert it",
+    "export": "write a network as an ONNX file, for ONNX Runtime and QGIS",
     "report": "compare runs",
     "reproduce": "repeat a run",
     "dashboard": "save a W&B workspace for runs",

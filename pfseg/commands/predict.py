@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from pfseg.build import display_positions, restore_model
+from pfseg.build import display_positions, restore_network
 from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.stored import training_settings
@@ -148,26 +148,23 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that the network doesn't take.
     """
-    from pfseg.inference.folding import as_function, fold_batchnorm
-    from pfseg.ops import kernels
-
-    kernels.set_precision(settings.precision)
     path = Path(settings.checkpoint)
     changes = dataset_changes(settings)
     stored = training_settings(path, changes, trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    model, meta = restore_model(path, stored.model, len(classes), len(data.mean or (0, 1, 2)))
-    fold_batchnorm(model)
-    size = data.eval_size or data.crop_size
+    trained = restore_network(path, stored.model, len(classes), len(data.mean or (0, 1, 2)), settings.precision)
+    size = (trained.size, trained.size) if trained.size else data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
-    needs = model.output_stride, getattr(model, "min_size", 1)
+    needs = trained.stride, trained.min_size
+    if trained.size:
+        _check_size(settings, window, trained.size, factor)
     scales = [scale * (1.0 if settings.resize else factor) for scale in settings.scales]
     grid = WindowGrid(settings.resize or window, settings.overlap, *needs)
     views = Views(scales, settings.flips, *needs)
-    sliding = SlidingWindows(as_function(model.predict), len(classes), grid, views, settings.batch_size)
+    sliding = SlidingWindows(trained.network, len(classes), grid, views, settings.batch_size)
     contrast = data.eval_contrast if settings.contrast is None else settings.contrast
-    record = meta.get("input")
+    record = trained.meta.get("input")
     stored_input = {key: getattr(data, key, None) for key in ("bands", "stretch")} | (record or {})
     how = stored_input | {key: value for key, value in changes.items() if key in stored_input}
     reader = ImageReader(
@@ -183,6 +180,18 @@ def load_predictor(settings: Predict) -> Predictor:
         )
     normalise, display = Normalise(data.mean or (), data.std or ()), display_positions(data)
     return Predictor(sliding, normalise, classes, settings.resize, reader, display, record)
+
+
+def _check_size(settings: Predict, window: tuple[int, int], size: int, factor: float) -> None:
+    """Raise ConfigError if images would go into the network at another size than the only one that it takes."""
+    given = {"resize": settings.resize} if settings.resize else {"window": window}
+    ((key, sides),) = given.items()
+    scale = 1.0 if settings.resize else factor
+    if settings.scales != [1.0] or [round(side * scale) for side in sides] != [size, size]:
+        raise ConfigError(
+            f"{settings.checkpoint} takes images of {size}x{size} px only: leave out scales and {key}, or export the "
+            "checkpoint at another size (pfseg export size=...)"
+        )
 
 
 class _Stopped(Exception):

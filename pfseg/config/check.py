@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pfseg.config.commands import SCHEMAS, Convert, Predict, PrepareJob, Preview
+from pfseg.config.commands import SCHEMAS, Convert, Export, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
 from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.model_settings import Model, PFNetSettings
@@ -256,6 +256,18 @@ def _check_convert(settings: Convert) -> None:
     settings.out = str(out)
 
 
+def _check_export(settings: Export) -> None:
+    out = Path(settings.out).expanduser().absolute()
+    if out.suffix != ".onnx":
+        raise ConfigError(f"out={settings.out} must end in .onnx, by which the file is recognised")
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give another file by out=<file>")
+    path = find_checkpoint(settings.checkpoint)
+    if path.suffix == ".onnx":
+        raise ConfigError(f"checkpoint={settings.checkpoint} is an ONNX file already: give the run that it is from")
+    settings.out, settings.checkpoint = str(out), str(path)
+
+
 _CHECKS: dict[type[Settings], Callable[[Any], None]] = {
     Train: _check_train,
     Evaluate: _check_evaluate,
@@ -263,6 +275,7 @@ _CHECKS: dict[type[Settings], Callable[[Any], None]] = {
     Preview: _check_preview,
     Predict: _check_predict,
     Convert: _check_convert,
+    Export: _check_export,
 }
 
 
@@ -275,10 +288,13 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     path = Path(checkpoint).expanduser().absolute()
     files = [path, path / "checkpoints" / "best.safetensors", path / "checkpoints" / "last.safetensors"]
     for file in files:
-        if file.is_file() and file.suffix == ".safetensors":
+        if file.is_file() and file.suffix in (".safetensors", ".onnx"):
             return file
     if path.is_file():
-        fault = "must be a run folder or a .safetensors file of a run; pfseg convert makes one of other weights files"
+        fault = (
+            "must be a run folder, a .safetensors file of a run or an .onnx file of pfseg export; pfseg convert makes "
+            "one of other weights files"
+        )
     elif path.is_dir():
         fault = (
             "holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "

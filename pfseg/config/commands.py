@@ -62,6 +62,19 @@ class Predict(Application):
     dataset: StoredData
 
 
+class Export(Settings):
+    """Write a trained network as one ONNX file, for ONNX Runtime and QGIS."""
+
+    job: Literal["export"] = setting("the command")
+    checkpoint: str = setting("run folder (its best checkpoint) or .safetensors file")
+    out: str = setting("file to write, *.onnx")
+    size: t.Count | None = setting("side of its input in pixels; null: as in validation, or else training")
+    dynamic_batch: bool = setting("whether any number of images goes in at once; some programs take one only")
+    overlap: t.Decay = setting("share of a tile that the next one covers too, for programs that cut tiles")
+    ground_resolution: t.Positive | None = setting("metres that a pixel covers; null: as the training images say")
+    trust: bool = setting("whether to run code that the checkpoint names and that isn't pfseg's own")
+
+
 class Profile(Settings):
     """Measure parameters, multiply-adds, time and memory of a network."""
 
@@ -126,6 +139,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "preview": Preview,
     "profile": Profile,
     "convert": Convert,
+    "export": Export,
     "report": Report,
     "dashboard": Dashboard,
     "reproduce": Reproduce,

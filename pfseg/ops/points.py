@@ -58,8 +58,8 @@ def sample_points(x: Var, grid: tuple[int, int], indices: Var) -> Var:
     points = indices.shape[1]
     row, column = indices // grid[1], indices % grid[1]
     corners = []
-    for y_position, y_weight in _cell_positions(grid[0], h):
-        for x_position, x_weight in _cell_positions(grid[1], w):
+    for y_position, y_weight in cell_positions(grid[0], h):
+        for x_position, x_weight in cell_positions(grid[1], w):
             cell = _look_up(y_position, row) * w + _look_up(x_position, column)
             weight = _look_up(y_weight, row) * _look_up(x_weight, column)
             corners.append(gather_points(x.reshape(n, c, h * w), cell) * weight.broadcast([n, c, points], [1]))
@@ -68,7 +68,7 @@ def sample_points(x: Var, grid: tuple[int, int], indices: Var) -> Var:
 
 
 @lru_cache(maxsize=64)
-def _cell_positions(cells: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def cell_positions(cells: int, size: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """For each of `cells` centres on an axis of `size`: the two neighbours (int32) and their weights (float32)."""
     position = (np.arange(cells) + 0.5) * size / cells - 0.5
     low = np.floor(position).astype(np.int32)

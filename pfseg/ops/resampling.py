@@ -62,7 +62,7 @@ def pooling_windows(size: int, out: int, rule: str) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=256)
-def _pool_matrix(size: int, out: int, rule: str) -> np.ndarray:
+def pool_matrix(size: int, out: int, rule: str) -> np.ndarray:
     """Weights (out, size) float32 of adaptive average pooling."""
     matrix = np.zeros((out, size), np.float32)
     for row, (start, stop) in enumerate(pooling_windows(size, out, rule)):
@@ -215,7 +215,7 @@ def _average(x: Var, out: int, rule: str, planar: bool) -> Var:
         _check_windows(height, width, out, rule)
         y = _Resampled("resample_average", (out, out), planar, fixed=rule == "fixed_window")(x)
     else:
-        y = _Separable(_pool_matrix(height, out, rule), _pool_matrix(width, out, rule))(x)
+        y = _Separable(pool_matrix(height, out, rule), pool_matrix(width, out, rule))(x)
     return y
 
 
@@ -225,7 +225,7 @@ def _check_windows(height: int, width: int, out: int, rule: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _window_indices(height: int, width: int, out: int, rule: str) -> np.ndarray:
+def window_indices(height: int, width: int, out: int, rule: str) -> np.ndarray:
     """Flat positions (out*out, k) int32 of each pooling window, row by row, the last one repeated to length k."""
     windows = [
         [y * width + x for y in range(*rows) for x in range(*columns)]
@@ -247,7 +247,7 @@ def adaptive_max_pool(x: Var, out: int, rule: str) -> tuple[Var, Var]:
         _check_windows(height, width, out, rule)
         values, flat = _Maxima(out, rule)(x)
         return values, flat
-    indices = _window_indices(height, width, out, rule)
+    indices = window_indices(height, width, out, rule)
     cells, k = indices.shape
     with jt.no_grad():
         values = gather_points(x.reshape(n, 1, -1), jt.array(indices.reshape(-1)).broadcast([n, cells * k], [0]))

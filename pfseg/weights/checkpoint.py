@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from pfseg.errors import CheckpointError, WriteError
 from pfseg.files import PART, parse_json, plain, write_atomic
+from pfseg.weights.onnx_file import SUFFIX, read_onnx
 
 _HEADER = "pfseg"
 SECTIONS = ("train/", "optimizer/")  # prefixes of entries that are not the network's evaluated weights
@@ -71,8 +72,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def load_meta(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint, with its `config`; raises CheckpointError."""
-    meta = _read_header(path)[0]
+    """The metadata of a checkpoint, or of one that was exported to ONNX, with its `config`; raises CheckpointError."""
+    meta = read_onnx(path).meta if path.suffix == SUFFIX else _read_header(path)[0]
     if "config" not in meta:
         raise CheckpointError(f"{path} doesn't say how it was trained (no config in it); use another checkpoint")
     return meta

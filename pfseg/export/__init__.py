@@ -1,0 +1,1 @@
+"""Networks as ONNX graphs and as folders to share."""
