@@ -25,6 +25,7 @@ ROOMS = {  # in the order of the menu; the other modules of pfseg/ come first
     "metrics": "Metrics",
     "data": "Data",
     "engine": "Engine",
+    "export": "Export",
     "inference": "Inference",
     "prediction": "Prediction",
     "weights": "Weights",
