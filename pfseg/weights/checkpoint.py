@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def load_meta(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint, or of one that was exported to ONNX, with its `config`; raises CheckpointError."""
-    meta = read_onnx(path).meta if path.suffix == SUFFIX else _read_header(path)[0]
+    meta = _parse(path, read_onnx(path).header) if path.suffix == SUFFIX else _read_header(path)[0]
     if "config" not in meta:
         raise CheckpointError(f"{path} doesn't say how it was trained (no config in it); use another checkpoint")
     return meta
@@ -99,8 +99,12 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
             f"{path} holds weights but no pfseg metadata: expected a file written by train.py; "
             "make a checkpoint of plain weights by pfseg convert, or start from them by model.init"
         )
+    return _parse(path, header[_HEADER]), keys
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        meta = parse_json(header[_HEADER])
+        meta: dict[str, Any] = parse_json(text)
         _META.validate_python(meta, strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -108,4 +112,4 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise CheckpointError(f"{path} has damaged metadata ({where}{fault['msg']}); use another checkpoint") from error
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata ({error}); use another checkpoint") from error
-    return meta, keys
+    return meta

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfseg.errors import CheckpointError, ConfigError, one_line
+from pfseg.files import parse_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 SUFFIX = ".onnx"
-NEEDED = ("bands", "stretch", "mean", "std", "classes", "pfseg")  # entries of the metadata, each JSON
+_OWN = ("bands", "stretch", "mean", "std", "classes")
+NEEDED = (*_OWN, "pfseg")  # entries of the metadata, each JSON
 _INSTALL = "run `pip install 'pfseg[onnx]'`"
 _AGAIN = "export the checkpoint again, by pfseg export"
 
@@ -23,7 +24,7 @@ class OnnxFile:
     """An exported network.
 
     Attributes:
-        meta: metadata of the checkpoint that was exported, with its `config`.
+        header: metadata of the checkpoint that was exported, as JSON; see `pfseg.weights.checkpoint`.
         mean: mean of each channel, of images scaled to 0..1, which the graph subtracts.
         std: standard deviation of each channel, which it divides by.
         num_classes: K.
@@ -33,7 +34,7 @@ class OnnxFile:
     """
 
     path: Path
-    meta: dict[str, Any]
+    header: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
@@ -55,15 +56,15 @@ def read_onnx(path: Path) -> OnnxFile:
     if len(given) != 1 or len(told) != 1:
         raise _unfit(path, f"{len(given)} inputs and {len(told)} outputs")
     shape, out = _shape(given[0]), _shape(told[0])
-    expected = [len(found["mean"]), shape[-1], shape[-1]], [len(found["classes"]), shape[-1], shape[-1]]
+    expected = [len(found["mean"]), shape[-1], shape[-1]], [found["classes"], shape[-1], shape[-1]]
     if (shape[1:], out[1:]) != expected or shape[-1] is None:
         raise _unfit(path, f"an input of {_shown(shape)} and an output of {_shown(out)}")
     return OnnxFile(
         path=path,
-        meta=found["pfseg"],
+        header=found["pfseg"],
         mean=tuple(found["mean"]),
         std=tuple(found["std"]),
-        num_classes=len(found["classes"]),
+        num_classes=found["classes"],
         size=int(shape[-1]),
         batch=shape[0],
         opset=max((each.version for each in model.opset_import if not each.domain), default=0),
@@ -94,11 +95,13 @@ def _metadata(path: Path, texts: dict[str, str]) -> dict[str, Any]:
             "a file that pfseg export has written"
         )
     try:
-        found = {key: json.loads(texts[key]) for key in NEEDED}
-        if isinstance(found["pfseg"]["config"], dict) and len(found["mean"]) == len(found["std"]):
-            return found
-        fault = "mean and std differ in length, or there is no config"
-    except (ValueError, KeyError, TypeError) as error:
+        found = {key: parse_json(texts[key]) for key in _OWN}
+        if len({len(found["mean"]), len(found["std"])}) == 1 and all(
+            isinstance(each, float | int) for each in found["mean"] + found["std"]
+        ):
+            return found | {"classes": len(found["classes"]), "pfseg": texts["pfseg"]}
+        fault = "mean and std are not equally many numbers"
+    except (ValueError, TypeError) as error:
         fault = one_line(error)
     raise CheckpointError(f"{path} has damaged metadata ({fault}); {_AGAIN}")
 
