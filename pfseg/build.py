@@ -10,7 +10,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,8 @@ from pfseg.config.compose import compose
 from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
-from pfseg.config.settings import Settings, Target
+from pfseg.config.settings import Settings
+from pfseg.config.targets import call, instantiate, locate
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.cache import cache_folder, cached_array, key_of, stat_of
@@ -71,42 +71,6 @@ def create_model(
     return model
 
 
-def instantiate(settings: Settings, **given: Any) -> Any:
-    """Call what `_target_` names with the other settings and `given`; nested settings with a `_target_` come first.
-
-    Raises ConfigError if the class doesn't exist, or its constructor rejects a value.
-    """
-    return _call(cast(Target, settings).target, settings.values() | given)
-
-
-def _call(target: str, keywords: Mapping[str, Any]) -> Any:
-    function = locate(target)
-    arguments = {key: _built(value) for key, value in keywords.items()}
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{target} can't be built: {error}") from error
-
-
-def _built(value: Any) -> Any:
-    if isinstance(value, Settings) and hasattr(value, "target"):
-        return instantiate(value)
-    if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
-        return _call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
-    return value
-
-
-def locate(target: str) -> Any:
-    """The object that `package.module.Name` names; raises ConfigError if it can't be imported."""
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except SyntaxError as error:
-        raise ConfigError(f"_target_={target}: {error.filename}:{error.lineno} isn't Python ({error.msg})") from error
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_={target} can't be imported ({error}); give package.module.Class") from error
-
-
 def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
     """Build a split of a data set."""
     parameters = inspect.signature(locate(settings.target)).parameters
@@ -117,7 +81,7 @@ def build_dataset(settings: Dataset, split: str) -> SegmentationDataset:
     if isinstance(settings, FolderData) and settings.source == "scenes":
         return _build_scenes(settings, split)
     keywords = {key: value for key, value in settings.values().items() if key in parameters}
-    return cast(SegmentationDataset, _call(settings.target, keywords | {"split": split}))
+    return cast(SegmentationDataset, call(settings.target, keywords | {"split": split}))
 
 
 def share_stretch(settings: Dataset, progress: Callable[[int, int], None], files: Sequence[Path] | None = None) -> None:
@@ -238,10 +202,10 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
             keywords |= given
         if inspect.isclass(target) and issubclass(target, Head):
             backbone = keywords.pop("backbone")
-            head = _call(settings.target, keywords | {"in_channels": backbone.out_channels})
-            model = _call(_NETWORK, {"backbone": backbone, "head": head, "num_classes": num_classes})
+            head = call(settings.target, keywords | {"in_channels": backbone.out_channels})
+            model = call(_NETWORK, {"backbone": backbone, "head": head, "num_classes": num_classes})
         else:
-            model = _call(settings.target, keywords)
+            model = call(settings.target, keywords)
     model.in_channels = in_channels
     return model
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # from the ground up; a room imports those below it
     ("errors", "__version__"),
-    ("files",),
+    ("files", "signals"),
     ("compiler", "devices", "metrics", "toolkit"),
     ("data", "runtime"),
     ("weights",),

@@ -26,8 +26,9 @@ from pfseg.launch.driver import JobStopped
 from pfseg.prediction.folder import Task, find_images, open_record, plan
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import predict_resized, predict_rows
+from pfseg.signals import collected_signals
 from pfseg.tracking import terminal
-from pfseg.tracking.terminal import ConsoleProgress, collected_signals
+from pfseg.tracking.terminal import ConsoleProgress
 
 # What changes the maps.
 _CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata")

@@ -14,7 +14,7 @@ from rich.console import Console
 from pfseg import __version__
 from pfseg.build import display_positions, find_scenes, share_stretch
 from pfseg.config.commands import PrepareJob
-from pfseg.config.compose import compose, override
+from pfseg.config.compose import compose, spell
 from pfseg.config.data_settings import FolderData
 from pfseg.config.validation import validate
 from pfseg.data.archives.folders import SceneList
@@ -30,8 +30,9 @@ from pfseg.data.preparation.preparation import Outcome, Preparation
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
+from pfseg.signals import collected_signals
 from pfseg.tracking import terminal
-from pfseg.tracking.terminal import ConsoleProgress, collected_signals
+from pfseg.tracking.terminal import ConsoleProgress
 
 _SHOWN = 20  # faults on the terminal
 _TEST = "test"  # the split that may come without masks
@@ -161,9 +162,9 @@ def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
         wanted[key] = wanted[key] if len(wanted[key] or ()) == count else None
     if data.splits is not None and any(data.splits.get(split) != source for split, source in kept.items()):
         wanted["splits"] = None
-    given = [f"dataset={choice}", override("dataset.root", str(out))]
+    given = [f"dataset={choice}", f"dataset.root={spell(str(out))}"]
     given += [
-        override(f"dataset.{key}", value)
+        f"dataset.{key}={spell(value)}"
         for key, value in wanted.items()
         if key not in ("root", "prepare", "about", "source") and stored[key] != value
     ]

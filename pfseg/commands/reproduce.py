@@ -18,9 +18,8 @@ from rich.text import Text
 
 from pfseg.config.check import check
 from pfseg.config.commands import Reproduce
-from pfseg.config.compose import compose, quote
+from pfseg.config.compose import compose, quote, spell
 from pfseg.config.stored import current, current_key
-from pfseg.config.validation import show
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import load_json, load_yaml, shown
 from pfseg.launch.provenance import data_state, environment
@@ -116,7 +115,7 @@ def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
     then = flatten(stored.config)
     paths = {key: then[key] for key in _PATHS if then.get(key) is not None}  # absolute ones
     given = [text for text in stored.overrides if text.partition("=")[0] not in paths]
-    given += [f"{key}={_quote(value)}" for key, value in paths.items()]
+    given += [f"{key}={spell(value)}" for key, value in paths.items()]
     folder = Path(stored.config_dir) if stored.config_dir else None
     try:
         now = flatten(check(compose(stored.config_name, given, folder=folder)).dump())
@@ -127,11 +126,11 @@ def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
         if key.startswith(_ASIDE):
             continue
         if key not in then:  # a new setting, whose default keeps what was
-            lost.append(Finding(f"setting {key}", "not there", _quote(now[key]), "warn"))
+            lost.append(Finding(f"setting {key}", "not there", spell(now[key]), "warn"))
         elif key not in now:
-            lost.append(Finding(f"setting {key}", _quote(then[key]), "not there", "refuse"))
+            lost.append(Finding(f"setting {key}", spell(then[key]), "not there", "refuse"))
         elif then[key] != now[key]:
-            pins.append(f"{key}={_quote(then[key])}")
+            pins.append(f"{key}={spell(then[key])}")
     return given + pins, lost
 
 
@@ -168,15 +167,6 @@ def _revision(state: dict[str, Any]) -> str:
     if not git:
         return f"pfseg {state.get('pfseg')}, outside a clone"
     return str(git["revision"][:12]) + (" with uncommitted changes" if git["dirty"] else "")
-
-
-def _quote(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_quote, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_quote(item)}' for key, item in value.items())}}}"
-    return quote(value) if isinstance(value, str) else show(value)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

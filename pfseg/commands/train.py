@@ -15,9 +15,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pfseg.build import instantiate
 from pfseg.config.run_settings import Slurm
 from pfseg.config.schema import Evaluate, Train
+from pfseg.config.targets import instantiate
 from pfseg.errors import PfsegError
 from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job

@@ -28,7 +28,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pfseg.config.validation import nearest, unknown_key
+from pfseg.config.validation import as_typed, nearest, unknown_key
 from pfseg.errors import ConfigError
 from pfseg.files import load_yaml
 
@@ -165,21 +165,16 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def override(key: str, value: Any) -> str:
-    """A setting as Hydra's command line takes it, before the shell's own quoting."""
-
-    def spell(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ",".join(f"{key}:{spell(part)}" for key, part in value.items()) + "}"
-        if isinstance(value, (list, tuple)):
-            return "[" + ",".join(map(spell, value)) + "]"
-        if isinstance(value, str):
-            word = re.fullmatch(r"[A-Za-z_/][\w/.-]*", value, re.ASCII)
-            plain = word and value.lower() not in ("true", "false", "null", "nan", "inf")
-            return value if plain else '"' + value.replace('"', '\\"') + '"'
-        return "null" if value is None else str(value).lower()
-
-    return f"{key}={spell(value)}"
+def spell(value: Any) -> str:
+    """A value as Hydra's command line takes it, before the shell's own quoting."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spell(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(spell, value)) + "]"
+    if not isinstance(value, str):
+        return as_typed(value)
+    word = re.fullmatch(r"[A-Za-z_/][\w/.-]*", value, re.ASCII)
+    return value if word and value.lower() not in ("true", "false", "null", "nan", "inf") else quote(value)
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import compose
 from pfseg.config.settings import CUSTOM, Settings
-from pfseg.config.validation import describe, field_type, members, show
+from pfseg.config.validation import as_typed, describe, field_type, members
 
 # The choice of each group whose values are shown for a kind; the first where a kind has several.
 _CHOICES = {
@@ -56,7 +56,7 @@ def _rows(command: str, group: str, schema: type[Settings], choice: str) -> Iter
             nested.append((path, hint))
         else:
             value = values.get(key)
-            shown = "" if value == "???" else show(value)
+            shown = "" if value == "???" else as_typed(value)
             yield Row(command, choice, path, describe(hint), shown, field.description or "")
     for path, hint in nested:
         tags: dict[type[Settings], set[str | None]] = {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib.util
 import json
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import Tag, ValidationError, create_model
@@ -20,6 +17,7 @@ from pfseg.config.data_settings import AnyAugment, DatasetSettings
 from pfseg.config.model_settings import Backbone, LossSettings, ModelSettings, Segmentation
 from pfseg.config.run_settings import Loggers
 from pfseg.config.settings import CUSTOM, KindOf, Settings
+from pfseg.config.targets import check_target
 from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -102,11 +100,15 @@ def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
     return []
 
 
-def show(value: Any) -> str:
-    """A value as it would be typed."""
+def as_typed(value: object) -> str:
+    """A setting as on a command line."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def description(schema: type[Settings], raw: Any, key: str) -> str:
@@ -138,7 +140,7 @@ def _faults(raw: Mapping[str, Any], schema: type[Settings], group: str = "", not
                 chosen, name = _chosen(hint, value)
                 yield from _faults(value, chosen, where, name)
         elif (fault := _value_fault(value, hint)) is not None:
-            yield ConfigError(f"{where}={show(value)}: {fault}")
+            yield ConfigError(f"{where}={as_typed(value)}: {fault}")
 
 
 def _value_fault(value: Any, hint: Any) -> str | None:
@@ -161,7 +163,7 @@ def _unknown_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigErr
     if kind is None:
         return ConfigError(f"{where} is missing: add it to the YAML file of `{key}`")
     if not isinstance(kind, str):
-        return ConfigError(f"{where}={show(kind)}: expected text, got {_kind(kind)}")
+        return ConfigError(f"{where}={as_typed(kind)}: expected text, got {_kind(kind)}")
     return ConfigError(f"{where}={kind}: {nearest(kind, kinds.kinds)}expected {' | '.join(kinds.kinds)}")
 
 
@@ -201,7 +203,7 @@ def _check_targets(settings: Settings, key: str) -> None:
             _check_targets(value, f"{key}{name}.")
     target = getattr(settings, "target", None)
     if target is not None and target not in _shipped():
-        _check_target(target, f"{key}_target_", nearest(target, _shipped()))
+        check_target(target, f"{key}_target_", nearest(target, _shipped()))
 
 
 @cache
@@ -209,39 +211,3 @@ def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
     groups = (DatasetSettings, AnyAugment, ModelSettings, Backbone, LossSettings, Segmentation)
     return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
-
-
-def _check_target(target: str, key: str, hint: str) -> None:
-    """Raise ConfigError if `package.module.Name` isn't found; its module is read, not imported."""
-    module, _, name = target.rpartition(".")
-    top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top) if top else None
-    except ValueError:
-        spec = None
-    path = Path(spec.origin) if spec and spec.origin else None
-    if path and rest:
-        path = path.parent.joinpath(*rest)
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if path is None or not path.is_file() or (path.suffix == ".py" and not _mentions(path, name, key, target)):
-        raise ConfigError(
-            f"{key}={target}: no such class; {hint}write it as package.module.Class, installed or in this folder"
-        )
-
-
-def _mentions(path: Path, name: str, key: str, target: str) -> bool:
-    """Whether the source at `path` defines or imports `name`."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
-        line, fault = getattr(error, "lineno", None), getattr(error, "msg", error)
-        where = f"{path}:{line}" if line else path
-        raise ConfigError(f"{key}={target}: {where} can't be read as Python ({fault})") from error
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return True
-        if isinstance(node, ast.ImportFrom) and any((part.asname or part.name) in (name, "*") for part in node.names):
-            return True
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
-            return True
-    return False

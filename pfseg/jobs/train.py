@@ -9,6 +9,7 @@ from typing import Any
 
 from pfseg import __version__, build
 from pfseg.config.schema import Train
+from pfseg.config.targets import instantiate
 from pfseg.data.base import find_overlap
 from pfseg.data.census import Census, count_masks
 from pfseg.data.whole_scenes import SceneDataset
@@ -67,7 +68,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     trainer = Trainer(
         settings=trainer_settings,
         model=model,
-        loss=build.instantiate(settings.loss),
+        loss=instantiate(settings.loss),
         optimizer=optimizer,
         lr=lr,
         loader=loader,

@@ -29,10 +29,11 @@ from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun, handled
+from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
 from pfseg.launch.provenance import command_line, data_state, environment
 from pfseg.launch.watchdog import Watch, told
 from pfseg.launch.worker import pack_config, write_result
+from pfseg.signals import handled
 from pfseg.tracking.records import Follower, Sink
 
 SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,6 @@ from pfseg.devices import Nodes
 from pfseg.errors import JobError
 from pfseg.files import lock, program
 from pfseg.launch.watchdog import Watch, die_with_parent
-from pfseg.tracking import terminal
 
 POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}  # the driver's exit codes
@@ -39,24 +38,6 @@ class Listener(Protocol):
     def line(self, text: str) -> None: ...  # noqa: D102  # of output, from another thread
     def poll(self) -> None: ...  # noqa: D102  # a moment has passed
     def tell(self, method: str, *args: str) -> None: ...  # noqa: D102  # calls a method of the sinks
-
-
-@contextmanager
-def handled(signals: Iterable[signal.Signals], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signals by `handler`, of which SIGHUP also takes the terminal away; only the main thread can."""
-
-    def handle(number: int, frame: object) -> None:
-        if number == signal.SIGHUP:
-            terminal.hang_up()
-        handler(number, frame)
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in terminal.heard(signals)} if main else {}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 class Mpirun:
@@ -128,7 +109,7 @@ class Mpirun:
         self._listener.poll()
         return self._process.returncode
 
-    def stop(self, signum: int, _: object) -> None:
+    def stop(self, signum: int) -> None:
         """Request a stop: the handler of the signals `STOPPING`."""
         now = time.monotonic()
         if self.signum is None:

@@ -19,9 +19,9 @@ from rich.text import Text
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import load_yaml, shown, write_atomic
 from pfseg.launch.driver import JobStopped
-from pfseg.launch.mpirun import handled
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import STYLES, csv_text
+from pfseg.signals import handled
 from pfseg.tracking import terminal
 
 _MARK = ".stopped"
@@ -102,11 +102,11 @@ def _csv(folder: Path) -> str:
 # Signals
 
 
-def _stopper(folder: Path) -> Callable[[int, object], None]:
+def _stopper(folder: Path) -> Callable[[int], None]:
     """A handler of signals that stops the sweep's jobs; a second Ctrl-C ends the sweep at once."""
     first: list[float] = []
 
-    def stop(signum: int, _: object) -> None:
+    def stop(signum: int) -> None:
         if first and signum == signal.SIGINT and time.monotonic() - first[0] > 0.5:  # sooner it is the same key press
             raise KeyboardInterrupt
         first.append(time.monotonic())

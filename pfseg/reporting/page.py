@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from pfseg.config.validation import as_typed
 from pfseg.data.base import parse_classes
 from pfseg.errors import ConfigError
 from pfseg.reporting.charts import Curve, chart
@@ -14,7 +15,6 @@ from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run, Values
 from pfseg.reporting.selection import compare_groups, group_seeds
 from pfseg.reporting.table import Column, RunTable, text
-from pfseg.tracking.terminal import as_typed
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _CHIP_SETTINGS = 4

@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
-from pfseg.config.validation import unknown_key
+from pfseg.config.validation import as_typed, unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run
 from pfseg.reporting.statistics import Difference, Spread, paired_difference, spread
-from pfseg.tracking.terminal import as_typed
 
 MAX_PAIRS = 15
 # What doesn't change a result, or follows from other settings.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from pfseg.config.validation import unknown_key
+from pfseg.config.validation import as_typed, unknown_key
 from pfseg.errors import ConfigError
 from pfseg.reporting.runs import Run, number
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds
@@ -179,7 +179,7 @@ def _cells(run: Run, settings: Sequence[str]) -> Cells:
     faults = f"{run.unreadable} unreadable line{'s' * (run.unreadable > 1)} left out" if run.unreadable else ""
     return {
         **{key: value for key, value in (run.best.scores if run.best else {}).items() if "/" not in key},
-        **{key: terminal.as_typed(run.settings[key]) for key in settings if key in run.settings},
+        **{key: as_typed(run.settings[key]) for key in settings if key in run.settings},
         "run": run.name,
         "status": run.status,
         "job": run.job,
@@ -192,7 +192,7 @@ def _cells(run: Run, settings: Sequence[str]) -> Cells:
 
 
 def _means(group: SeedGroup, columns: Sequence[Column]) -> Cells:
-    cells: Cells = {key: terminal.as_typed(value) for key, value in group.settings.items()}
+    cells: Cells = {key: as_typed(value) for key, value in group.settings.items()}
     cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
     members = [_cells(run, ()) for run in group.runs]
     for column in columns:
@@ -224,9 +224,9 @@ def _sort_value(row: RunRow, key: str) -> float | str | None:
     if value is None:
         return None
     try:
-        return float(terminal.as_typed(value))
+        return float(as_typed(value))
     except ValueError:
-        return terminal.as_typed(value)
+        return as_typed(value)
 
 
 def _fitting(rows: Sequence[Cells], columns: Sequence[Column], width: int) -> list[Column]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from pfseg.config.validation import as_typed
 from pfseg.data.base import parse_classes
 from pfseg.files import shown
 from pfseg.tracking import terminal
@@ -236,7 +237,7 @@ def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
                 text.append("■ ", style=info.hex_color).append(f"{info.name}   ")
             tree.add(text)
         elif key not in groups:
-            plain.append(f"{key}=", style="dim").append(terminal.as_typed(value)).append("  ")
+            plain.append(f"{key}=", style="dim").append(as_typed(value)).append("  ")
     if plain:
         plain.rstrip()
         tree.add(plain)

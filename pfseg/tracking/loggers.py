@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pfseg.config.targets import call
 from pfseg.errors import ConfigError
 from pfseg.tracking.records import Sink
 
@@ -38,21 +38,11 @@ def make_loggers(run: RunContext) -> Iterator[Sink]:
     for name, values in (run.settings.get("logger") or {}).items():
         if values is None:
             continue
-        settings = dict(values)
-        target = settings.pop("_target_", None) or _BUILT_IN.get(name)
+        target = values.get("_target_") or _BUILT_IN.get(name)
         if target is None:
             raise ConfigError(f"logger.{name} has no _target_: name its class as package.module.Class")
-        module, _, kind = target.rpartition(".")
-        try:
-            logger_class = getattr(import_module(module), kind)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"logger.{name}._target_={target} can't be imported ({error}); give package.module.Class"
-            ) from error
-        try:
-            logger = logger_class(run, **settings)
-        except TypeError as error:
-            raise ConfigError(f"logger.{name}: {target} can't be built: {error}") from error
+        settings = {key: value for key, value in values.items() if key != "_target_"}
+        logger = call(target, settings, run, group=f"logger.{name}")
         if not isinstance(logger, Sink):
             raise ConfigError(f"logger.{name}._target_={target} must derive from pfseg.tracking.records.Sink")
         yield logger

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import stat
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from types import FrameType
-from typing import Any
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 
 from rich import box
 from rich.console import Console
@@ -60,58 +56,9 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def as_typed(value: object) -> str:
-    """A setting as on a command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(as_typed, value))}]"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
 def number(value: float | None, form: str = ".2f") -> str:
     """A number in a format; `-` for None."""
     return "-" if value is None else format(value, form)
-
-
-def heard(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """The signals that are to be handled: not SIGHUP where it is ignored already, as by nohup."""
-    return [each for each in signals if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-
-
-def hang_up() -> None:
-    """Go on without the terminal, which is gone: writing to it would fail. Files and pipes stay."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        if stat.S_ISCHR(os.fstat(number).st_mode):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
-
-
-@contextmanager
-def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one does what it always does."""
-    received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    def note(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            hang_up()
-        received.append(number)
-        restore()
-
-    for each in heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-        before[each] = signal.signal(each, note)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 def class_table(classes: Sequence[ClassInfo], pixels: Sequence[float], images: Sequence[float], what: str) -> Table:

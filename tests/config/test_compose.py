@@ -151,7 +151,7 @@ def test_schemas_name_what_the_constructors_take():
         (["logger.wandb=null"], "logger.wandb=null: expected a group of settings, got null"),
         (
             ["logger.wandb.checkpoints=[bets]"],
-            r"checkpoints=\['bets'\]: expected a list in brackets, each last \| best",
+            r"checkpoints=\[bets\]: expected a list in brackets, each last \| best",
         ),
         (["logger=null"], "a group of settings cannot be null: choose one of its files, such as logger=none"),
         (
@@ -184,12 +184,12 @@ def test_schemas_name_what_the_constructors_take():
         (["model.num_classes=3"], "model.num_classes=3, but dataset.classes of synthetic lists 6: set model.num_class"),
         (["dataset.crop_size=32"], "dataset.crop_size=32 is too small for model.variant=pytorch, which takes 64 px"),
         (["model.variant=jittor"], "crop_size=192 is too small for model.variant=jittor, which takes 448 px .*pytorch"),
-        (["model.variant=jittor", "dataset.crop_size=448", "dataset.eval_size=[512,256]"], r"eval_size=\[512, 256\]"),
+        (["model.variant=jittor", "dataset.crop_size=448", "dataset.eval_size=[512,256]"], r"eval_size=\[512,256\]"),
         (["trainer.max_epochs=null"], "trainer.max_epochs and trainer.max_steps are both null"),
         (["schedule.legacy=true"], "schedule.legacy=true goes with epochs only"),
         (["schedule=scl_poly"], "schedule.relax_epoch is not set"),
         (["schedule=scl_poly", "schedule.relax_epoch=99"], "schedule.relax_epoch=99 is not below trainer.max_epochs"),
-        (["dataset.scale_range=[2.0,0.5]"], r"dataset.scale_range=\[2.0, 0.5\]: expected \[low, high\]"),
+        (["dataset.scale_range=[2.0,0.5]"], r"dataset.scale_range=\[2,0.5\]: expected \[low, high\]"),
         (["dataset.edge.thickness=0"], "dataset.edge.thickness=0: expected a whole number of at least 1"),
         (["dataset.class_uniform=2"], "dataset.class_uniform=2: expected a number of at least 0 and of at most 1"),
         (["dataset.on_error=ignore"], r"dataset.on_error=ignore: expected raise \| skip"),
@@ -198,9 +198,9 @@ def test_schemas_name_what_the_constructors_take():
         (["augment.hflip=1.5"], "augment.hflip=1.5: expected a number of at least 0 and of at most 1"),
         (["augment.max_class_share=-1"], "augment.max_class_share=-1: expected a number of at least 0 and of at most"),
         (["augment.cutmix=2"], "augment.cutmix=2: expected a number of at least 0 and of at most 1"),
-        (["augment.scale_range=[2,1]"], r"augment.scale_range=\[2, 1\]: expected \[low, high\] in this order"),
+        (["augment.scale_range=[2,1]"], r"augment.scale_range=\[2,1\]: expected \[low, high\] in this order"),
         (["augment.scale_range=[1]"], r"augment.scale_range=\[1\]: expected 2 values in brackets"),
-        (["augment.blur=[0,1]"], r"augment.blur=\[0, 1\]: expected 2 values in brackets, each a number above 0"),
+        (["augment.blur=[0,1]"], r"augment.blur=\[0,1\]: expected 2 values in brackets, each a number above 0"),
         (
             ["dataset=dubai", "dataset.root=.", "dataset.bands=[0,1,2,3]"],
             r"dataset.mean has 3 values, but there are 4 bands: give one for each, or dataset.mean=null to have them",
@@ -215,7 +215,7 @@ def test_schemas_name_what_the_constructors_take():
         ),
         (
             ["dataset=dubai", "dataset.root=.", "dataset.stretch=[98,2]"],
-            r"dataset.stretch=\[98, 2\]: expected \[low, high\] with low",
+            r"dataset.stretch=\[98,2\]: expected \[low, high\] with low",
         ),
         (
             ["dataset=dubai", "dataset.root=.", "dataset.stretch=[5]"],
@@ -223,11 +223,11 @@ def test_schemas_name_what_the_constructors_take():
         ),
         (
             ["dataset=dubai", "dataset.root=.", "dataset.stretch=[-1,50]"],
-            r"dataset.stretch=\[-1, 50\]: expected 2 values .* at least 0",
+            r"dataset.stretch=\[-1,50\]: expected 2 values .* at least 0",
         ),
         (
             ["dataset=dubai", "dataset.root=.", "dataset.stretch=[0,101]"],
-            r"dataset.stretch=\[0, 101\]: expected 2 values .* at most 100",
+            r"dataset.stretch=\[0,101\]: expected 2 values .* at most 100",
         ),
         (["gpus=99"], "gpus=99 asks for more GPUs than are visible"),
         (["launch=inline", "ranks=2"], "launch=inline runs one rank, got ranks=2"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 
@@ -55,30 +54,3 @@ def test_a_terminal_of_few_letters_shows_question_marks():
     environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.stdout.decode("latin-1").strip() == "? Gebäude ?", done.stderr
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_a_lost_terminal_is_a_request_to_stop_unless_it_is_ignored(ignored: bool):
-    """In a terminal of its own, which goes away; `nohup` has the signal ignored."""
-    code = (
-        "import os, signal, sys, time\n"
-        "from pfseg.tracking import terminal\n"
-        f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if ignored else ''}\n"
-        "with terminal.collected_signals() as signals:\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(0.5)\n"
-        "    if signals: print('gone', flush=True)\n"
-        "os.write(int(sys.argv[1]), str([*map(int, signals)]).encode())\n"
-    )
-    result, told = os.pipe()
-    pid, line = pty.fork()
-    if pid == 0:
-        os.set_inheritable(told, True)
-        os.environ["PYTHONPATH"] = str(ROOT)
-        os.execv(sys.executable, [sys.executable, "-c", code, str(told)])
-    os.close(told)
-    assert b"ready" in os.read(line, 100)
-    os.close(line)
-    assert os.read(result, 100) == (b"[]" if ignored else b"[1]")
-    os.close(result)
-    assert os.waitpid(pid, 0)[1] == 0
