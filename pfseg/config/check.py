@@ -19,7 +19,7 @@ from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, resumable, training_settings
-from pfseg.config.validation import description, validate
+from pfseg.config.validation import as_typed, description, validate
 from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
@@ -325,4 +325,4 @@ def _absolute(path: str) -> str:
 
 
 def _shown_size(size: Sequence[int]) -> str:
-    return str(size[0]) if size[0] == size[1] else str(list(size))
+    return as_typed(size[0] if size[0] == size[1] else list(size))
