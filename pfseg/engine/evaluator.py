@@ -235,7 +235,8 @@ class SceneEvaluator(BlendingEvaluator):
         for name, indices in groupby(self.loader.indices, key=lambda index: self.places[index].scene):
             places = [self.places[index] for index in indices]
             size, read = places[0].size, patches.images
-            scene = Sample(np.zeros((*size, 3), np.uint8), np.full(size, self.ignore_index, np.uint8), name)
+            image = np.zeros((*size, len(self.mean)), np.uint8)
+            scene = Sample(image, np.full(size, self.ignore_index, np.uint8), name)
             pred = np.zeros(size, np.uint8)
             blender = Blender(self.num_classes, size, [place.window for place in places])
             probabilities = self._probabilities(sliding, zip(places, samples, strict=False), scene, patches)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from data.building import eval_loader
-from data.fakes import COLORS, write
+from data.fakes import COLORS, tif, write
 from data.published import labels, pixels, prepared
 from numpy_networks import evaluation_settings
 
@@ -26,6 +27,7 @@ from pfseg.runtime import jt
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SHAPES = {"a": (100, 150), "b": (64, 64), "c": (70, 200)}
 STEP = 40  # of patches of 64 px
+CUT = ["dataset.prepare.size=64", f"dataset.prepare.stride={STEP}"]
 
 
 def lopsided(image: Any) -> Any:
@@ -53,8 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The data set of patches that were prepared from them."""
-    sizes = ["dataset.prepare.size=64", f"dataset.prepare.stride={STEP}"]
-    return prepared("folder", source, tmp_path_factory.mktemp("patches") / "out", *TABLE, *sizes)
+    return prepared("folder", source, tmp_path_factory.mktemp("patches") / "out", *TABLE, *CUT)
 
 
 @pytest.fixture
@@ -216,3 +217,22 @@ def test_nothing_to_score(patches, settings):
     evaluator = SceneEvaluator(loader, places=places, patches=True, **evaluation_settings(**VIEWS))
     with pytest.raises(DataError, match="no image could be read, so there is nothing to score"):
         evaluator.run(lopsided, ignore)
+
+
+def test_scenes_of_any_number_of_bands(source: Path, patches, settings, tmp_path: Path):
+    """Further bands change no score of a network that sees the first ones alone."""
+    for image in source.rglob("images/*.png"):
+        red, green, blue = cv2.imread(str(image))[..., ::-1].transpose(2, 0, 1)
+        path = tmp_path / "src" / image.relative_to(source).with_suffix(".tif")
+        tif(path, np.stack([red, green, blue, 255 - red]), photometric="minisblack")
+        write(
+            path.parent.with_name("masks") / image.name,
+            cv2.imread(str(image.parent.with_name("masks") / image.name))[..., ::-1],
+        )
+    data = prepared("folder", tmp_path / "src", tmp_path / "out", *TABLE, *CUT, "dataset.bands=[0,1,2,3]")
+    dataset, kept = build_dataset(data, "val"), evaluation_settings()
+    four = {key: (*kept[key], 0.5) for key in ("mean", "std")}
+    found = stitched(dataset, scene_places(dataset, "val", tmp_path / "out"), patches=True, **four)
+    expected = stitched(patches, scene_places(patches, "val", Path(settings.root)))
+    assert found.scenes is not None
+    np.testing.assert_array_equal(found.scenes.confusion, expected.confusion)
