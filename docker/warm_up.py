@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from pfseg import create_model
-from pfseg.inference.folding import as_function, fold_batchnorm
+from pfseg.inference.folding import JittorNetwork, fold_batchnorm
 
 
 def main(names: list[str], side: int) -> None:
@@ -19,7 +19,7 @@ def main(names: list[str], side: int) -> None:
         for variant in ("pytorch", "jittor"):
             model = create_model(name, num_classes=2, variant=variant)
             fold_batchnorm(model)
-            predict = as_function(model.predict)
+            predict = JittorNetwork(model.predict)
             for batch in (1, 2):
                 predict(np.zeros((batch, 3, side, side), np.float32))
 

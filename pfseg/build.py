@@ -29,6 +29,7 @@ from pfseg.data.inputs import INDEX, Record, band_statistics, make_record, poole
 from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
+from pfseg.devices import rank, world_size
 from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
 from pfseg.weights.checkpoint import load_meta
@@ -233,14 +234,19 @@ class Trained(NamedTuple):
     """A trained network that only predicts."""
 
     network: Network  # normalised batch -> logits
-    stride: int  # sides of batches are multiples of it
+    device: str
+    output_stride: int  # sides of batches are multiples of it
     min_size: int  # smallest side that it takes in pixels
     size: int | None  # the only side that it takes; None for any
     meta: dict[str, Any]  # of the checkpoint
 
 
-def restore_network(path: Path, settings: Model, num_classes: int, in_channels: int, precision: str) -> Trained:
+def restore_network(
+    path: Path, settings: Model, num_classes: int, in_channels: int, precision: str, *, fold: bool
+) -> Trained:
     """The network of a checkpoint, on Jittor, or of an ONNX file, which needs no Jittor.
+
+    With `fold`, BatchNorm becomes part of the convolutions, which is faster and rounds otherwise.
 
     Raises:
         CheckpointError: damaged, or of another network.
@@ -250,14 +256,18 @@ def restore_network(path: Path, settings: Model, num_classes: int, in_channels: 
         from pfseg.inference.onnx_network import OnnxNetwork
 
         exported = OnnxNetwork(path)
-        return Trained(exported, 1, exported.size, exported.size, load_meta(path))
-    from pfseg.inference.folding import as_function, fold_batchnorm
+        return Trained(exported, exported.device, 1, exported.size, exported.size, load_meta(path))
+    from pfseg.inference.folding import JittorNetwork, fold_batchnorm
     from pfseg.ops import kernels
+    from pfseg.runtime import jt
 
     kernels.set_precision(precision)
     model, meta = restore_model(path, settings, num_classes, in_channels)
-    fold_batchnorm(model)
-    return Trained(as_function(model.predict), model.output_stride, getattr(model, "min_size", 1), None, meta)
+    model.eval()
+    if fold:
+        fold_batchnorm(model)
+    device, least = "cuda" if jt.flags.use_cuda else "cpu", getattr(model, "min_size", 1)
+    return Trained(JittorNetwork(model.predict), device, model.output_stride, least, None, meta)
 
 
 def load_initial(model: Any, settings: Model) -> str:
@@ -309,7 +319,6 @@ def build_evaluator(settings: Train, dataset: SegmentationDataset, model: Any, k
     replaces the class of the loader.
     """
     from pfseg.engine.evaluator import Evaluator
-    from pfseg.runtime import rank, world_size
 
     data = settings.dataset
     loader = options.pop("loader", EvalLoader)

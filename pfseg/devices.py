@@ -43,6 +43,16 @@ class Nodes:
     interface: str | None = None
 
 
+def rank() -> int:
+    """This process's rank, 0 without MPI."""
+    return int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without MPI."""
+    return int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+
+
 def visible_gpus() -> list[str]:
     """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (no CUDA call is made)."""
     if not os.path.exists("/dev/nvidiactl"):

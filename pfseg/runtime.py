@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from pfseg import compiler, toolkit
-from pfseg.devices import visible_gpus
+from pfseg.devices import rank, visible_gpus, world_size
 from pfseg.errors import JobError, PfsegError
 from pfseg.files import PART, lock, program
 
-__all__ = ["jt"]  # for type checkers, which take it for a private import otherwise
+__all__ = ["jt", "rank", "world_size"]  # for type checkers, which take them for private imports otherwise
 
 # Where Jittor 1.3.11 looks for the oneDNN that it would download.
 _ONEDNN_FOLDER = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -236,16 +236,6 @@ def on_processor() -> Iterator[None]:
             jt.sync_all(True)
     finally:
         jt.flags.use_cuda = device
-
-
-def rank() -> int:
-    """This process's rank, 0 without MPI."""
-    return int(jt.rank) if jt.in_mpi else 0
-
-
-def world_size() -> int:
-    """Number of ranks, 1 without MPI."""
-    return int(jt.world_size) if jt.in_mpi else 1
 
 
 def seed_everything(seed: int) -> None:

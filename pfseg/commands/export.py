@@ -33,13 +33,13 @@ def run(settings: Export) -> None:
     except ImportError as error:
         raise ConfigError(f"pfseg export needs the package {error.name}: run `pip install 'pfseg[onnx]'`") from error
     from pfseg.export.comparison import compare
-    from pfseg.inference.folding import as_function
+    from pfseg.inference.folding import JittorNetwork
 
     model, meta = restore_model(checkpoint, stored.model, len(classes), len(mean))
     model.eval()
     size = _size(settings, stored, getattr(model, "min_size", 1))
     batch = np.random.default_rng(0).standard_normal((1, len(mean), size, size)).astype(np.float32)
-    expected = as_function(model.predict)(batch)
+    expected = JittorNetwork(model.predict)(batch)
     resolution = settings.ground_resolution or _resolution(data)
     entries = describe(
         checkpoint, meta, classes, mean=mean, std=std, size=size, overlap=settings.overlap, resolution=resolution

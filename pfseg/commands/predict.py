@@ -154,10 +154,11 @@ def load_predictor(settings: Predict) -> Predictor:
     stored = training_settings(path, changes, trust=settings.trust)
     data, factor = stored.dataset, stored.dataset.scale
     classes = parse_classes(data.classes)
-    trained = restore_network(path, stored.model, len(classes), len(data.mean or (0, 1, 2)), settings.precision)
+    takes = len(data.mean or (0, 1, 2))
+    trained = restore_network(path, stored.model, len(classes), takes, settings.precision, fold=True)
     size = (trained.size, trained.size) if trained.size else data.eval_size or data.crop_size
     window = settings.window or (round(size[0] / factor), round(size[1] / factor))
-    needs = trained.stride, trained.min_size
+    needs = trained.output_stride, trained.min_size
     if trained.size:
         _check_size(settings, window, trained.size, factor)
     scales = [scale * (1.0 if settings.resize else factor) for scale in settings.scales]
@@ -174,7 +175,6 @@ def load_predictor(settings: Predict) -> Predictor:
         contrast=None if contrast == "own" else contrast,
         nodata=settings.nodata,
     )
-    takes = len(data.mean or (0, 1, 2))
     if reader.channels != takes:
         raise ConfigError(
             f"bands={list(reader.bands or ())} names {reader.channels} bands, but the network takes {takes}"

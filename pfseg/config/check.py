@@ -24,6 +24,7 @@ from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
+from pfseg.weights.onnx_file import read_onnx
 
 S = TypeVar("S", bound=Settings)
 _WEIGHTS = {"pretrained": "a backbone file", "init": "a checkpoint or weights of a whole network"}
@@ -187,8 +188,24 @@ def _check_scores(settings: Evaluate, stored: Mapping[Path, Train]) -> None:
     if not set(names) - set(settings.exclude):
         raise ConfigError("exclude names every class, so the means have nothing left: leave one of them in")
     for path, train in stored.items():
+        if path.suffix == ".onnx":
+            _check_onnx(settings, path)
+            continue
         size = train.dataset.eval_size if settings.eval_size is None else settings.eval_size
         _check_window(settings, None if size == "whole" else size, path, smallest_side(train.model))
+
+
+def _check_onnx(settings: Evaluate, path: Path) -> None:
+    """Check what an ONNX file can't do, which takes images of one size in one process."""
+    size = read_onnx(path).size
+    if settings.eval_size not in (None, (size, size)) or settings.scales != [1.0]:
+        raise ConfigError(
+            f"{path} takes images of {size}x{size} px only: leave out eval_size and scales, or export the checkpoint "
+            "at another size (pfseg export size=...)"
+        )
+    if settings.ranks not in ("auto", 1):
+        raise ConfigError(f"ranks={settings.ranks}: {path} is scored by one rank, as ONNX Runtime uses all cores")
+    settings.ranks = 1
 
 
 def _check_window(settings: Evaluate, window: tuple[int, int] | None, path: Path, least: int) -> None:

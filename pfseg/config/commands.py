@@ -46,7 +46,7 @@ class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
-    checkpoint: str = setting("run folder (its best checkpoint) or .safetensors file")
+    checkpoint: str = setting("run folder (its best checkpoint), .safetensors or .onnx file")
     input: str = setting("image, folder of images, or pattern in quotes such as 'scenes/*.tif'")
     output: str = setting("folder for the maps, beside the images")
     overwrite: bool = setting("whether to make maps again that are there already")

@@ -68,7 +68,7 @@ class Evaluate(Application, Job):
     """Score checkpoints."""
 
     job: Literal["evaluate"] = setting("the command")
-    checkpoint: str | list[str] = setting("run folder (its best checkpoint) or .safetensors file; several: [a,b,c]")
+    checkpoint: str | list[str] = setting("run folder (its best checkpoint), .safetensors or .onnx file; several: [a,b,c]")
     split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"

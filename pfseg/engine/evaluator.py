@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,16 +24,13 @@ from pfseg.data.tiling import Window
 from pfseg.data.transforms import resized
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.inference.blending import Blender
-from pfseg.inference.folding import as_function
 from pfseg.inference.sliding import SlidingWindows, WindowGrid, most_probable
-from pfseg.inference.views import Flips, Views
-from pfseg.models.network import SegmentationNetwork
-from pfseg.ops.scores import most_probable_class
-from pfseg.runtime import jt
-from pfseg.weights.transfer import Var
+from pfseg.inference.views import Flips, Network, Views, labels
+
+if TYPE_CHECKING:
+    from pfseg.models.network import SegmentationNetwork
 
 _EDGE_WINDOW = (1024, 1024)  # part of an image whose edges are predicted, where whole images are
-Predict = Callable[[Var], Var]  # normalised batch (N, 3, h, w) -> logits (N, K, h, w), without gradients
 Progress = Callable[[int, int], None]  # images done, images in all, of this rank
 
 
@@ -86,11 +83,11 @@ class Evaluator:
         self.grid = WindowGrid(self.window, 0.0, self.stride, self.min_size)
         self._normalise = Normalise(self.mean, self.std)
 
-    def run(self, predict: Predict, progress: Progress) -> Evaluation:
+    def run(self, network: Network, progress: Progress) -> Evaluation:
         """Predict all images; raises DataError if there is none that can be read."""
         evaluation = self._new_evaluation()
         progress(0, len(self.loader))
-        for finished in self._predictions(predict):
+        for finished in self._predictions(network):
             for sample, pred in finished:
                 evaluation.add(sample, pred)
             progress(evaluation.images, len(self.loader))
@@ -118,6 +115,8 @@ class Evaluator:
             (h, w) uint8, the probability of an edge in 0..255 in the image's upper left part, in its own pixels; None
             for a network without edge maps.
         """
+        from pfseg.runtime import jt
+
         height, width = self.grid.size or _EDGE_WINDOW
         planes = self.normalised(image)[:, :height, :width]
         with jt.no_grad():
@@ -136,7 +135,7 @@ class Evaluator:
         boundary, details = self.boundary and full, self.details if full else None
         return Evaluation(self.num_classes, self.ignore_index, self.num_panels, boundary=boundary, details=details)
 
-    def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
+    def _predictions(self, network: Network) -> Iterator[list[tuple[Sample, np.ndarray]]]:
         """After each batch the samples that are complete, with their label maps (H, W) uint8."""
         queue: list[_Part] = []
         for _, sample in self.loader:
@@ -148,27 +147,25 @@ class Evaluator:
             while queue and (
                 len(queue) >= self._at_once(queue[0].planes.shape) or queue[0].planes.shape != queue[-1].planes.shape
             ):
-                yield self._predict(predict, queue)
+                yield self._predict(network, queue)
         while queue:
-            yield self._predict(predict, queue)
+            yield self._predict(network, queue)
 
     def _at_once(self, shape: Sequence[int]) -> int:
         """How many windows of this (..., h, w) share a forward pass."""
         fitting = self.batch_size if self.batch_pixels is None else self.batch_pixels // math.prod(shape[-2:])
         return max(1, min(self.batch_size, fitting))
 
-    def _predict(self, predict: Predict, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
+    def _predict(self, network: Network, queue: list[_Part]) -> list[tuple[Sample, np.ndarray]]:
         """Predict the first windows of one size in the queue; returns the samples that this completes."""
         shape = queue[0].planes.shape
         count = next((i for i, part in enumerate(queue) if part.planes.shape != shape), len(queue))
         batch = queue[: min(count, self._at_once(shape))]
         del queue[: len(batch)]
-        with jt.no_grad():
-            logits = predict(jt.array(np.stack([part.planes for part in batch])))
-            if self.scale == 1.0:
-                logits = most_probable_class(logits)
+        planes = np.stack([part.planes for part in batch])
+        results = labels(network, planes) if self.scale == 1.0 else network(planes)
         finished = []
-        for (image, window, _), result in zip(batch, logits.numpy(), strict=True):
+        for (image, window, _), result in zip(batch, results, strict=True):
             if image.result is None:
                 image.result = np.empty((*result.shape[:-2], *image.size), result.dtype)
             image.result[..., *window.slices] = result[..., : window.shape[0], : window.shape[1]]
@@ -202,17 +199,17 @@ class BlendingEvaluator(Evaluator):
         super().__post_init__()
         self.grid = replace(self.grid, overlap=self.overlap)
 
-    def _predictions(self, predict: Predict) -> Iterator[list[tuple[Sample, np.ndarray]]]:
-        sliding = self._sliding(predict)
+    def _predictions(self, network: Network) -> Iterator[list[tuple[Sample, np.ndarray]]]:
+        sliding = self._sliding(network)
         for _, sample in self.loader:
             planes = self.normalised(sample.image)
             result = sliding.labels(planes) if self.scale == 1.0 else sliding.probabilities(planes)
             yield [(sample, self._labels(result, sample))]
 
-    def _sliding(self, predict: Predict) -> SlidingWindows:
+    def _sliding(self, network: Network) -> SlidingWindows:
         at_once = self._at_once(self.grid.size) if self.grid.size else 1
         views = Views(self.scales, self.flips, self.stride, self.min_size)
-        return SlidingWindows(as_function(predict), self.num_classes, self.grid, views, at_once)
+        return SlidingWindows(network, self.num_classes, self.grid, views, at_once)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -228,10 +225,10 @@ class SceneEvaluator(BlendingEvaluator):
     places: Sequence[Place]  # of each sample of the data set
     patches: bool  # also score the patches
 
-    def run(self, predict: Predict, progress: Progress) -> Evaluation:
+    def run(self, network: Network, progress: Progress) -> Evaluation:
         """Predict all scenes; returns what `Evaluator.run` does for patches, with `scenes`, or for the scenes alone."""
         patches, scenes = self._new_evaluation(full=self.patches), self._new_evaluation()
-        sliding, samples = self._sliding(predict), self._samples(progress)
+        sliding, samples = self._sliding(network), self._samples(progress)
         for name, indices in groupby(self.loader.indices, key=lambda index: self.places[index].scene):
             places = [self.places[index] for index in indices]
             size, read = places[0].size, patches.images

@@ -16,7 +16,7 @@ from pfseg.engine.ranks import agreed, memory_mib
 from pfseg.engine.scoring import Panel
 from pfseg.engine.trainer import DIVERGED, Hook, Trainer
 from pfseg.errors import JobError
-from pfseg.inference.folding import modules_of
+from pfseg.inference.folding import JittorNetwork, modules_of
 from pfseg.metrics.confusion import scores
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt, rank, world_size
@@ -235,7 +235,7 @@ class Validation(Hook):
             for hook in trainer.hooks:
                 stack.enter_context(hook.around_validation(trainer))
             trainer.model.eval()
-            evaluation = self._evaluator.run(trainer.model.predict, partial(trainer.show, "validating"))
+            evaluation = self._evaluator.run(JittorNetwork(trainer.model.predict), partial(trainer.show, "validating"))
             trainer.warn(self._evaluator.loader.pop_warnings())
             trainer.scores = scores(evaluation.confusion, [info.name for info in self._classes])
             best = trainer.state.judge(trainer.scores["mIoU"])

@@ -1,4 +1,7 @@
-"""What the ranks of a job tell each other besides gradients: sums, agreements, memory, and files of rank 0's host."""
+"""What the ranks of a job tell each other besides gradients: sums, agreements, memory, and files of rank 0's host.
+
+A lone process does without Jittor, unless it asks for memory.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pfseg.runtime import jt, rank, world_size
+from pfseg.devices import rank, world_size
 
 _CHUNK = 1 << 26  # bytes
 
 
 def sum_ranks(counts: np.ndarray) -> np.ndarray:
     """Sum (N,) int64 or float64 over all ranks, whole numbers exactly up to 2**53; every rank waits for the others."""
+    from pfseg.runtime import jt
+
     # Jittor makes float64 float32 unless told not to, and has no sum of int64.
     return jt.array(counts, dtype="float64").mpi_all_reduce("add").numpy().astype(counts.dtype)
 
@@ -27,6 +32,8 @@ def agreed(wanted: bool) -> bool:
 
 def memory_mib() -> dict[str, float]:
     """Memory in MiB, the mean over the ranks: `rank_mib` of the process, on GPUs also `gpu_mib` that Jittor holds."""
+    from pfseg.runtime import jt
+
     resident = psutil.Process().memory_info().rss
     sizes = np.array([resident, jt.get_mem_info().total_cuda_used], np.float32) / 2**20
     if world_size() > 1:
@@ -41,6 +48,8 @@ def on_every_rank(path: Path) -> Path:
     """
     if world_size() == 1:
         return path
+    from pfseg.runtime import jt
+
     here = path.is_file()
     if sum_ranks(np.array([int(here)]))[0] == world_size():
         return path

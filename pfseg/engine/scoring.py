@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pfseg.data.base import Sample
+from pfseg.devices import world_size
 from pfseg.engine.ranks import sum_ranks
 from pfseg.errors import DataError
 from pfseg.metrics.boundary import BoundaryScores
 from pfseg.metrics.confusion import confusion_matrix, scores
-from pfseg.runtime import world_size
 
 _MOST_PIXELS = 2048  # larger sides are thinned: pictures show less
 

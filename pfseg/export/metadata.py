@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 
 from pfseg.data.base import ClassInfo
 from pfseg.data.inputs import spread
 from pfseg.files import plain
 
+_quiet = partial(warnings.catch_warnings, action="ignore", category=NotGeoreferencedWarning)
 _LOOKED_AT = 16  # images whose ground resolution is read
 
 
@@ -74,7 +78,7 @@ def ground_resolution(files: Sequence[Path]) -> float | None:
     """Metres that a pixel of most of these images covers; None if they don't say, or differ."""
     found = set()
     for path in spread(files, _LOOKED_AT):
-        with suppress(rasterio.errors.RasterioError), rasterio.open(path) as file:
+        with _quiet(), suppress(rasterio.errors.RasterioError), rasterio.open(path) as file:
             if file.crs is not None and file.crs.is_projected:
                 metres = file.crs.linear_units_factor[1]
                 found.add(round(abs(file.res[0]) * metres, 4))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from pfseg.inference.views import Network
 from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
+from pfseg.ops.scores import most_probable_class
 from pfseg.runtime import jt, memory_advice
 from pfseg.weights.transfer import Module, Var
 
@@ -20,15 +21,24 @@ Execute = Callable[..., Var]
 Wrapped = TypeVar("Wrapped", bound=Module)
 
 
-def as_function(predict: Callable[[Var], Var]) -> Network:
-    """The `predict` of a network in evaluation mode, without gradients."""
+@dataclass(frozen=True)
+class JittorNetwork:
+    """The `predict` of a network in evaluation mode, without gradients: a `pfseg.inference.views.Network`."""
 
-    def network(batch: np.ndarray) -> np.ndarray:
+    predict: Callable[[Var], Var]
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Logits (N, K, h, w) float32 of a normalised batch."""
+        return self._run(batch)
+
+    def labels(self, batch: np.ndarray) -> np.ndarray:
+        """Most probable class (N, h, w) uint8: only that leaves the device."""
+        return self._run(batch, most_probable_class)
+
+    def _run(self, batch: np.ndarray, last: Callable[[Var], Var] = lambda logits: logits) -> np.ndarray:
         with jt.no_grad(), memory_advice("lower batch_size or the size of the windows"):
-            logits: np.ndarray = predict(jt.array(batch)).numpy()
-        return logits
-
-    return network
+            found: np.ndarray = last(self.predict(jt.array(batch))).numpy()
+        return found
 
 
 def fold_batchnorm(model: SegmentationNetwork) -> int:

@@ -22,6 +22,7 @@ class OnnxNetwork:
 
     Attributes:
         size: the only side of images that it takes, in pixels.
+        device: `cuda` or `cpu`.
 
     Raises:
         CheckpointError: see `read_onnx`; or ONNX Runtime doesn't know an operator of the file.
@@ -34,6 +35,7 @@ class OnnxNetwork:
         self._mean, self._std = (np.array(each, np.float32)[:, None, None] for each in (file.mean, file.std))
         self._session = _start(path, file.opset)
         self._input = self._session.get_inputs()[0].name
+        self.device = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Logits of a normalised batch."""

@@ -95,6 +95,13 @@ class Views:
                 yield logits if scale == 1 else _resize(logits, (height, width))
 
 
+def labels(network: Network, batch: np.ndarray) -> np.ndarray:
+    """Most probable class (N, h, w) uint8, the first of equals; a network that can tell keeps logits on its device."""
+    told = getattr(network, "labels", None)
+    found: np.ndarray = told(batch) if told else network(batch).argmax(1).astype(np.uint8)
+    return found
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, over K."""
     probabilities: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))

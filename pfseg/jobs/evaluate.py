@@ -13,22 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.build import build_dataset, build_evaluator, follow_record, restore_model
+from pfseg.build import Trained, build_dataset, build_evaluator, follow_record, restore_network
 from pfseg.config.check import dataset_changes
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
+from pfseg.devices import rank, world_size
 from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores
-from pfseg.ops import kernels
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
-from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.panels import save_confusion, save_panels
 from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
@@ -39,18 +38,22 @@ CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 
 def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     """Score a checkpoint in this rank; returns what becomes `result.json`."""
-    seed_everything(settings.seed)
-    kernels.set_precision(settings.precision)
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))
+    if checkpoint.suffix != ".onnx":
+        from pfseg.runtime import seed_everything
+
+        seed_everything(settings.seed)
     changes = dataset_changes(settings)
     stored = _with_changes(training_settings(checkpoint, changes, trust=True), settings)
     follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
     dataset = build_dataset(stored.dataset, settings.split)
-    model, meta = restore_model(checkpoint, stored.model, dataset.num_classes, len(stored.dataset.mean or (0, 1, 2)))
-    model.eval()
-    step, epoch = meta.get("progress", {}).get("step", 0), meta.get("epoch", 0)
-    evaluator = _build(settings, stored, dataset, model)
+    channels = len(stored.dataset.mean or (0, 1, 2))
+    trained = restore_network(checkpoint, stored.model, dataset.num_classes, channels, settings.precision, fold=False)
+    if trained.size:
+        stored.dataset.eval_size = trained.size, trained.size
+    step, epoch = trained.meta.get("progress", {}).get("step", 0), trained.meta.get("epoch", 0)
+    evaluator = _build(settings, stored, dataset, trained)
     names = [info.name for info in dataset.classes]
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
 
@@ -62,11 +65,10 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
         if records:
             records.progress("evaluating", done, total, step=step, epoch=epoch)
 
-    device = "cuda" if jt.flags.use_cuda else "cpu"
-    write("start", steps=0, ranks=world_size(), device=device, classes=names, images_train=0, images_val=len(dataset))
+    counts = {"images_train": 0, "images_val": len(dataset)}
+    write("start", steps=0, ranks=world_size(), device=trained.device, classes=names, **counts)
     try:
-        with memory_advice("lower batch_size or eval_size"):
-            found = evaluator.run(model.predict, show)
+        found = evaluator.run(trained.network, show)
         for warning in evaluator.loader.pop_warnings():
             write("message", level="warning", text=warning)
     finally:
@@ -115,7 +117,7 @@ def _with_changes(stored: Train, settings: Evaluate) -> Train:
     return stored
 
 
-def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, model: Any) -> Evaluator:
+def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, model: Trained) -> Evaluator:
     names = [info.name for info in dataset.classes]
     options: dict[str, Any] = {
         "boundary": settings.boundary,

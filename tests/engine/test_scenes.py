@@ -22,7 +22,6 @@ from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.scoring import Evaluation, ImageScores
 from pfseg.errors import DataError
 from pfseg.inference.views import Flips
-from pfseg.runtime import jt
 
 TABLE = ["dataset.classes=[{name: roof, color: '3C1098'}, {name: road, color: [110, 193, 228]}]"]
 SHAPES = {"a": (100, 150), "b": (64, 64), "c": (70, 200)}
@@ -30,11 +29,10 @@ STEP = 40  # of patches of 64 px
 CUT = ["dataset.prepare.size=64", f"dataset.prepare.stride={STEP}"]
 
 
-def lopsided(image: Any) -> Any:
+def lopsided(batch: np.ndarray) -> np.ndarray:
     """Logits that follow the place in the window: every patch of a pixel gives others."""
-    batch = image.numpy()
     rows, columns = (np.linspace(-1, 2, side, dtype=np.float32) for side in batch.shape[2:])
-    return jt.array(np.stack([batch[:, 0] * rows[:, None], batch[:, 1] + 0.3 * columns], 1))
+    return np.stack([batch[:, 0] * rows[:, None], batch[:, 1] + 0.3 * columns], 1)
 
 
 def ignore(done: int, total: int) -> None:

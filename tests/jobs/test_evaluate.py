@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 from browser import Browser
 from data.fakes import COLORS, write
 from data.published import labels, pixels, prepared
-from runs import finished, rows, start, stored
+from exported import export
+from runs import ROOT, finished, rows, start, stored
 
 from pfseg.build import build_model
 from pfseg.config.check import check, checked
@@ -81,6 +84,11 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
+def onnx_file(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(checkpoints[0], tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
 VIEWS = ["score=both", "eval_size=64", "overlap=0.25", "flips=hv", "exclude=[road]", "num_samples=2", "contrast=50"]
 
 
@@ -89,6 +97,41 @@ def both(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("both")
     evaluated(folder, f"checkpoint={checkpoints[0]}", *VIEWS)
     return folder
+
+
+def test_an_onnx_file_scores_as_its_checkpoint(both: Path, onnx_file: Path, town: Path, tmp_path: Path):
+    expected = stored(both / "results.json")
+    found = evaluated(tmp_path / "onnx", f"checkpoint={onnx_file}", *VIEWS)
+    assert found["mIoU"] == pytest.approx(expected["mIoU"], abs=0.1)
+    assert found["scenes"]["mIoU"] == pytest.approx(expected["scenes"]["mIoU"], abs=0.1)
+    assert np.abs(np.subtract(found["confusion"], expected["confusion"])).sum() <= 0.001 * np.sum(found["confusion"])
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {path.name for path in both.iterdir()}
+
+
+def test_scoring_an_onnx_file_needs_neither_jittor_nor_a_compiler(onnx_file: Path, tmp_path: Path):
+    arguments = [f"checkpoint={onnx_file}", "launch=inline", f"hydra.run.dir={tmp_path / 'scores'}"]
+    program = (
+        "import shutil, sys\nfrom pfseg.commands.app import run\n"
+        f"assert shutil.which('g++') is None\ncode = run('evaluate', {arguments})\n"
+        "assert not {'jittor', 'jittor_utils'} & set(sys.modules)\nsys.exit(code)"
+    )
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, timeout=120)
+    assert stored(tmp_path / "scores" / "results.json")["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["eval_size=96"], r"model.onnx takes images of 64x64 px only: leave out eval_size and scales, or export"),
+        (["eval_size=whole"], "takes images of 64x64 px only"),
+        (["scales=[0.5,1]"], "takes images of 64x64 px only"),
+        (["ranks=2"], "ranks=2: .*model.onnx is scored by one rank"),
+    ],
+)
+def test_what_an_onnx_file_cannot_do(overrides: list[str], text: str, onnx_file: Path):
+    with pytest.raises(ConfigError, match=text):
+        check(compose("evaluate", ["gpus=0", f"checkpoint={onnx_file}", *overrides]))
 
 
 def test_everything_that_an_evaluation_leaves(both: Path, checkpoints: list[Path]):
