@@ -13,10 +13,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+
 from pfseg.config.check import checked
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import Dataset, FolderData
+from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Settings
@@ -24,6 +27,7 @@ from pfseg.config.targets import call, instantiate, locate
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.cache import cache_folder, cached_array, key_of, stat_of
+from pfseg.data.census import count_all_masks
 from pfseg.data.folder import FolderDataset
 from pfseg.data.inputs import INDEX, Record, band_statistics, make_record, pooled_range, prepared_record
 from pfseg.data.loader import EvalLoader, TrainLoader
@@ -112,6 +116,23 @@ def measure_colours(settings: Dataset, dataset: SegmentationDataset, progress: C
     found = cached_array([cache_folder()] if files else [], f"bands-{key}", lambda: band_statistics(dataset, progress))
     mean, std = (tuple(row) for row in found.tolist())
     settings.mean, settings.std = settings.mean or mean, settings.std or std
+
+
+def settle_class_weights(
+    loss: LossSettings, data: Dataset, dataset: SegmentationDataset, progress: Callable[[int, int], None]
+) -> None:
+    """Replace a rule for class weights by the weights that follow from the training masks, found once."""
+    if not isinstance(loss, PFNetLossSettings) or not isinstance(rule := loss.class_weights, str):
+        return
+    root, files = Path(data.root) if data.root else None, dataset.image_files()
+    labels = [info.name for info in dataset.classes]
+    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], labels, len(dataset), rule)
+
+    def count() -> np.ndarray:
+        return count_all_masks(dataset, root, "train", progress).class_weights(rule)
+
+    found = cached_array([cache_folder()] if files else [], f"weights-{key}", count)
+    loss.class_weights = found.tolist()
 
 
 def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:

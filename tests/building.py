@@ -13,10 +13,10 @@ from pfseg.losses import ImageWeightedCrossEntropy, PFNetLoss, RelaxedBoundaryLo
 from pfseg.models.pfnet import PFNet
 
 
-def settings(group: str, choice: str, changes: dict[str, Any]) -> Train:
-    """The settings of a training with a file of conf/model or conf/loss; `changes` by dotted key within the group."""
+def settings(group: str, choice: str, changes: dict[str, Any], *more: str) -> Train:
+    """The settings of a training with a choice of model or loss; `changes` by dotted key within the group."""
     overrides = [f"{group}.{key}={json.dumps(value)}" for key, value in changes.items()]
-    return checked(compose("train", [f"{group}={choice}", "gpus=0", "ranks=1", *overrides]), Train)
+    return checked(compose("train", [f"{group}={choice}", "gpus=0", "ranks=1", *overrides, *more]), Train)
 
 
 def build_loss(choice: str = "pfnet", **changes: Any) -> PFNetLoss:

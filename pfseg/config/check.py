@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pfseg.config.commands import SCHEMAS, Convert, Export, Predict, PrepareJob, Preview
 from pfseg.config.compose import first_line
 from pfseg.config.data_settings import Dataset, FolderData
+from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.run_settings import SclPoly
 from pfseg.config.schema import Evaluate, EvaluateData, Train, TrainBase
@@ -101,6 +102,7 @@ def _check_samples(settings: TrainBase) -> None:
             f"model.num_classes={count}, or null to follow the data set"
         )
     model.num_classes = count
+    _check_loss(settings.loss, data.name, count)
     least = smallest_side(model)
     for key, size in (("crop_size", data.crop_size), ("eval_size", data.eval_size)):
         if size is not None and min(size) < least:
@@ -111,6 +113,19 @@ def _check_samples(settings: TrainBase) -> None:
             )
     _check_bands(data)
     _find_data(data)
+
+
+def _check_loss(loss: LossSettings, name: str, count: int) -> None:
+    """Check that a loss has a term, and a weight for each class."""
+    if not isinstance(loss, PFNetLossSettings):
+        return
+    if not (loss.seg_weight or loss.terms.chosen()):
+        raise ConfigError("loss.seg_weight=0 and no further term: set loss.seg_weight=1 or add loss/term=[lovasz]")
+    if isinstance(loss.class_weights, list) and len(loss.class_weights) != count:
+        raise ConfigError(
+            f"loss.class_weights has {len(loss.class_weights)} values, but dataset.classes of {name} lists {count}: "
+            "give one for each class"
+        )
 
 
 def _check_bands(data: Dataset) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag
+from pydantic import Field
 
 from pfseg.config import types as t
-from pfseg.config.settings import CUSTOM, Settings, Target, by_target, one_of, setting
+from pfseg.config.settings import Settings, Target, one_of, setting
 
 
 class ResNetSettings(Settings):
@@ -190,52 +190,3 @@ else:
         LightHamSettings,
         UPerHeadSettings,
     )
-
-
-class ImageWeighted(Settings):
-    """Cross entropy weighted by the class frequencies of each image or of the batch."""
-
-    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(alias="_target_", description="class")
-    upper_bound: t.NonNegative = setting("weight that a class without pixels approaches, above 1")
-    per: Literal["image", "batch"] = setting("what class frequencies are counted over")
-    reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
-    global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
-
-
-class Relaxed(Settings):
-    """Boundary label relaxation."""
-
-    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(alias="_target_", description="class")
-    until_epoch: t.Natural | None = setting("epoch from which labels are used unrelaxed; null: never")
-    global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
-
-
-Segmentation: TypeAlias = Annotated[
-    Annotated[ImageWeighted, Tag("pfseg.losses.ImageWeightedCrossEntropy")]
-    | Annotated[Relaxed, Tag("pfseg.losses.RelaxedBoundaryLoss")]
-    | Annotated[Target, Tag(CUSTOM)],
-    by_target("pfseg.losses.ImageWeightedCrossEntropy", "pfseg.losses.RelaxedBoundaryLoss"),
-]
-
-
-class PFNetLossSettings(Settings):
-    """Segmentation loss, and the edge loss of the three levels."""
-
-    target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
-    segmentation: Segmentation | None = setting("null: cross entropy, with hard-example mining if ohem is true")
-    ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
-    ohem_threshold: t.Share = setting("probability of the true class above which a pixel counts as easy")
-    min_kept: t.Count = setting("least number of pixels of a batch that count")
-    seg_weight: t.NonNegative = setting("weight of the segmentation loss")
-    edge: Literal["bce", "dice"] = setting("kind of the edge loss")
-    edge_weight: t.NonNegative = setting("weight of the edge loss; 25 in the published recipes")
-    ignore_index: t.Ignored = setting("label of pixels without a class")
-    global_reduction: bool = setting(
-        "whether pixels are chosen and counted over all ranks, not one by one as published"
-    )
-
-
-LossSettings: TypeAlias = Annotated[
-    Annotated[PFNetLossSettings, Tag("pfseg.losses.PFNetLoss")] | Annotated[Target, Tag(CUSTOM)],
-    by_target("pfseg.losses.PFNetLoss"),
-]

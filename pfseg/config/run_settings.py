@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Gt, Lt
-from pydantic import Field, model_serializer
+from pydantic import Field
 
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Target, setting
+from pfseg.config.settings import Settings, Several, setting
 
 
 class TrainerSettings(Settings):
@@ -134,21 +134,11 @@ class TensorBoard(Settings):
     """TensorBoard files in tensorboard/ of the run folder."""
 
 
-class Loggers(Settings, extra="allow"):
-    """Where a run is shown besides the terminal and its own files: any of these, classes of the user's own, or none."""
-
-    __pydantic_extra__: dict[str, Target] = Field(init=False)
+class Loggers(Several):
+    """Where a run is shown besides the terminal and its own files."""
 
     wandb: Wandb = None  # type: ignore[assignment]
     tensorboard: TensorBoard = None  # type: ignore[assignment]
-
-    def chosen(self) -> dict[str, Settings]:
-        """The loggers that were chosen, by name."""
-        return {name: value for name, value in self.values().items() if value is not None}
-
-    @model_serializer
-    def _serialize(self) -> dict[str, Any]:
-        return {name: value.dump() for name, value in self.chosen().items()}
 
 
 class Inline(Settings):

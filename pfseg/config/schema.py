@@ -10,7 +10,8 @@ from typing import Literal
 
 from pfseg.config import types as t
 from pfseg.config.data_settings import AnyAugment, DatasetSettings
-from pfseg.config.model_settings import LossSettings, ModelSettings
+from pfseg.config.loss_settings import LossSettings
+from pfseg.config.model_settings import ModelSettings
 from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, TrainerSettings
 from pfseg.config.settings import Settings, Target, setting
 
@@ -68,7 +69,9 @@ class Evaluate(Application, Job):
     """Score checkpoints."""
 
     job: Literal["evaluate"] = setting("the command")
-    checkpoint: str | list[str] = setting("run folder (its best checkpoint), .safetensors or .onnx file; several: [a,b,c]")
+    checkpoint: str | list[str] = setting(
+        "run folder (its best checkpoint), .safetensors or .onnx file; several: [a,b,c]"
+    )
     split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"

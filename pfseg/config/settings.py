@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer
 
 CUSTOM = "custom"  # the kind of a `_target_` that pfseg doesn't ship
 
@@ -36,6 +36,20 @@ class Target(Settings, extra="allow"):
     target: str = Field(alias="_target_", description="class or function, as package.module.Name")
 
 
+class Several(Settings, extra="allow"):
+    """Any of the groups that are its fields, classes of the user's own by other names, or none."""
+
+    __pydantic_extra__: dict[str, Target] = Field(init=False)
+
+    def chosen(self) -> dict[str, Settings]:
+        """Those that were chosen, by name."""
+        return {name: value for name, value in self.values().items() if value is not None}
+
+    @model_serializer
+    def _serialize(self) -> dict[str, Any]:
+        return {name: value.dump() for name, value in self.chosen().items()}
+
+
 @dataclass(frozen=True)
 class KindOf:
     """Tells the kinds of a group apart by a key, `_target_` or `name`; any other `_target_` is a custom one."""
@@ -60,8 +74,13 @@ def by_target(*targets: str) -> Discriminator:
     return Discriminator(KindOf("_target_", targets))
 
 
+def literal_target(kind: Any) -> tuple[str, ...]:
+    """The `_target_` of a class of settings that is of one class only."""
+    return get_args(kind.model_fields["target"].annotation)
+
+
 def one_of(custom: type[Settings], *kinds: type[Settings]) -> Any:
     """The type of a group that is of one of the kinds, told apart by their literal `_target_`, or of a custom one."""
-    tagged = {name: kind for kind in kinds for name in get_args(kind.model_fields["target"].annotation)}
+    tagged = {name: kind for kind in kinds for name in literal_target(kind)}
     options = tuple(Annotated[kind, Tag(name)] for name, kind in (tagged | {CUSTOM: custom}).items())
     return Annotated[Union[options], by_target(*tagged)]  # noqa: UP007

@@ -33,6 +33,14 @@ _LATER: dict[str, dict[str, Any]] = {
     "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
 _LATER_OF: dict[str, dict[str, Any]] = {  # the same by `_target_`
+    "pfseg.losses.PFNetLoss": {
+        "class_weights": None,
+        "label_smoothing": 0.0,
+        "terms": {},
+        "aux_weight": 0.4,
+        "aux_min_kept": None,
+        "point_weight": 1.0,
+    },
     "pfseg.models.resnet.ResNet": {"stem": "deep", "output_stride": None, "dilation": None},
 }
 _NEEDED = {

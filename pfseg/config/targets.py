@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from pfseg.config.settings import Settings, Target
+from pfseg.config.settings import Settings, Several, Target
 from pfseg.errors import ConfigError
 
 
@@ -34,6 +34,8 @@ def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "")
 def _built(value: Any) -> Any:
     if isinstance(value, Settings) and hasattr(value, "target"):
         return instantiate(value)
+    if isinstance(value, Several):
+        return {name: _built(part) for name, part in value.chosen().items()}
     if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
         return call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
     return value

@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Doc
 
 from pfseg.config.data_settings import AnyAugment, DatasetSettings
-from pfseg.config.model_settings import Backbone, LossSettings, ModelSettings, Segmentation
-from pfseg.config.run_settings import Loggers
-from pfseg.config.settings import CUSTOM, KindOf, Settings
+from pfseg.config.loss_settings import LossSettings, Segmentation, Terms
+from pfseg.config.model_settings import Backbone, ModelSettings
+from pfseg.config.settings import CUSTOM, KindOf, Settings, Several, literal_target
 from pfseg.config.targets import check_target
 from pfseg.errors import ConfigError
 
@@ -124,7 +124,7 @@ def _faults(raw: Mapping[str, Any], schema: type[Settings], group: str = "", not
     """All that is wrong with a group of settings; `note` says of which kind it is."""
     fields, prefix = _fields(schema), f"{group}." if group else ""
     for key in raw:
-        others_fit = schema is not Loggers or (isinstance(raw[key], Mapping) and "_target_" in raw[key])
+        others_fit = not issubclass(schema, Several) or (isinstance(raw[key], Mapping) and "_target_" in raw[key])
         if key not in fields and not (schema.model_config.get("extra") == "allow" and others_fit):
             yield unknown_key(f"{prefix}{key}", fields, note)
     for key, field in fields.items():
@@ -210,4 +210,5 @@ def _check_targets(settings: Settings, key: str) -> None:
 def _shipped() -> list[str]:
     """The classes that pfseg ships, as `_target_` names them."""
     groups = (DatasetSettings, AnyAugment, ModelSettings, Backbone, LossSettings, Segmentation)
-    return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM]
+    terms = [name for field in Terms.model_fields.values() for name in literal_target(field.annotation)]
+    return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM] + terms

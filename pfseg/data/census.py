@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,23 @@ class Census:
         ignored = self.ignored / max(1, labelled + self.ignored)
         return self.pixels / max(1, labelled), self.images / max(1, self.masks), ignored
 
+    def class_weights(self, rule: str) -> np.ndarray:
+        """Weights (K,) of the classes, of mean 1 over those that occur; 1 for the others.
+
+        `median_frequency`: the inverse of a class's share of the masks that it is in (Eigen and Fergus, ICCV 2015).
+        `effective_number`: the inverse of (1 - b^n) / (1 - b) for n pixels (Cui et al., CVPR 2019), b being 1 - 1 / N
+        for N pixels in a class on average.
+        """
+        found = self.pixels > 0
+        pixels = self.pixels[found].astype(np.float64)
+        if rule == "median_frequency":
+            inverse = self.images[found] / pixels
+        else:
+            inverse = 1 / -np.expm1(-pixels / pixels.mean())  # b^n is exp(-n / N) but for 1 / N
+        weights = np.ones(len(self.classes))
+        weights[found] = inverse / inverse.mean() if found.any() else 1.0
+        return weights
+
     def warnings(self) -> list[str]:
         """What is odd: classes that never occur, and more than 5 % of the pixels without a class."""
         share, found = self.shares()[2], []
@@ -68,6 +85,20 @@ class Census:
             )  # fmt: skip
             found.append(f"{100 * share:.3g} % of the pixels have no class and are ignored{hint}")
         return found
+
+
+def count_all_masks(
+    dataset: SegmentationDataset, root: Path | None, split: str, progress: Callable[[int, int], None]
+) -> Census:
+    """Count every mask of a split; `progress` is called with the masks read and those in all."""
+    if root is not None and (census := indexed_census(dataset.classes, root, split)):
+        return census
+    census = Census(dataset.classes)
+    for index in range(len(dataset)):
+        progress(index, len(dataset))
+        with suppress(DataError):  # told where it is trained on
+            census.add(dataset.read_mask(index))
+    return census
 
 
 def count_masks(dataset: SegmentationDataset, root: Path | None, split: str) -> Census:

@@ -153,6 +153,8 @@ class Trainer:
             self._batches = self.loader.epoch(epoch, start=done * self.settings.accumulate, progress=indexing)
             if self.settings.overfit:
                 self._batches = repeat(next(self.loader.epoch(0, progress=indexing)))
+        if hasattr(self.loss, "start_step"):
+            self.loss.start_step(self.state.step + 1)
         self.seed_dropout()
         set_lr(self.optimizer, self.lr(self.state.step))
         for hook in self.hooks:

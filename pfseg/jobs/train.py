@@ -43,6 +43,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
     build.measure_colours(data, train_set, show)
+    build.settle_class_weights(settings.loss, data, train_set, show)
     assert data.mean is not None
     model = build.build_model(settings.model, train_set.num_classes, len(data.mean))
     if world_size() > 1:

@@ -37,15 +37,19 @@ def options(group: str) -> list[str]:
     return sorted({*more, *(path.stem for path in (CONF / group).glob("*.yaml"))})
 
 
+GROUPS = ("model", "model/backbone", "model/head", "loss", "loss/term", "optimizer", "schedule", "augment", "logger")
 CHOICES = [
     f"{group}={name}"
-    for group in ("model", "model/backbone", "loss", "optimizer", "schedule", "augment", "logger", "launch", "debug")
+    for group in (*GROUPS, "launch", "debug")
     for name in options(group)
+    if name != "common"  # of the heads
 ]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_fits_its_schema(choice: str):
+    if choice.startswith("loss/term"):
+        choice = choice.replace("=", "=[") + "]"
     config = checked(choice, *(["schedule.relax_epoch=3"] if choice == "schedule=scl_poly" else []))
     assert config["model"]["num_classes"] == len(config["dataset"]["classes"])
 
@@ -233,6 +237,9 @@ def test_schemas_name_what_the_constructors_take():
         (["launch=inline", "ranks=2"], "launch=inline runs one rank, got ranks=2"),
         (["model.pretrained=no.pth"], "model.pretrained=no.pth does not exist .*: set model.pretrained=<a backbone"),
         (["model.init=no.pth"], "model.init=no.pth does not exist .*: set model.init=<a checkpoint or weights of"),
+        (["loss.class_weights=[1,2]"], "loss.class_weights has 2 values, but dataset.classes of synthetic lists 6"),
+        (["loss.seg_weight=0"], r"loss.seg_weight=0 and no further term: set .* or add loss/term=\[lovasz\]"),
+        (["loss/term=[dice]", "loss.terms.dice.beta=-1"], "loss.terms.dice.beta=-1: expected a number of at least 0"),
         (["model.init=a.pth", "model.pretrained=b.pth"], "model.pretrained and model.init are both set: .* leave out"),
         (["resume=nowhere"], "resume=nowhere does not exist"),
     ],

@@ -25,6 +25,7 @@
     declare(normalisation_group_gradient) \
     declare(elementwise_scaled_add) \
     declare(elementwise_scaled_add_gradient) \
+    declare(losses_lovasz) \
     declare(resampling_separable) \
     declare(sampling_forward) \
     declare(sampling_gradient_x) \
