@@ -51,7 +51,8 @@ def make_run(
     if host:
         (folder / "environment.json").write_text(json.dumps({"hostname": host}))
     writer = RecordWriter(folder / "metrics.jsonl")
-    writer.write("start", step=0, epoch=0, steps=steps, classes=NAMES, device="cpu")
+    cost = {"parameters": 12_870_000 if model == "pfnet_r18" else 31_320_000, "macs": 30_400_000_000}
+    writer.write("start", step=0, epoch=0, steps=steps, classes=NAMES, device="cpu", **cost)
     rng = np.random.default_rng([seed, round(edge_weight * 100), len(model)])
     for step in range(1, steps + 1):
         seg = 2.5 * math.exp(-4 * quality * step / steps) * rng.uniform(0.7, 1.4) + 0.05

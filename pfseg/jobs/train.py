@@ -14,6 +14,7 @@ from pfseg.data.base import find_overlap
 from pfseg.data.census import Census, count_masks
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine import nccl
+from pfseg.engine.cost import count
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer, scale_lr
 from pfseg.engine.range_test import RangeTest
@@ -89,6 +90,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         if records:
             records.write("message", step=0, epoch=0, level="info", text=report)
     if records:
+        cost = count(model, (1, len(data.mean), *data.crop_size))[1]
         records.write(
             "start",
             step=trainer.state.step,
@@ -103,6 +105,8 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
             classes=[c.name for c in train_set.classes],
             images_train=len(train_set),
             images_val=len(val_set),
+            parameters=cost.parameters,
+            macs=cost.macs,
         )
         if not settings.resume:
             _tell_masks(records, count_masks(train_set, Path(data.root) if data.root else None, "train"))

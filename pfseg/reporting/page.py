@@ -14,7 +14,7 @@ from pfseg.reporting.charts import Curve, chart
 from pfseg.reporting.rendering import picture, render
 from pfseg.reporting.runs import Run, Values
 from pfseg.reporting.selection import compare_groups, group_seeds
-from pfseg.reporting.table import Column, RunTable, text
+from pfseg.reporting.table import LESS_IS_BETTER, Column, RunTable, text
 
 MAX_SHOWN = 8  # runs with curves and pictures: as many colours as can be told apart
 _CHIP_SETTINGS = 4
@@ -83,7 +83,7 @@ def _best(table: RunTable, column: Column) -> float | None:
     values = [v for row in table.rows if row.run and isinstance(v := row.cells.get(column.key), float)]
     if len(values) < 2:
         return None
-    return min(values) if column.key == "loss" else max(values)
+    return min(values) if column.key in LESS_IS_BETTER else max(values)
 
 
 def _curves(shown: Sequence[_Shown]) -> tuple[list[Markup], list[Markup]]:

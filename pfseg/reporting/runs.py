@@ -10,6 +10,7 @@ import glob
 import math
 import os
 import socket
+import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class Run:
     total: int | None = None
     seconds: float | None = None  # in training and validation, over all resumptions
     unreadable: int = 0  # lines and files that could not be read
+    parameters: float | None = None  # of the network, in millions
+    macs: float | None = None  # multiply-adds of an image of the crop's size, in billions
 
     @property
     def best(self) -> ValidationPoint | None:
@@ -74,6 +77,12 @@ class Run:
     def last(self) -> ValidationPoint | None:
         """The last validation."""
         return self.validations[-1] if self.validations else None
+
+    @property
+    def speed(self) -> float | None:
+        """Images per second in training, the median of its rows."""
+        speeds = [speed for _, values in self.train if (speed := values.get("images_per_s")) is not None]
+        return statistics.median(speeds) if speeds else None
 
     @property
     def job(self) -> str:
@@ -189,6 +198,8 @@ def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
         run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
+        parameters, macs = number(row.get("parameters")), number(row.get("macs"))
+        run.parameters, run.macs = parameters and parameters / 1e6, macs and macs / 1e9
     elif event == "train":
         run.train.append((step, _values(row, "train/")))
     elif event == "val":

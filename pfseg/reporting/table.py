@@ -23,6 +23,8 @@ Cells = dict[str, Cell]  # by the key of their column
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "magenta"}
 _WIDE = 100  # columns of a terminal that shows a row for each run
 _DIGITS = {"kappa": 4, "loss": 4}
+_COST = {"parameters": "M param.", "macs": "G mult-adds", "images/s": "images/s"}
+LESS_IS_BETTER = {"loss", "parameters", "macs"}
 _ALWAYS = {"run", "status", "job", "mIoU", "last", "steps", "time"}
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|_*"} | {"<": "&lt;"})
 _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -88,6 +90,8 @@ def build_table(runs: Sequence[Run], sort: str | None = None) -> RunTable:
     columns += [Column("job", "job")] * (len({run.job for run in runs}) > 1)
     columns += [Column("mIoU", "best mIoU", 2, right=True), Column("last", "last mIoU", 2, right=True)]
     columns += [Column(key, key, setting=True, right=numeric[key]) for key in settings]
+    if len({(run.parameters, run.macs) for run in runs}) > 1:  # several networks
+        columns += [Column(key, title, 1, right=True) for key, title in _COST.items()]
     columns += [Column(name, name, _DIGITS.get(name, 2), right=True) for name in names if name != "mIoU"]
     columns += [Column("steps", "steps", right=True), Column("time", "time", right=True), Column("detail", "note")]
     rows = _sorted([RunRow(_cells(run, settings), run) for run in runs], sort)
@@ -187,6 +191,9 @@ def _cells(run: Run, settings: Sequence[str]) -> Cells:
         "last": run.last.miou if run.last else None,
         "steps": f"{run.steps}/{run.total}" if run.total and run.steps < run.total else run.steps,
         "time": run.seconds,
+        "parameters": run.parameters,
+        "macs": run.macs,
+        "images/s": run.speed,
         "detail": "; ".join(part for part in (run.detail, faults) if part),
     }
 
@@ -194,9 +201,10 @@ def _cells(run: Run, settings: Sequence[str]) -> Cells:
 def _means(group: SeedGroup, columns: Sequence[Column]) -> Cells:
     cells: Cells = {key: as_typed(value) for key, value in group.settings.items()}
     cells |= {"run": f"mean ± std, {len(group.runs)} seeds", "job": group.runs[0].job}
+    cells |= {"parameters": group.runs[0].parameters, "macs": group.runs[0].macs}
     members = [_cells(run, ()) for run in group.runs]
     for column in columns:
-        if column.digits is not None:
+        if column.digits is not None and column.key not in cells:
             values = [cell if isinstance(cell := member.get(column.key), float) else None for member in members]
             cells[column.key] = group.spread(values)
     return cells

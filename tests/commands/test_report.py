@@ -228,6 +228,18 @@ def test_many_groups_are_compared_with_the_best_one(tmp_path: Path):
     assert len(compared) == 6 and {second.label for _, second, _ in compared} == {"loss.edge_weight=4"}
 
 
+def test_networks_are_compared_with_their_cost(tmp_path: Path):
+    for model in ("pfnet_r18", "pfnet_r50"):
+        for seed in (0, 1):
+            make_run(tmp_path / f"{model} {seed}", seed=seed, model=model, panels=False)
+    table = build_table(read(tmp_path), "run")
+    head, _, first, *_, means = to_markdown(table).splitlines()
+    assert "| M param. | G mult-adds | images/s |" in head and "| 12.9 | 30.4 | 5.0 |" in first
+    assert "| 31.3 | 30.4 | 5.0 ± 0.0 |" in means
+    make_run(tmp_path / "alone", panels=False)
+    assert "param." not in to_markdown(build_table(read(tmp_path / "alone")))
+
+
 def test_long_runs_show_their_steps_in_full(tmp_path: Path):
     writer = RecordWriter(make_run(tmp_path / "run", panels=False) / "metrics.jsonl")
     writer.write("train", step=1_234_567, epoch=9, **{"train/loss": 0.1})

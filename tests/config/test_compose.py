@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pfseg.commands.app import main
 from pfseg.config.check import check, find_checkpoint
-from pfseg.config.compose import compose, config_dir, networks, run_folder
+from pfseg.config.compose import VERSION_BASE, compose, config_dir, networks, prepare_hydra, run_folder
 from pfseg.config.data_settings import AugmentSettings, FolderData, SyntheticData
 from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
@@ -100,6 +101,18 @@ def test_published_recipes(name, model, variant, total, lr, epochs, crop, scale,
     assert config["augment"]["scale_range"] == scale and config["augment"]["vflip"] == vflip
     assert config["schedule"]["per"] == "epoch" and config["schedule"]["legacy"] and config["schedule"]["power"] == 0.9
     assert (config["loss"]["edge_weight"], config["loss"]["min_kept"]) == (25.0, 10000)
+
+
+@pytest.mark.parametrize("name", ["dubai", "isaid", "potsdam", "vaihingen"])
+def test_tables_sweep_over_networks_of_one_recipe(name: str, tmp_path: Path):
+    prepare_hydra()
+    arguments = [f"experiment=table/{name}", f"dataset.root={tmp_path}"]
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        config = hydra_compose("train", arguments, return_hydra_config=True)
+    models = config.hydra.sweeper.params.model.split(",")
+    assert len(models) == 9 and config.hydra.sweeper.params.seed == "1,2,3"
+    for model in models:
+        assert checked(*arguments, f"model={model}")["name"] == f"table_{name}"
 
 
 def test_command_line_wins_over_an_experiment():
