@@ -281,7 +281,18 @@ def _unknown_choice(error: MissingConfigException, loader: ConfigLoader) -> Conf
         return ConfigError(f"unknown group `{group}`: {nearest(group, groups)}groups of settings: {', '.join(groups)}")
     hint = nearest(name, options, f"{group}={{}}", cutoff=0.4)
     more = "; others come with pip install 'pfseg[sweep]'" if group.startswith("hydra/") else ""
-    return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {', '.join(options)}{more}")
+    return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {_listed(group, options)}{more}")
+
+
+def _listed(group: str, options: Sequence[str]) -> str:
+    """The choices of a group; of `model` the heads with the endings that name backbones, not each on each."""
+    if group != "model":
+        return ", ".join(options)
+    composed = networks()
+    heads = [name for name, (head, _) in composed.items() if name == head]
+    endings = sorted({name.removeprefix(head) for name, (head, _) in composed.items()} - {""})
+    files = [name for name in options if name not in composed]
+    return f"{', '.join(heads)}, also with {', '.join(endings)}" + (f"; and {', '.join(files)}" if files else "")
 
 
 def _plain(error: Exception) -> ConfigError:
