@@ -1,4 +1,4 @@
-"""Speed of PFNet R50 beside the same network in PyTorch, on the same processor: `make bench-eval`, `bench-train`.
+"""Speed of networks beside the same in PyTorch, on the same processor: `make bench-eval`, `make bench-train`.
 
 pfseg doesn't depend on PyTorch: `--torch` names a Python that has it; without one only pfseg is timed. Both have the
 same weights and image. The benchmark first checks that their logits agree, and then lets them take turns.
@@ -26,14 +26,17 @@ from pfseg.config import run_settings
 from pfseg.engine.optimizer import build_optimizer
 from pfseg.inference.folding import fold_batchnorm
 from pfseg.losses import CrossEntropy
+from pfseg.ops.layers import Random
 from pfseg.runtime import jt
+
+_SCRIPTS = {"pfnet_r50": "torch_pfnet.py", "segnext_t": "torch_segnext.py"}
 
 
 class TorchNetwork:
     """The network in PyTorch, in a process of its own."""
 
-    def __init__(self, python: str, folder: Path) -> None:
-        command = [python, str(Path(__file__).with_name("torch_pfnet.py")), str(folder)]
+    def __init__(self, python: str, script: str, folder: Path) -> None:
+        command = [python, str(Path(__file__).with_name(script)), str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.name = self._read()
         self.logits = np.load(folder / "logits.npy")
@@ -74,7 +77,9 @@ def inference(model: Any, image: np.ndarray) -> Callable[[], float]:
 def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], float]:
     """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
     model.train()
-    model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
+    for part in model.modules():
+        if isinstance(part, Random):
+            part.p = 0.0  # the other network leaves nothing out
     sgd = run_settings.Sgd(
         name="sgd",
         lr=1e-4,
@@ -83,6 +88,8 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
         momentum=0.9,
         weight_decay=1e-4,
         nesterov=False,
+        decay_norms=True,
+        lr_factors={},
     )
     optimizer = build_optimizer(sgd, model)
     loss = CrossEntropy()
@@ -99,13 +106,13 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
 def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Path, logits: np.ndarray) -> Table:
     """Take turns with PyTorch, if it is there."""
     work = f"{'training step' if arguments.train else 'inference'}, {arguments.batch} x {arguments.size} px"
-    table = Table("network", "ms", title=f"PFNet R50, {work}, median of {arguments.rounds} rounds")
+    table = Table("network", "ms", title=f"{arguments.model}, {work}, median of {arguments.rounds} rounds")
     if arguments.torch == sys.executable and importlib.util.find_spec("torch") is None:
         run()
         table.add_row("pfseg", f"{1000 * statistics.median(run() for _ in range(arguments.rounds)):.0f}")
         table.add_row("PyTorch", "not installed: --torch <python that has it>")
         return table
-    other = TorchNetwork(arguments.torch, folder)
+    other = TorchNetwork(arguments.torch, _SCRIPTS[arguments.model], folder)
     error = np.abs(other.logits - logits).max() / np.abs(logits).max()
     assert error < 1e-3, f"logits differ by {error:.1g}"
     run(), other.run()  # compiles
@@ -122,6 +129,7 @@ def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Pat
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=_SCRIPTS, default="pfnet_r50")
     parser.add_argument("--train", action="store_true", help="training steps instead of inference")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, help="side in pixels; default 896, in training 256")
@@ -130,7 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.size = arguments.size or (256 if arguments.train else 896)
     arguments.batch = arguments.batch or (4 if arguments.train else 1)
-    model = create_model("pfnet_r50", num_classes=16)
+    model = create_model(arguments.model, num_classes=16)
     model.eval()
     rng = np.random.default_rng(0)
     image = rng.standard_normal((arguments.batch, 3, arguments.size, arguments.size)).astype(np.float32)

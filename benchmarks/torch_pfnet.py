@@ -212,8 +212,13 @@ def main() -> None:
     model = load(folder)
     if arguments.serve:
         serve(model)
-        return
-    image = torch.from_numpy(np.load(folder / "image.npy"))
+    else:
+        take_turns(model, folder)
+
+
+def take_turns(model: nn.Module, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+    """Run once for each line on the standard input, and say for how long."""
+    image = torch.from_numpy(np.load(folder / "image.npy")).to(memory_format=memory_format)
     with torch.inference_mode():
         np.save(folder / "logits.npy", model(image).numpy())
     run = partial(infer, model, image)
@@ -229,13 +234,13 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def infer(model: PFNet, image: torch.Tensor) -> None:
+def infer(model: nn.Module, image: torch.Tensor) -> None:
     """One forward pass."""
     with torch.inference_mode():
         model(image)
 
 
-def train(model: PFNet, optimizer: torch.optim.Optimizer, image: torch.Tensor, mask: torch.Tensor) -> None:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, image: torch.Tensor, mask: torch.Tensor) -> None:
     """One training step."""
     optimizer.zero_grad()
     F.cross_entropy(model(image), mask).backward()

@@ -36,6 +36,7 @@ from pfseg.data.whole_scenes import SceneDataset
 from pfseg.devices import rank, world_size
 from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
+from pfseg.weights import published
 from pfseg.weights.checkpoint import load_meta
 
 _NETWORK = "pfseg.models.network.SegmentationNetwork"
@@ -58,7 +59,7 @@ def create_model(
         num_classes: K.
         in_channels: bands of the images; weights of red, green and blue are spread over others than 3.
         variant: of PFNet, `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
-        pretrained: backbone weights (.pth, .pkl, .safetensors).
+        pretrained: backbone weights (.pth, .pkl, .safetensors), or `imagenet` for public ones, which are downloaded.
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
 
     Raises:
@@ -299,10 +300,21 @@ def load_initial(model: Any, settings: Model) -> str:
     if settings.init:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
-        backbone = locate(cast(PFNetSettings, settings).backbone.target)
-        path = on_every_rank(Path(settings.pretrained))
-        return load_backbone(model, path, getattr(backbone, "rename_pretrained", None))
-    return "training from random weights; model.pretrained=<file> starts from those of a trained backbone"
+        backbone = cast(PFNetSettings, settings).backbone
+        path = on_every_rank(_pretrained_file(settings.pretrained, backbone))
+        kind = locate(backbone.target)
+        return load_backbone(model, path, getattr(kind, "rename_pretrained", None), getattr(kind, "fresh", ()))
+    return "training from random weights; model.pretrained=imagenet or a file starts from those of a trained backbone"
+
+
+def _pretrained_file(given: str, backbone: Any) -> Path:
+    """The file of `model.pretrained`, which rank 0 downloads if it is public weights that aren't there yet."""
+    from pfseg.runtime import rank
+
+    if given != published.NAME:
+        return Path(given)
+    address = published.address(backbone.target, backbone.values())
+    return published.fetch(address) if rank() == 0 else published.place(address)
 
 
 def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: int) -> TrainLoader:

@@ -22,17 +22,31 @@ from pfseg.errors import PfsegError
 from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
+from pfseg.tracking import terminal
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.loggers import RunContext, make_loggers
 from pfseg.tracking.optuna import TRIAL, TrialReporter
 from pfseg.tracking.records import Sink
+from pfseg.tracking.terminal import ConsoleProgress
+from pfseg.weights import published
 
 
 def run(settings: Train) -> float:
     """Train; returns the best validation mIoU in percent, NaN where SLURM will start the job."""
+    _fetch_weights(settings)
     if isinstance(settings.launch, Slurm):
         return submit_script(settings, settings.launch)
     return float(drive(settings, output_dir())["best/mIoU"])
+
+
+def _fetch_weights(settings: Train) -> None:
+    """Download the weights that `model.pretrained` names, here, where progress is seen and there is a network."""
+    backbone = getattr(settings.model, "backbone", None)
+    if settings.model.pretrained != published.NAME or settings.resume or backbone is None:
+        return
+    address = published.address(backbone.target, backbone.values())
+    with ConsoleProgress(terminal.console(), f"downloading {published.place(address).name}") as progress:
+        published.fetch(address, progress.show)
 
 
 def output_dir() -> Path:

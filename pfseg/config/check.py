@@ -25,6 +25,7 @@ from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
+from pfseg.weights import published
 from pfseg.weights.onnx_file import read_onnx
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +83,9 @@ def _check_train(settings: Train) -> None:
     if model.pretrained is not None and model.init is not None:
         raise ConfigError("model.pretrained and model.init are both set: init has a backbone, leave out the other")
     for name, what in _WEIGHTS.items():
-        if (file := getattr(model, name)) is not None:
+        if name == "pretrained" and model.pretrained == published.NAME:
+            _check_published(model)
+        elif (file := getattr(model, name)) is not None:
             setattr(model, name, _existing(f"model.{name}", file, f"{what} (.pth, .pkl, .safetensors)"))
     if settings.resume is not None:
         folder = resumable(settings.resume)
@@ -90,6 +93,15 @@ def _check_train(settings: Train) -> None:
         last = folder / "checkpoints" / "last.safetensors"
         check_fits(last, training_settings(last, trust=True), settings)
     _check_job(settings)
+
+
+def _check_published(model: Model) -> None:
+    """Check that there are public weights of a network's backbone."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:  # a network of the user's own
+        published.address(model.target, {})
+    else:
+        published.address(backbone.target, backbone.values())
 
 
 def _check_samples(settings: TrainBase) -> None:

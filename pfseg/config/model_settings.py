@@ -59,7 +59,9 @@ class Model(Settings, extra="allow"):
     target: str = Field(alias="_target_", description="class of the network or its head, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
     num_classes: t.Count | None = setting("number of classes; null: as many as the data set has")
-    pretrained: str | None = setting("weights file of a trained backbone to start from: .pth, .pkl or .safetensors")
+    pretrained: str | None = setting(
+        "trained backbone to start from: imagenet, or a weights file (.pth, .pkl or .safetensors)"
+    )
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 

@@ -6,6 +6,7 @@ Source: facebookresearch/ConvNeXt, `semantic_segmentation/backbone/convnext.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from pfseg.models.mscan import drop_path_rates
 from pfseg.models.network import Backbone
@@ -53,6 +54,7 @@ class ConvNeXt(Backbone):
     feature_strides = (4, 8, 16, 32)
     out_channels = _CHANNELS
     channels_last = True
+    fresh = ("norm0", "norm1", "norm2", "norm3")
 
     def __init__(self, size: str, drop_path: float, in_channels: int = 3) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class ConvNeXt(Backbone):
         return features
 
     @staticmethod
-    def rename_pretrained(key: str) -> str:
+    def rename_pretrained(key: str, keys: Collection[str]) -> str:
         """Name of a weight of an ImageNet file, the authors' or torchvision's, in this network."""
         if key.startswith(("head.", "norm.", "classifier.")):
             return f"classifier.{key}"

@@ -5,7 +5,7 @@ Source: Visual-Attention-Network/SegNeXt, `mmseg/models/backbones/mscan.py`. Sha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -192,7 +192,7 @@ class MSCAN(Backbone):
         return features
 
     @staticmethod
-    def rename_pretrained(key: str) -> str:
+    def rename_pretrained(key: str, keys: Collection[str]) -> str:
         """Name of a weight of an ImageNet file in this network; mmsegmentation's lack one of two `dwconv`."""
         if key.startswith("head."):
             return f"classifier.{key}"  # not the decoder

@@ -5,7 +5,7 @@ Each is exchanged by one YAML file and one module. Shapes: image (N, 3, H, W) fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -70,11 +70,13 @@ class Backbone(jt.nn.Module):
         feature_strides: strides s_i of the maps in pixels, ascending.
         channels_last: whether it is made of the operators of `pfseg.ops` alone, so that on a GPU it can be given maps
             (N, H, W, C); see `pfseg.ops.maps`. Others get (N, C, H, W) float32 on every device.
+        fresh: modules that files of trained weights lack, which then start as they are.
     """
 
     out_channels: tuple[int, ...]
     feature_strides: tuple[int, ...]
     channels_last = False
+    fresh: tuple[str, ...] = ()
 
     @property
     def output_stride(self) -> int:
@@ -82,8 +84,8 @@ class Backbone(jt.nn.Module):
         return self.feature_strides[-1]
 
     @staticmethod
-    def rename_pretrained(key: str) -> str:
-        """The name in this backbone of the weight `key` of a published file; here the same."""
+    def rename_pretrained(key: str, keys: Collection[str]) -> str:
+        """The name in this backbone of the weight `key` of a published file, whose names are `keys`; here the same."""
         return key
 
 

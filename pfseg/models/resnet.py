@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pfseg.models.network import LayeredBackbone
@@ -60,6 +61,13 @@ class Bottleneck(jt.nn.Module):
 
 _BLOCKS: dict[int, type[BasicBlock] | type[Bottleneck]] = {18: BasicBlock, 50: Bottleneck, 101: Bottleneck}
 _DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # blocks of layer1..layer4
+# stem of ImageNet files -> ours
+_STEM = {"conv1": "layer0.0", "bn1": "layer0.1", "stem.7": "layer0.1", "stem": "layer0.0"}
+_CSAIL = {
+    **{f"conv{i}": f"layer0.0.{3 * i - 3}" for i in (1, 2, 3)},
+    **{f"bn{i}": f"layer0.0.{3 * i - 2}" for i in (1, 2)},
+    "bn3": "layer0.1",
+}
 _STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64)}  # channels of the three convolutions
 
 
@@ -107,11 +115,14 @@ class ResNet(LayeredBackbone):
         initialise_convolutions(self)
 
     @staticmethod
-    def rename_pretrained(key: str) -> str:
-        """Name of a weight of an ImageNet file (`conv1.*`, `bn1.*`, ...) in this network."""
-        stem = {"conv1": "layer0.0", "bn1": "layer0.1"}
-        first, dot, rest = key.partition(".")
-        return stem[first] + dot + rest if first in stem and dot else key
+    def rename_pretrained(key: str, keys: Collection[str]) -> str:
+        """Name of a weight of an ImageNet file in this network.
+
+        Such files name the stem in three ways: as torchvision (`conv1`, `bn1`) and, with three convolutions, PFNet's
+        authors (`conv1.0`); as MIT CSAIL (`conv1` to `conv3`); and as mmsegmentation (`stem`).
+        """
+        csail = "conv3.weight" in keys
+        return _rename(key, _CSAIL if csail else _STEM)
 
 
 def _stem(kind: str, in_channels: int) -> tuple[nn.Sequential, int]:
@@ -154,6 +165,12 @@ def make_layer(
     blocks = [block(in_channels, channels, stride, downsample, **first)]
     blocks += [block(out, channels, 1, None, **others) for _ in range(count - 1)]
     return nn.Sequential(*blocks)
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    """The key with the first of `names` that it begins with replaced."""
+    found = next((name for name in names if key.startswith(f"{name}.")), None)
+    return key if found is None else names[found] + key.removeprefix(found)
 
 
 def initialise_convolutions(module: jt.nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from pfseg.weights.matching import WeightMatch, match_weights
 from pfseg.weights.reading import read_weights
 
 Arrays = dict[str, np.ndarray]
+Rename = Callable[[str, Collection[str]], str]
 Module = jt.nn.Module
 Var = jt.Var
 
@@ -60,14 +61,24 @@ def assign(variables: Mapping[str, Var], arrays: Arrays) -> None:
     jt.sync_all()
 
 
-def load_backbone(model: Network, path: Path, rename: Callable[[str], str] | None) -> str:
-    """Load a file, its keys renamed, into all weights but `head.*`; returns a report, raises CheckpointError."""
-    state = {key: var for key, var in model.state_dict().items() if not key.startswith("head.")}
-    match = match_weights(_shapes(state), read_weights(path), rename)
+def load_backbone(model: Network, path: Path, rename: Rename | None, fresh: Sequence[str] = ()) -> str:
+    """Load a file, its keys renamed, into all weights but `head.*` and `aux.*`; returns a report.
+
+    Raises CheckpointError if any is missing or of another shape, but for those of the modules `fresh`.
+    """
+    state = {key: var for key, var in model.state_dict().items() if not key.startswith(("head.", "aux."))}
+    weights = read_weights(path)
+    match = match_weights(_shapes(state), weights, (lambda key: rename(key, weights.keys())) if rename else None)
     if not match.loaded:
         raise CheckpointError(
             f"nothing in {path} matches the backbone: expected keys such as {', '.join(list(state)[:2])}; "
             f"give a backbone file of this network (config: model.pretrained). {match.report('; ')}"
+        )
+    prefixes = tuple(f"{name}." for name in fresh)
+    if match.mismatched or any(not key.startswith(prefixes) for key in match.missing):
+        raise CheckpointError(
+            f"{path} is of another backbone: {match.report('; ')}. Give a file of this one, or choose another backbone "
+            "(config: model.pretrained, model.backbone)"
         )
     _assign(state, match)
     return match.report()
