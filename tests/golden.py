@@ -11,6 +11,23 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "data" / "golden"
 
+CENTRED = (  # classifiers whose weights have no mean over their inputs
+    "head.conv_last.1.weight",
+    "head.conv_seg.weight",
+    "head.cls.4.weight",
+    "head.cls_pred_conv.weight",
+    "head.coarse.predictor.weight",
+    "head.point_head.predictor.weight",
+)
+FACTORS = (
+    (r".*\.bn3\.weight", 0.25),
+    (r"head\.fpn_in\..*\.1\.(weight|bias)", 0.1),
+    (r"head\.sr\.scene_encoder\..*\.2\.weight", 0.1),
+    (r"head\.cca\.gamma", 6.0),
+    (r".*\.flow_make\.weight", 4.0),
+    (r".*\.spatial_gating_unit\.conv3\.weight", 0.15),
+)
+
 
 def load(name: str) -> dict[str, np.ndarray]:
     with np.load(FOLDER / f"{name}.npz") as file:
@@ -35,13 +52,10 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = rng.standard_normal(shape) * 0.1
     else:
         value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    if key.endswith(".bn3.weight"):
-        value = value * 0.25
-    if re.match(r"head\.fpn_in\.\d\.1\.(weight|bias)", key):
-        value = value * 0.1
-    if key.endswith(".spatial_gating_unit.conv3.weight"):
-        value = value * 0.15
-    if key in ("head.conv_last.1.weight", "head.conv_seg.weight"):
+    for pattern, factor in FACTORS:
+        if re.fullmatch(pattern, key):
+            value = value * factor
+    if key in CENTRED:
         value = value - value.mean(axis=1, keepdims=True)
     return value.astype(np.float32)
 
@@ -52,6 +66,12 @@ def fill(module):
         var.assign(weight(key, tuple(var.shape)))
     module.eval()
     return module
+
+
+def thinned(x) -> np.ndarray:
+    """What is stored of maps (1, C, h, w)."""
+    step = max(1, x.shape[2] // 8)
+    return x.numpy()[0, :: max(1, x.shape[1] // 16), ::step, ::step]
 
 
 def difference(got, expected: np.ndarray) -> float:

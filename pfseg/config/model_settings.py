@@ -130,6 +130,17 @@ class PSPNetSettings(HeadSettings):
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
+class DeepLabV3PlusSettings(HeadSettings):
+    """DeepLabV3+ (Chen et al., ECCV 2018)."""
+
+    target: Literal["pfseg.models.deeplab.DeepLabV3PlusHead"] = _head()
+    dim: t.Count = setting("channels of the context and before the classifier")
+    fine_dim: t.Count = setting("channels of the finest map")
+    dilations: t.Dilations = setting("dilations of the separable convolutions on the coarsest map")
+    aux_dim: t.Count | None = setting("channels of the auxiliary head; null: none")
+    dropout: t.Decay = setting("share of channels that are dropped in training")
+
+
 class CCNetSettings(HeadSettings):
     """CCNet (Huang et al., ICCV 2019)."""
 
@@ -186,6 +197,7 @@ else:
         PointRendSettings,
         UPerNetSettings,
         PSPNetSettings,
+        DeepLabV3PlusSettings,
         CCNetSettings,
         SFNetSettings,
         FarSegSettings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from typing_extensions import Doc, TypedDict
 
@@ -36,6 +36,7 @@ Contrast = Annotated[float, Gt(0), Le(127)]
 OwnContrast = Contrast | Literal["own"]
 Count = Annotated[int, Ge(1)]
 Groups = Annotated[int, Ge(32), MultipleOf(32)]
+Dilations = Annotated[list[Count], MaxLen(6), Doc("up to 6 whole numbers of at least 1 in brackets")]
 Natural = Annotated[int, Ge(0)]
 Ignored = Annotated[int, Ge(255), Le(255)]
 Seed = Annotated[int, Ge(0), Lt(2**31)]

@@ -39,7 +39,8 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
     """Count parameters and multiply-adds of `model.predict` on (N, 3, H, W), without computing anything.
 
     Returns:
-        The stages in the order of their first call, and the whole network, now in evaluation mode.
+        The stages in the order of their first call, and the whole network, now in evaluation mode. Parts that only
+        training uses count in neither.
     """
     model.eval()
     parameters = {name: _parameters(part) for name, part in _parts(model)}
@@ -65,6 +66,7 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
 
     with jt.no_grad(), wrapped(modules_of(model, nn.Conv), convolution), _in_stages(model, inside):
         model.predict(jt.zeros(shape))  # Jittor infers the shapes, and computes nothing before it is asked for
+    whole.parameters -= sum(size for name, size in parameters.items() if name not in stages)
     return list(stages.values()), whole
 
 

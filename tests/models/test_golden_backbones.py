@@ -21,12 +21,6 @@ pytestmark = pytest.mark.slow
 TOLERANCE, GRADIENTS = 1e-4, 1e-2  # relative to the largest value
 
 
-def thinned(x: Var) -> np.ndarray:
-    """What is stored of maps (1, C, h, w)."""
-    step = max(1, x.shape[2] // 8)
-    return x.numpy()[0, :: max(1, x.shape[1] // 16), ::step, ::step]
-
-
 def inner_maps(network: Any, features: list[Var]) -> dict[str, Var]:
     """The stored maps inside the head."""
     head = network.head
@@ -52,11 +46,11 @@ def test_network(file: str, model: str, size: str) -> None:
     image = np.random.default_rng(int(stored.pop("input_seed"))).standard_normal((1, 3, *shape)).astype(np.float32)
     with jt.no_grad():
         features = network.features(jt.array(image))
-        got = {f"c{i}": thinned(x) for i, x in enumerate(features, 1)}
+        got = {f"c{i}": golden.thinned(x) for i, x in enumerate(features, 1)}
         if "logits" in stored:
             logits = network(jt.array(image)).logits.numpy()[0]
             assert (logits.argmax(0)[::4, ::4] == stored.pop("argmax")).mean() > 0.999
-            got |= {key: thinned(x) for key, x in inner_maps(network, features).items()}
+            got |= {key: golden.thinned(x) for key, x in inner_maps(network, features).items()}
             got |= {"logits": logits[:, ::16, ::16]}
             got["head_logits"] = network.head(features).logits.numpy()[0, :, ::4, ::4]
         if network.aux is not None:
