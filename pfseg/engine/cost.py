@@ -19,6 +19,7 @@ import numpy as np
 from pfseg.engine.optimizer import trainable
 from pfseg.inference.folding import Execute, modules_of, wrapped
 from pfseg.models.network import SegmentationNetwork
+from pfseg.ops.convolution import Product
 from pfseg.runtime import jt
 from pfseg.weights.transfer import Module, Var
 
@@ -31,7 +32,7 @@ class Stage:
 
     name: str  # its attribute in the network, dotted
     parameters: int  # without running statistics
-    macs: int = 0  # multiply-adds of convolutions for one image; the products of points' features add less than 0.1 %
+    macs: int = 0  # multiply-adds of convolutions and products for one image; PFNet's points add less than 0.1 %
     seconds: float = 0.0  # median time of a forward pass of the whole batch
 
 
@@ -48,13 +49,22 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
     whole = Stage("all", _parameters(model))
     current = [whole]
 
+    def add(macs: int) -> None:
+        for stage in {id(stage): stage for stage in (current[-1], whole)}.values():
+            stage.macs += macs // shape[0]
+
     def convolution(module: nn.Conv, execute: Execute) -> Execute:
         def call(x: Var) -> Var:
             y = execute(x)
-            kernel = module.weight.shape
-            for stage in {id(stage): stage for stage in (current[-1], whole)}.values():
-                stage.macs += y.numel() * math.prod(kernel[1:]) // shape[0]
+            add(y.numel() * math.prod(module.weight.shape[1:]))
             return y
+
+        return call
+
+    def product(_: Product, execute: Execute) -> Execute:
+        def call(a: Var, b: Var) -> Var:
+            add(a.numel() * b.shape[2])
+            return execute(a, b)
 
         return call
 
@@ -64,7 +74,8 @@ def count(model: SegmentationNetwork, shape: tuple[int, int, int, int]) -> tuple
         yield
         current.pop()
 
-    with jt.no_grad(), wrapped(modules_of(model, nn.Conv), convolution), _in_stages(model, inside):
+    counted = wrapped(modules_of(model, nn.Conv), convolution), wrapped(modules_of(model, Product), product)
+    with jt.no_grad(), counted[0], counted[1], _in_stages(model, inside):
         model.predict(jt.zeros(shape))  # Jittor infers the shapes, and computes nothing before it is asked for
     whole.parameters -= sum(size for name, size in parameters.items() if name not in stages)
     return list(stages.values()), whole

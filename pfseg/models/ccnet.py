@@ -13,19 +13,13 @@ import numpy as np
 from pfseg.models import initial
 from pfseg.models.auxiliary import AuxiliaryHead
 from pfseg.models.network import Head, HeadOutput
-from pfseg.ops import kernels
-from pfseg.ops.convolution import Conv2d, FloatConv2d, batched_matmul
+from pfseg.ops.convolution import Conv2d, FloatConv2d, Product
 from pfseg.ops.layers import ChannelDropout, ConvModule
 from pfseg.runtime import Var, jt
 
 nn = jt.nn
 
 _REDUCTION = 8  # of the channels that pixels are compared by
-
-
-def _product(a: Var, b: Var) -> Var:
-    """(M, P, Q) times (M, Q, R)."""
-    return nn.bmm(a, b) if kernels.active() else batched_matmul(a, b)
 
 
 class CrissCrossAttention(jt.nn.Module):
@@ -37,22 +31,23 @@ class CrissCrossAttention(jt.nn.Module):
         self.key_conv = Conv2d(channels, channels // _REDUCTION, 1)
         self.value_conv = Conv2d(channels, channels, 1)
         self.gamma = jt.zeros((1,))
+        self.product = Product()
 
     def execute(self, x: Var) -> Var:
         """Map (N, C, h, w) to (N, C, h, w)."""
         n, c, height, width = x.shape
         query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
         # columns: (N * w, h, channels); rows: (N * h, w, channels)
-        vertical = _product(_lines(query, (0, 3, 2, 1)), _lines(key, (0, 3, 1, 2)))
-        horizontal = _product(_lines(query, (0, 2, 3, 1)), _lines(key, (0, 2, 1, 3)))
+        vertical = self.product(_lines(query, (0, 3, 2, 1)), _lines(key, (0, 3, 1, 2)))
+        horizontal = self.product(_lines(query, (0, 2, 3, 1)), _lines(key, (0, 2, 1, 3)))
         itself = jt.array(np.where(np.eye(height), -1e30, 0.0).astype(np.float32))  # counts once, in the row
         vertical = (vertical + itself.broadcast(vertical, [0])).reshape(n, width, height, height).permute(0, 2, 1, 3)
         energies = jt.concat([vertical, horizontal.reshape(n, height, width, width)], 3)
         weights = nn.softmax(energies, 3)
         down = weights[:, :, :, :height].permute(0, 2, 1, 3).reshape(n * width, height, height)
         across = weights[:, :, :, height:].reshape(n * height, width, width)
-        down = _product(down, _lines(value, (0, 3, 2, 1))).reshape(n, width, height, c).permute(0, 3, 2, 1)
-        across = _product(across, _lines(value, (0, 2, 3, 1))).reshape(n, height, width, c).permute(0, 3, 1, 2)
+        down = self.product(down, _lines(value, (0, 3, 2, 1))).reshape(n, width, height, c).permute(0, 3, 2, 1)
+        across = self.product(across, _lines(value, (0, 2, 3, 1))).reshape(n, height, width, c).permute(0, 3, 1, 2)
         total: Var = down + across
         return total * self.gamma.broadcast(total, [0, 1, 2]) + x
 

@@ -14,7 +14,7 @@ import numpy as np
 from pfseg.models import initial
 from pfseg.models.network import Head, HeadOutput
 from pfseg.ops import maps
-from pfseg.ops.convolution import Conv2d, FloatConv2d, batched_matmul
+from pfseg.ops.convolution import Conv2d, FloatConv2d, Product
 from pfseg.ops.groupnorm import GroupNorm
 from pfseg.ops.layers import ChannelDropout, Random
 from pfseg.ops.resampling import resize
@@ -61,16 +61,25 @@ class Factorisation(Random):
     def __init__(self, channels: int, rank: int) -> None:
         super().__init__()
         self.channels, self.rank = channels, rank
+        self.product = Product()
 
     def execute(self, y: Var) -> Var:
         """Approximate non-negative y (N, H, n)."""
         bases = jt.array(self._bases(y.shape[0]))
-        coefficients = nn.softmax(batched_matmul(bases.transpose(0, 2, 1), y), 1)  # (N, R, n)
+        coefficients = nn.softmax(self.product(bases.transpose(0, 2, 1), y), 1)  # (N, R, n)
         for _ in range(_STEPS[self.is_training()]):
-            coefficients = _step(bases, coefficients, y)
-            square = batched_matmul(coefficients, coefficients.transpose(0, 2, 1))
-            bases = bases * batched_matmul(y, coefficients.transpose(0, 2, 1)) / (batched_matmul(bases, square) + _TINY)
-        return batched_matmul(bases, _step(bases, coefficients, y))
+            coefficients = self._step(bases, coefficients, y)
+            square = self.product(coefficients, coefficients.transpose(0, 2, 1))
+            bases = bases * self.product(y, coefficients.transpose(0, 2, 1)) / (self.product(bases, square) + _TINY)
+        approximation: Var = self.product(bases, self._step(bases, coefficients, y))
+        return approximation
+
+    def _step(self, bases: Var, coefficients: Var, y: Var) -> Var:
+        """Better coefficients (N, R, n)."""
+        across = bases.transpose(0, 2, 1)
+        product = self.product(self.product(across, bases), coefficients)
+        better: Var = coefficients * self.product(across, y) / (product + _TINY)
+        return better
 
     def _bases(self, n: int) -> np.ndarray:
         """Vectors (N, H, R) of length 1."""
@@ -81,14 +90,6 @@ class Factorisation(Random):
             drawn = rng.random((1, self.channels, self.rank)).repeat(n, 0)
         bases: np.ndarray = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
         return bases
-
-
-def _step(bases: Var, coefficients: Var, y: Var) -> Var:
-    """Better coefficients (N, R, n)."""
-    across = bases.transpose(0, 2, 1)
-    product = batched_matmul(batched_matmul(across, bases), coefficients)
-    better: Var = coefficients * batched_matmul(across, y) / (product + _TINY)
-    return better
 
 
 class Hamburger(jt.nn.Module):

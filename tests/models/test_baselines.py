@@ -112,7 +112,7 @@ def test_training_points_of_pointrend() -> None:
     head = network.head
     head.choice.count, head.choice.generator = 96, rng
     pyramid = head.fpn(network.features(image))
-    coarse, p2 = head.coarse(pyramid), pyramid[0]
+    coarse, p2 = (jt.array(x.numpy()) for x in (head.coarse(pyramid), pyramid[0]))  # apart, for their gradients
     coordinates = head.choice(coarse)
     np.testing.assert_array_equal(coordinates.numpy(), stored["point_coords"])
     logits = head.classify(coarse, p2, coordinates)
@@ -127,10 +127,10 @@ def test_training_points_of_pointrend() -> None:
 
 
 COSTS = {  # millions of parameters and billions of multiply-adds at 512 px and 16 classes, without auxiliary heads
-    "fpn_r18": (15.56, 45.9),
-    "fpn_r50": (28.60, 58.9),
-    "fpn_r101": (47.59, 78.3),
-    "pointrend_r50": (28.81, 62.3),
+    "fpn_r18": (15.56, 38.1),
+    "fpn_r50": (28.60, 51.1),
+    "fpn_r101": (47.59, 70.5),
+    "pointrend_r50": (28.81, 54.5),
     "upernet_r18": (40.93, 226.7),
     "upernet_r50": (64.15, 243.6),
     "upernet_r101": (83.15, 263.0),
@@ -157,4 +157,6 @@ COSTS = {  # millions of parameters and billions of multiply-adds at 512 px and 
 @pytest.mark.parametrize("name", COSTS)
 def test_costs(name: str) -> None:
     _, whole = count(create_model(name, num_classes=16), (1, 3, 512, 512))
-    assert (round(whole.parameters / 1e6, 2), round(whole.macs / 1e9, 1)) == COSTS[name]
+    parameters, macs = COSTS[name]
+    assert whole.parameters / 1e6 == pytest.approx(parameters, abs=0.01)
+    assert whole.macs / 1e9 == pytest.approx(macs, abs=0.07)
