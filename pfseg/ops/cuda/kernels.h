@@ -52,6 +52,17 @@ using Kernel = void (*)(const Array* in, const Array* out, const Options& option
     declare(batchnorm_normalise) \
     declare(batchnorm_gradient_sums) \
     declare(batchnorm_gradient) \
+    declare(depthwise_forward) \
+    declare(depthwise_gradient_x) \
+    declare(depthwise_gradient_w) \
+    declare(elementwise_gelu) \
+    declare(elementwise_gelu_gradient) \
+    declare(elementwise_scaled_add) \
+    declare(elementwise_scaled_add_gradient) \
+    declare(normalisation_layer) \
+    declare(normalisation_layer_gradient) \
+    declare(normalisation_group) \
+    declare(normalisation_group_gradient) \
     declare(resample_resize) \
     declare(resample_resize_gradient) \
     declare(resample_to_images) \
