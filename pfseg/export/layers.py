@@ -9,9 +9,11 @@ import numpy as np
 
 from pfseg.export.graph import Graph, Translator, Value
 from pfseg.ops.batchnorm import BatchNorm2d
-from pfseg.ops.layers import AdaptiveAvgPool, ChannelDropout
+from pfseg.ops.groupnorm import GroupNorm
+from pfseg.ops.layernorm import LayerNorm2d
+from pfseg.ops.layers import AdaptiveAvgPool, ChannelDropout, ConvModule, ScaledShortcut
 from pfseg.ops.resampling import pool_matrix
-from pfseg.runtime import jt
+from pfseg.runtime import Var, jt
 
 nn = jt.nn
 
@@ -19,6 +21,7 @@ nn = jt.nn
 def convolution(graph: Graph, module: Any, x: Value) -> Value:
     """A convolution, with the ReLU that folding may have left in it."""
     weight, pads, strides, dilations = module.weight.numpy(), module.padding, module.stride, module.dilation
+    weight = weight if weight.ndim == 4 else weight[:, :, None, None]  # those of positions' vectors
     sides = [
         (side + 2 * pad - step * (taps - 1) - 1) // stride + 1
         for side, taps, stride, pad, step in zip(x.shape[1:], weight.shape[2:], strides, pads, dilations, strict=True)
@@ -128,6 +131,63 @@ def add_relu(graph: Graph, a: Value, b: Value) -> Value:
     return graph.add("Relu", graph.add("Add", a, b))
 
 
+def group_norm(graph: Graph, module: GroupNorm, x: Value) -> Value:
+    """Normalisation by the moments of groups of channels."""
+    channels, height, width = x.shape
+    grouped = (module.groups, channels // module.groups * height * width)
+    scale, shift = np.ones(module.groups, np.float32), np.zeros(module.groups, np.float32)
+    y = graph.add("InstanceNormalization", reshape(graph, x, grouped), scale, shift, epsilon=module.eps)
+    y = affine(graph, reshape(graph, y, x.shape), module.weight.numpy(), module.bias.numpy())
+    return graph.add("Relu", y) if module.relu else y
+
+
+def layer_norm(graph: Graph, module: LayerNorm2d, x: Value) -> Value:
+    """Normalisation over the channels of each position."""
+    plane = (1, *x.shape[1:])
+    centred = graph.add("Sub", x, graph.add("ReduceMean", x, shape=plane, axes=[1]))
+    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), shape=plane, axes=[1])
+    raised = graph.add("Add", variance, np.full((1, 1, 1, 1), module.eps, np.float32))
+    y = graph.add("Div", centred, graph.add("Sqrt", raised))
+    return affine(graph, y, module.weight.numpy(), module.bias.numpy())
+
+
+def gelu(graph: Graph, x: Value) -> Value:
+    """The exact GELU."""
+    half, one, root = (np.full((1, 1, 1, 1), value, np.float32) for value in (0.5, 1.0, 2**0.5))
+    raised = graph.add("Add", graph.add("Erf", graph.add("Div", x, root)), one)
+    return graph.add("Mul", graph.add("Mul", x, raised), half)
+
+
+def conv_module(graph: Graph, module: ConvModule, x: Value) -> Value:
+    """Convolution, BatchNorm and ReLU."""
+    y: Value = graph.call(module.bn, graph.call(module.conv, x))
+    return y
+
+
+def scaled_shortcut(graph: Graph, _module: ScaledShortcut, x: Value, y: Value, scale: Var) -> Value:
+    """X + scale * y."""
+    return graph.add("Add", x, graph.add("Mul", y, scale.numpy().reshape(-1, 1, 1)))
+
+
+def resize_nearest(graph: Graph, x: Value, size: Sequence[int]) -> Value:
+    """Maps resized to `size` = (h, w): position i of a side takes floor(i * old / new)."""
+    for axis, (old, new) in enumerate(zip(x.shape[1:], size, strict=True), 1):
+        if old != new:
+            shape = (*x.shape[:axis], new, *x.shape[axis + 1 :])
+            x = graph.add("Gather", x, np.arange(new) * old // new, shape=shape, axis=axis + 1)
+    return x
+
+
+def reshape(graph: Graph, x: Value, shape: Sequence[int]) -> Value:
+    """The same values in another shape."""
+    return graph.add("Reshape", x, np.array([0, *shape], np.int64), shape=shape)  # 0: the batch axis as it is
+
+
+def transpose(graph: Graph, x: Value, *axes: int) -> Value:
+    """The axes in another order, counted with the batch axis, which stays the first."""
+    return graph.add("Transpose", x, shape=[x.shape[axis - 1] for axis in axes], perm=[0, *axes])
+
+
 def _same(_graph: Graph, _module: Any, x: Value) -> Value:
     return x
 
@@ -143,6 +203,10 @@ TRANSLATORS: dict[type, Translator] = {
     nn.Pool: pooling,
     nn.Identity: _same,
     ChannelDropout: _same,
+    ScaledShortcut: scaled_shortcut,
+    ConvModule: conv_module,
+    GroupNorm: group_norm,
+    LayerNorm2d: layer_norm,
     nn.ReLU: _relu,
     AdaptiveAvgPool: lambda graph, module, x: adaptive_average(graph, x, module.out, module.rule),
 }

@@ -13,14 +13,15 @@ import onnx
 from onnx import helper
 
 from pfseg import __version__
-from pfseg.export import layers, networks, points
+from pfseg.export import backbones, heads, layers, points, pyramids
 from pfseg.export.graph import Graph, Value
 from pfseg.inference.folding import fold_batchnorm
 from pfseg.models.network import SegmentationNetwork
 
 OPSET = 17  # what the ONNX Runtime of QGIS's plugins reads
 _IR_VERSION = 8  # the file format that came with it
-_TRANSLATORS = layers.TRANSLATORS | networks.TRANSLATORS | points.TRANSLATORS
+_PARTS = (layers, backbones, points, heads, pyramids)
+_TRANSLATORS = {kind: translate for part in _PARTS for kind, translate in part.TRANSLATORS.items()}
 
 
 def to_onnx(

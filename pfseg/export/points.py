@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pfseg.export.graph import Graph, Translator, Value
-from pfseg.export.layers import adaptive_average, concat, resize
+from pfseg.export.layers import adaptive_average, concat, reshape, resize
 from pfseg.models.pointflow import PointFlow, PointMatcher
 from pfseg.ops.points import cell_positions
 from pfseg.ops.resampling import window_indices
@@ -30,41 +30,38 @@ def point_flow(graph: Graph, module: PointFlow, coarse: Value, fine: Value) -> V
     size = coarse.shape[1:]
     reduced = graph.call(module.down_h, coarse), graph.call(module.down_l, fine)
     certainty = graph.call(module.point_matcher, *reduced)
-    flat = _flatten(graph, fine)
+    flat = flatten(graph, fine)
     if module.num_edge_points:
         average = resize(graph, adaptive_average(graph, certainty, module.edge_pool, module.pooling), size)
         body = graph.add("Sub", coarse, graph.add("Mul", coarse, average))
-        points = _top(graph, graph.call(module.edge_final, body), module.num_edge_points)
-        samples = _sample(graph, fine, points, size)
-        boundary = _fuse(graph, _gather(graph, _flatten(graph, coarse), points), samples), points
+        points = top(graph, graph.call(module.edge_final, body), module.num_edge_points)
+        samples = sample(graph, fine, points, size)
+        boundary = _fuse(graph, gather(graph, flatten(graph, coarse), points), samples), points
         # Written below, as the salient points read the fine map as it was.
     if module.salient_pool:
         maxima, points = _adaptive_max(graph, certainty, module.salient_pool, module.pooling)
         factor = resize(graph, maxima, size)
         raised = graph.add("Add", coarse, graph.add("Mul", coarse, factor))
         cells = _fine_cells(graph, points, size, fine.shape[1:])
-        fused = _fuse(graph, _gather(graph, _flatten(graph, raised), points), _gather(graph, flat, cells))
+        fused = _fuse(graph, gather(graph, flatten(graph, raised), points), gather(graph, flat, cells))
     if module.num_edge_points:
-        flat = _scatter(graph, flat, boundary[0], _fine_cells(graph, boundary[1], size, fine.shape[1:]))
+        cells_of_edges = _fine_cells(graph, boundary[1], size, fine.shape[1:])
+        flat = scatter(graph, flat, boundary[0], cells_of_edges, unique=size <= fine.shape[1:])
     if module.salient_pool:
-        flat = _scatter(graph, flat, fused, cells)
-    return _reshape(graph, flat, fine.shape)
+        flat = scatter(graph, flat, fused, cells)
+    return reshape(graph, flat, fine.shape)
 
 
-def _reshape(graph: Graph, x: Value, shape: tuple[int, ...]) -> Value:
-    return graph.add("Reshape", x, np.array([0, *shape], np.int64), shape=shape)  # 0: the batch axis as it is
-
-
-def _flatten(graph: Graph, x: Value) -> Value:
+def flatten(graph: Graph, x: Value) -> Value:
     """(C, H * W) of maps."""
-    return _reshape(graph, x, (x.shape[0], x.shape[1] * x.shape[2]))
+    return reshape(graph, x, (x.shape[0], x.shape[1] * x.shape[2]))
 
 
-def _top(graph: Graph, x: Value, count: int) -> Value:
+def top(graph: Graph, x: Value, count: int) -> Value:
     """Positions of the largest entries of (1, H, W), at most all of them."""
     cells = x.shape[1] * x.shape[2]
     count = min(count, cells)
-    flat = _reshape(graph, x, (cells,))
+    flat = reshape(graph, x, (cells,))
     return graph.add_many("TopK", [flat, np.array([count])], [(count,), (count,)], axis=1, sorted=0)[1]
 
 
@@ -73,7 +70,7 @@ def _look_up(graph: Graph, table: np.ndarray, positions: Value) -> Value:
     return graph.add("Gather", table, positions, shape=positions.shape)
 
 
-def _gather(graph: Graph, x: Value, positions: Value) -> Value:
+def gather(graph: Graph, x: Value, positions: Value) -> Value:
     """(C, P) of (C, L)."""
     spread = _spread(graph, positions, x.shape[0])
     return graph.add("GatherElements", x, spread, shape=spread.shape, axis=2)
@@ -81,23 +78,29 @@ def _gather(graph: Graph, x: Value, positions: Value) -> Value:
 
 def _spread(graph: Graph, positions: Value, channels: int) -> Value:
     """Positions (P,) for each channel, (C, P)."""
-    row = _reshape(graph, positions, (1, *positions.shape))
+    row = reshape(graph, positions, (1, *positions.shape))
     return graph.add("Expand", row, np.array([1, channels, 1], np.int64), shape=(channels, *positions.shape))
 
 
-def _scatter(graph: Graph, base: Value, source: Value, positions: Value) -> Value:
-    """Write (C, P) over (C, L); the last of equal positions wins.
+def scatter(graph: Graph, base: Value, source: Value, positions: Value, *, unique: bool = False) -> Value:
+    """Write (C, P) over (C, L); of equal positions, which there are none of if `unique`, the last wins.
 
     ONNX leaves open which one wins, so each point first gets the features of the last one at its position.
     """
+    if not unique:
+        source = _settled(graph, source, positions)
+    return graph.add("ScatterElements", base, _spread(graph, positions, base.shape[0]), source, axis=2)
+
+
+def _settled(graph: Graph, source: Value, positions: Value) -> Value:
+    """For each of the points (C, P) the last one at its position."""
     (count,) = positions.shape
     pairs = graph.add(
-        "Equal", _reshape(graph, positions, (count, 1)), _reshape(graph, positions, (1, count)), shape=(count, count)
+        "Equal", reshape(graph, positions, (count, 1)), reshape(graph, positions, (1, count)), shape=(count, count)
     )
     same = graph.add("Cast", pairs, to=1)
     last = graph.add("ArgMax", same, shape=(count,), axis=2, keepdims=0, select_last_index=1)
-    settled = _gather(graph, source, last)
-    return graph.add("ScatterElements", base, _spread(graph, positions, base.shape[0]), settled, axis=2)
+    return gather(graph, source, last)
 
 
 def _fine_cells(graph: Graph, positions: Value, coarse: tuple[int, ...], fine: tuple[int, ...]) -> Value:
@@ -106,16 +109,16 @@ def _fine_cells(graph: Graph, positions: Value, coarse: tuple[int, ...], fine: t
     return _look_up(graph, (rows[:, None] * fine[1] + columns).ravel(), positions)
 
 
-def _sample(graph: Graph, x: Value, positions: Value, grid: tuple[int, ...]) -> Value:
+def sample(graph: Graph, x: Value, positions: Value, grid: tuple[int, ...]) -> Value:
     """Bilinear samples (C, P) of (C, h, w) at cells of an (H, W) grid over it; see `sample_points`."""
-    flat, (_, height, width) = _flatten(graph, x), x.shape
+    flat, (_, height, width) = flatten(graph, x), x.shape
     total: Value | None = None
     for y_position, y_weight in cell_positions(grid[0], height):
         for x_position, x_weight in cell_positions(grid[1], width):
             cells = (y_position[:, None].astype(np.int64) * width + x_position).ravel()
             weights = _look_up(graph, np.outer(y_weight, x_weight).ravel(), positions)
-            corner = _gather(graph, flat, _look_up(graph, cells, positions))
-            part = graph.add("Mul", corner, _reshape(graph, weights, (1, *positions.shape)))
+            corner = gather(graph, flat, _look_up(graph, cells, positions))
+            part = graph.add("Mul", corner, reshape(graph, weights, (1, *positions.shape)))
             total = part if total is None else graph.add("Add", total, part)
     assert total is not None
     return total
@@ -126,13 +129,13 @@ def _adaptive_max(graph: Graph, x: Value, out: int, rule: str) -> tuple[Value, V
     _, height, width = x.shape
     windows = window_indices(height, width, out, rule).astype(np.int64)
     cells, longest = windows.shape
-    flat = _reshape(graph, x, (height * width,))
+    flat = reshape(graph, x, (height * width,))
     values = graph.add("Gather", flat, windows, shape=windows.shape, axis=1)
     offset = graph.add("ArgMax", values, shape=(cells,), axis=2, keepdims=0, select_last_index=0)
     place = graph.add("Add", offset, np.arange(cells) * longest)
     positions = _look_up(graph, windows.ravel(), place)
     maxima = graph.add("ReduceMax", values, shape=(cells,), axes=[2], keepdims=0)
-    return _reshape(graph, maxima, (1, out, out)), positions
+    return reshape(graph, maxima, (1, out, out)), positions
 
 
 def _fuse(graph: Graph, coarse: Value, fine: Value) -> Value:

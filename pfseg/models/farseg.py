@@ -43,7 +43,7 @@ class SceneRelation(jt.nn.Module):
         return refined
 
 
-class _Decoder(jt.nn.Module):
+class Decoder(jt.nn.Module):
     """Each level convolved and doubled until it has the size of the finest, and their mean."""
 
     def __init__(self, in_channels: int, dim: int, levels: int) -> None:
@@ -51,6 +51,7 @@ class _Decoder(jt.nn.Module):
         self.blocks = nn.ModuleList([_block(in_channels, dim, level) for level in range(levels)])
 
     def execute(self, pyramid: Sequence[Var]) -> Var:
+        """Map levels (N, D, h, w) to (N, E, h, w) of the size of the finest."""
         size = maps.size(pyramid[0])
         # not always that size already: 32 need not divide the image's sides
         parts = [resize(block(x), size) for block, x in zip(self.blocks, pyramid, strict=True)]
@@ -76,7 +77,7 @@ class FarSegHead(Head):
         levels = len(in_channels)
         self.fpn = FeaturePyramid(in_channels, fpn_dim, ("fpn_inner", "fpn_layer"), first=1)
         self.sr = SceneRelation(in_channels[-1], fpn_dim, levels)
-        self.decoder = _Decoder(fpn_dim, dim, levels)
+        self.decoder = Decoder(fpn_dim, dim, levels)
         self.cls_pred_conv = Conv2d(dim, num_classes, 1)
 
     def execute(self, features: Sequence[Var]) -> HeadOutput:

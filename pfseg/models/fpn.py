@@ -56,7 +56,7 @@ class Upsample(jt.nn.Module):
         return resize(x, (2 * height, 2 * width), self.align_corners)
 
 
-class _NormedConv(Conv2d):
+class NormedConv(Conv2d):
     """3x3 convolution without bias, with its group norm and ReLU: keys `weight`, `norm.*`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -64,6 +64,7 @@ class _NormedConv(Conv2d):
         self.norm = GroupNorm(out_channels, relu=True)
 
     def execute(self, x: Var) -> Var:
+        """Map (N, C, h, w) to (N, E, h, w)."""
         y: Var = self.norm(super().execute(x))
         return y
 
@@ -77,7 +78,7 @@ class CoarseHead(jt.nn.Module):
         for level, name in enumerate(self.names):
             layers: list[jt.nn.Module] = []
             for number in range(max(1, level)):
-                layers += [_NormedConv(dim if number else fpn_dim, dim), Upsample(align_corners=False)]
+                layers += [NormedConv(dim if number else fpn_dim, dim), Upsample(align_corners=False)]
             setattr(self, name, nn.Sequential(*(layers if level else layers[:1])))
         self.predictor = Conv2d(dim, num_classes, 1)
         initial.kaiming(self)

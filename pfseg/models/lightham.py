@@ -21,8 +21,8 @@ from pfseg.ops.resampling import resize
 from pfseg.runtime import Var, jt
 
 nn = jt.nn
-_TINY = 1e-6
-_STEPS = {True: 6, False: 7}  # in training, in evaluation
+TINY = 1e-6
+STEPS = {True: 6, False: 7}  # in training, in evaluation
 
 
 class ConvGroupNorm(jt.nn.Module):
@@ -65,12 +65,12 @@ class Factorisation(Random):
 
     def execute(self, y: Var) -> Var:
         """Approximate non-negative y (N, H, n)."""
-        bases = jt.array(self._bases(y.shape[0]))
+        bases = jt.array(self.bases(y.shape[0]))
         coefficients = nn.softmax(self.product(bases.transpose(0, 2, 1), y), 1)  # (N, R, n)
-        for _ in range(_STEPS[self.is_training()]):
+        for _ in range(STEPS[self.is_training()]):
             coefficients = self._step(bases, coefficients, y)
             square = self.product(coefficients, coefficients.transpose(0, 2, 1))
-            bases = bases * self.product(y, coefficients.transpose(0, 2, 1)) / (self.product(bases, square) + _TINY)
+            bases = bases * self.product(y, coefficients.transpose(0, 2, 1)) / (self.product(bases, square) + TINY)
         approximation: Var = self.product(bases, self._step(bases, coefficients, y))
         return approximation
 
@@ -78,11 +78,11 @@ class Factorisation(Random):
         """Better coefficients (N, R, n)."""
         across = bases.transpose(0, 2, 1)
         product = self.product(self.product(across, bases), coefficients)
-        better: Var = coefficients * self.product(across, y) / (product + _TINY)
+        better: Var = coefficients * self.product(across, y) / (product + TINY)
         return better
 
-    def _bases(self, n: int) -> np.ndarray:
-        """Vectors (N, H, R) of length 1."""
+    def bases(self, n: int) -> np.ndarray:
+        """Vectors (N, H, R) of length 1 that it starts from."""
         if self.is_training():
             drawn = self.draw(n, self.channels, self.rank)
         else:

@@ -22,7 +22,7 @@ from pfseg.ops.sampling import sample
 from pfseg.ops.selection import top_points
 from pfseg.runtime import Var, jt
 
-_STEPS = 2  # from stride 4 to that of the image
+STEPS = 2  # from stride 4 to that of the image
 _CANDIDATES, _UNCERTAIN = 3, 0.75  # points drawn for each that is kept, and share of those kept by uncertainty
 
 
@@ -115,7 +115,7 @@ class PointRendHead(FPNHead):
     def refine(self, coarse: Var, p2: Var) -> Var:
         """Logits of four times the sides, classified anew at the least certain points of each doubling."""
         logits = coarse
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             n, k, height, width = (logits.shape[0], logits.shape[1], 2 * logits.shape[2], 2 * logits.shape[3])
             logits = resize(logits, (height, width), align_corners=False)
             chosen = top_points(uncertainty(logits), self.points)

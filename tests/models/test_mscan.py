@@ -67,15 +67,15 @@ def test_factorisation():
     first, second = (ham(jt.array(y)).numpy() for _ in range(2))
     np.testing.assert_array_equal(first, second)
     for n in range(2):
-        np.testing.assert_allclose(first[n], factorised(y[n].astype(np.float64), ham._bases(1)[0], 7), atol=1e-5)
+        np.testing.assert_allclose(first[n], factorised(y[n].astype(np.float64), ham.bases(1)[0], 7), atol=1e-5)
     ham.train()
     drawn = []
     for _ in range(2):
         ham.generator = np.random.default_rng(5)
-        drawn.append(ham._bases(2))
+        drawn.append(ham.bases(2))
     np.testing.assert_array_equal(*drawn)
     np.testing.assert_allclose(np.linalg.norm(drawn[0], axis=1), 1, atol=1e-6)
-    assert (drawn[0][0] != drawn[0][1]).any() and (ham._bases(2) != drawn[0]).any()
+    assert (drawn[0][0] != drawn[0][1]).any() and (ham.bases(2) != drawn[0]).any()
     ham.generator = np.random.default_rng(5)
     var = jt.array(y)
     out = ham(var)
