@@ -110,7 +110,7 @@ def test_tables_sweep_over_networks_of_one_recipe(name: str, tmp_path: Path):
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         config = hydra_compose("train", arguments, return_hydra_config=True)
     models = config.hydra.sweeper.params.model.split(",")
-    assert len(models) >= 8 and config.hydra.sweeper.params.seed == "1,2,3"
+    assert len(models) == 9 and config.hydra.sweeper.params.seed == "1,2,3"
     for model in models:
         assert checked(*arguments, f"model={model}")["name"] == f"table_{name}"
 
