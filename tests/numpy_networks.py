@@ -10,13 +10,13 @@ from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Network, Views
 
 
-def sliding(network: Network, **settings: Any) -> SlidingWindows:
-    """A network of two classes on whole images in one view, but for `settings`."""
+def sliding(*networks: Network, **settings: Any) -> SlidingWindows:
+    """Networks of two classes on whole images in one view, but for `settings`."""
     plain = {"num_classes": 2, "window": None, "overlap": 0.0, "scales": (1.0,), "flips": "none"}
-    given = plain | {"stride": 32, "min_size": 1, "batch_size": 1} | settings
+    given = plain | {"stride": 32, "min_size": 1, "batch_size": 1, "disagreement": False} | settings
     grid = WindowGrid(given["window"], given["overlap"], given["stride"], given["min_size"])
     views = Views(given["scales"], given["flips"], given["stride"], given["min_size"])
-    return SlidingWindows(network, given["num_classes"], grid, views, given["batch_size"])
+    return SlidingWindows(networks, given["num_classes"], grid, views, given["batch_size"], given["disagreement"])
 
 
 def image(height: int, width: int) -> np.ndarray:

@@ -183,13 +183,24 @@ def _check_job(settings: Train | Evaluate) -> None:
 
 
 def _check_evaluate(settings: Evaluate) -> None:
-    given = settings.checkpoint
-    paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
-    settings.checkpoint = str(paths[0]) if isinstance(given, str) else [str(path) for path in paths]
+    paths = _find_checkpoints(settings)
+    plain = (settings.score, settings.overlap, settings.scales, settings.flips) == ("patches", 0, [1], "none")
+    if settings.calibrate and not plain:
+        raise ConfigError("calibrate=true takes windows as validation does: leave out score, overlap, scales and flips")
     _find_data(settings.dataset)
     changes = dataset_changes(settings)
     _check_scores(settings, {path: training_settings(path, changes, trust=settings.trust) for path in paths})
     _check_job(settings)
+
+
+def _find_checkpoints(settings: Evaluate | Predict) -> list[Path]:
+    """The files that `checkpoint` stands for, which become its value; raises ConfigError."""
+    given = settings.checkpoint
+    paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
+    if not paths:
+        raise ConfigError("checkpoint=[] names none: give run folders or .safetensors files")
+    settings.checkpoint = str(paths[0]) if isinstance(given, str) else [str(path) for path in paths]
+    return paths
 
 
 def dataset_changes(settings: Evaluate | Predict) -> dict[str, Any]:
@@ -200,8 +211,6 @@ def dataset_changes(settings: Evaluate | Predict) -> dict[str, Any]:
 
 def _check_scores(settings: Evaluate, stored: Mapping[Path, Train]) -> None:
     """Check an evaluation against the settings that each checkpoint was trained with."""
-    if not stored:
-        raise ConfigError("checkpoint=[] names none: give run folders or .safetensors files")
     tables = {path: [info.name for info in parse_classes(train.dataset.classes)] for path, train in stored.items()}
     (first, names), *others = tables.items()
     for path, other in others:
@@ -280,7 +289,7 @@ def _check_predict(settings: Predict) -> None:
         raise ConfigError("resize and window are both set: the image is either resized as a whole or cut into windows")
     settings.outputs = list(dict.fromkeys(settings.outputs))
     settings.output = _absolute(settings.output)
-    settings.checkpoint = str(find_checkpoint(settings.checkpoint))
+    _find_checkpoints(settings)
 
 
 def _check_convert(settings: Convert) -> None:

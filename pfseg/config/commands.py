@@ -13,7 +13,10 @@ from pfseg.config.model_settings import ModelSettings
 from pfseg.config.schema import Application, Evaluate, Train, TrainBase
 from pfseg.config.settings import Settings, setting
 
-Output = Literal["classes", "color", "overlay", "probabilities", "polygons", "geopackage"]
+Output = Literal[
+    "classes", "color", "overlay", "probabilities", "polygons", "geopackage", "confidence", "entropy", "margin",
+    "disagreement",
+]  # fmt: skip
 
 
 class Preview(TrainBase):
@@ -46,7 +49,9 @@ class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
-    checkpoint: str = setting("run folder (its best checkpoint), .safetensors or .onnx file")
+    checkpoint: str | list[str] = setting(
+        "run folder (its best checkpoint), .safetensors or .onnx file; several are averaged: [a,b,c]"
+    )
     input: str = setting("image, folder of images, or pattern in quotes such as 'scenes/*.tif'")
     output: str = setting("folder for the maps, beside the images")
     overwrite: bool = setting("whether to make maps again that are there already")
@@ -59,6 +64,8 @@ class Predict(Application):
     bands: t.Bands | None = setting("bands that the network gets, from 0; null: as in training or the file")
     stretch: t.Stretch | None = setting("black and white beyond 8 bits, as dataset.stretch; null: as in training")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
+    temperature: t.Positive | None = setting("what logits are divided by; null: as calibrated by pfseg evaluate, or 1")
+    percent: bool = setting("whether confidence, entropy, margin and disagreement are whole percents in 8 bits")
     dataset: StoredData
 
 

@@ -79,6 +79,7 @@ class Evaluate(Application, Job):
     eval_size: t.Size | Literal["whole"] | None = setting("window in pixels; whole: whole image; null: as in training")
     exclude: list[str] = setting("classes that the means leave out; their pixels still count for the other classes")
     boundary: bool = setting("whether to compute the boundary F-score and the boundary IoU too")
+    calibrate: bool = setting("whether to fit a temperature on every other image, which pfseg predict then follows")
     num_samples: t.Natural = setting("images in each picture: the first ones, the worst and the best by mIoU")
     batch_size: t.Count | None = setting("windows at a time, fewer where they are large; null: as in training")
     dataset: EvaluateData

@@ -82,6 +82,7 @@ class Evaluator:
         """Lay out the windows."""
         self.grid = WindowGrid(self.window, 0.0, self.stride, self.min_size)
         self._normalise = Normalise(self.mean, self.std)
+        self.wants_logits = self.scale != 1.0  # to be resized
 
     def run(self, network: Network, progress: Progress) -> Evaluation:
         """Predict all images; raises DataError if there is none that can be read."""
@@ -163,7 +164,7 @@ class Evaluator:
         batch = queue[: min(count, self._at_once(shape))]
         del queue[: len(batch)]
         planes = np.stack([part.planes for part in batch])
-        results = labels(network, planes) if self.scale == 1.0 else network(planes)
+        results = network(planes) if self.wants_logits else labels(network, planes)
         finished = []
         for (image, window, _), result in zip(batch, results, strict=True):
             if image.result is None:
@@ -209,7 +210,7 @@ class BlendingEvaluator(Evaluator):
     def _sliding(self, network: Network) -> SlidingWindows:
         at_once = self._at_once(self.grid.size) if self.grid.size else 1
         views = Views(self.scales, self.flips, self.stride, self.min_size)
-        return SlidingWindows(network, self.num_classes, self.grid, views, at_once)
+        return SlidingWindows([network], self.num_classes, self.grid, views, at_once)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,6 +14,7 @@ import numpy as np
 from pfseg.data.tiling import Window, windows
 from pfseg.errors import ConfigError
 from pfseg.inference.blending import Blender
+from pfseg.inference.certainty import entropy
 from pfseg.inference.views import Network, Views
 
 
@@ -40,17 +41,18 @@ class WindowGrid:
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """Predicts images in windows.
+    """Predicts images in windows: the mean over all networks and views.
 
     Raises:
         ConfigError: windows are too small for the network at some scale.
     """
 
-    network: Network
+    networks: Sequence[Network]
     num_classes: int
     grid: WindowGrid
     views: Views
-    batch_size: int  # windows a call of `network`
+    batch_size: int  # windows a call of a network
+    disagreement: bool = False  # whether one more plane follows those of the classes, see `window_probabilities`
 
     def __post_init__(self) -> None:
         """Check the size of the windows."""
@@ -61,15 +63,20 @@ class SlidingWindows:
                 f"{least} px a side at least: use windows of {math.ceil(least / scale)} px or larger scales"
             )
 
+    @property
+    def planes(self) -> int:
+        """K, and one more for the disagreement."""
+        return self.num_classes + self.disagreement
+
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(K, H, W) of an image; of a single window as it was predicted."""
+        """Planes (K, H, W) of an image, see `window_probabilities`; of a single window as it was predicted."""
         height, width = image.shape[1:]
         places = self.grid.windows((height, width))
         if len(places) == 1:
             (planes,) = self.window_probabilities([self.grid.pad(image)])
             return np.ascontiguousarray(planes[:, :height, :width])
-        whole = np.empty((self.num_classes, height, width), np.float32)
-        blender, parts = Blender(self.num_classes, (height, width), places), self._batched(image, places)
+        whole = np.empty((self.planes, height, width), np.float32)
+        blender, parts = Blender(self.planes, (height, width), places), self._batched(image, places)
         for row in blender.rows:
             for block, mean in blender.add(row, parts):
                 whole[:, *block.slices] = mean
@@ -78,13 +85,30 @@ class SlidingWindows:
     def labels(self, image: np.ndarray) -> np.ndarray:
         """Most probable class (H, W) uint8; of one window in one view that of its logits, which is exact."""
         height, width = image.shape[1:]
-        if len(self.grid.windows((height, width))) > 1 or not self.views.plain:
+        if len(self.grid.windows((height, width))) > 1 or not self.views.plain or len(self.networks) > 1:
             return most_probable(self.probabilities(image))
-        return most_probable(self.network(self.grid.pad(image)[None])[0, :, :height, :width])
+        return most_probable(self.networks[0](self.grid.pad(image)[None])[0, :, :height, :width])
 
     def window_probabilities(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, K, h, w) of padded windows (3, h, w)."""
-        return self.views.probabilities(self.network, np.stack(windows))
+        """(N, K, h, w) of padded windows (C, h, w); with `disagreement` (N, K + 1, h, w).
+
+        The last plane then is how much networks and views differ: the entropy of their mean minus the mean of their
+        entropies, 0 where all say the same, 1 where each is sure of another class.
+        """
+        batch, count = np.stack(windows), len(self.networks) * len(self.views)
+        every = (found for network in self.networks for found in self.views.probabilities(network, batch))
+        total = next(every)
+        apart = -entropy(total) if self.disagreement else None
+        for found in every:
+            total += found
+            if apart is not None:
+                apart -= entropy(found)
+        if count > 1:
+            np.divide(total, count, out=total)
+        if apart is None:
+            return total
+        apart = np.maximum(apart / count + entropy(total), 0)[:, None]
+        return np.concatenate([total, apart], axis=1, dtype=np.float32)
 
     def _batched(self, image: np.ndarray, places: Sequence[Window]) -> Iterator[np.ndarray]:
         for first in range(0, len(places), self.batch_size):

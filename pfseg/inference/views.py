@@ -50,7 +50,7 @@ _FLIPS = {
 
 @dataclass(frozen=True)
 class Views:
-    """Probabilities as the mean of the softmax over all views.
+    """Views of a window whose probabilities are averaged.
 
     A window is resized by every scale (to multiples of `stride`), mirrored in every way, and predicted; logits are
     mirrored and resized back before the softmax.
@@ -73,13 +73,9 @@ class Views:
         """Whether the unchanged view is the only one."""
         return len(self) == 1 and self.scales[0] == 1
 
-    def probabilities(self, network: Network, batch: np.ndarray) -> np.ndarray:
-        """(N, K, h, w) of a batch."""
-        views = map(softmax, self._logits(network, batch))
-        total = next(views)
-        for probabilities in views:
-            total += probabilities
-        return total if len(self) == 1 else np.divide(total, len(self), out=total)
+    def probabilities(self, network: Network, batch: np.ndarray) -> Iterator[np.ndarray]:
+        """(N, K, h, w) of a batch in each view."""
+        return map(softmax, self._logits(network, batch))
 
     def _logits(self, network: Network, batch: np.ndarray) -> Iterator[np.ndarray]:
         """Logits of each view, turned back."""

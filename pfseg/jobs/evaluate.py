@@ -6,7 +6,7 @@ Scores and pictures of whole scenes, with score=both, lie in `scenes/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pfseg.data.base import ClassInfo, SegmentationDataset
 from pfseg.data.loader import EvalLoader
 from pfseg.data.preparation.places import scene_order, scene_places
 from pfseg.devices import rank, world_size
+from pfseg.engine.calibration import Calibrated, CalibratingEvaluator, calibrate
 from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
@@ -28,9 +29,10 @@ from pfseg.files import plain, shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
-from pfseg.tracking.panels import save_confusion, save_panels
+from pfseg.tracking.panels import save_confusion, save_panels, save_reliability
 from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import MapFiles, save_maps
+from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import load_meta
 
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
@@ -73,7 +75,8 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
             write("message", level="warning", text=warning)
     finally:
         evaluator.loader.close()
-    _gather(found, folder)
+    parts = {"images": found.details, "scenes": found.scenes.details if found.scenes else None}
+    _gather(parts | {"calibration": evaluator if isinstance(evaluator, CalibratingEvaluator) else None}, folder)
     result = _scores(found, names, settings.exclude)
     scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
     samples: list[MapFiles] = []
@@ -85,6 +88,12 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
         used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
         results = {"checkpoint": settings.checkpoint, "step": step, **used}
         results |= _write_files(folder, found, result, dataset.classes)
+        if isinstance(evaluator, CalibratingEvaluator):
+            calibrated = calibrate(evaluator.kept)
+            results["calibration"] = calibrated.dump()
+            save_reliability(folder / "reliability.png", calibrated.before, calibrated.after)
+            kept = save_calibration(checkpoint, {"split": settings.split, **results["calibration"]})
+            write("message", level="info", text=_calibration_text(calibrated, kept))
         if found.scenes:
             results["scenes"] = _write_files(folder / "scenes", found.scenes, scenes, dataset.classes)
         results = plain(results)
@@ -103,6 +112,21 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     write("message", level="info", text=f"page: {shown(folder / 'results.html')}")
     write("end", status="done")
     return {"status": "done", "images": found.images, **result}
+
+
+def _calibration_text(found: Calibrated, file: Path) -> str:
+    scores = (
+        f"{name} {before:.3g} -> {after:.3g}{unit}"
+        for name, before, after, unit in (
+            ("ECE", found.before.ece, found.after.ece, " %"),
+            ("NLL", found.before.nll, found.after.nll, ""),
+            ("Brier", found.before.brier, found.after.brier, ""),
+        )
+    )
+    return (
+        f"temperature {found.temperature:.3g}, fitted on {found.fitted_on} images; on {found.measured_on} others "
+        f"{', '.join(scores)}; kept in {shown(file)}, which pfseg predict follows"
+    )
 
 
 def _with_changes(stored: Train, settings: Evaluate) -> Train:
@@ -131,17 +155,18 @@ def _build(settings: Evaluate, stored: Train, dataset: SegmentationDataset, mode
         loader = partial(EvalLoader, order=scene_order(places, rank(), world_size()))
         kind, options = SceneEvaluator, options | views
         options |= {"loader": loader, "places": places, "patches": settings.score == "both"}
+    elif settings.calibrate:
+        kind = CalibratingEvaluator
     elif views != {"overlap": 0, "scales": [1], "flips": "none"}:
         kind, options = BlendingEvaluator, options | views
     evaluator: Evaluator = build_evaluator(stored, dataset, model, kind, **options)
     return evaluator
 
 
-def _gather(found: Evaluation, folder: Path) -> None:
-    """Bring the scores and pictures of single images to rank 0, through the folder that all ranks share."""
+def _gather(parts: Mapping[str, ImageScores | CalibratingEvaluator | None], folder: Path) -> None:
+    """Bring what each rank knows of single images to rank 0, through the folder that all ranks share."""
     if world_size() == 1:
         return
-    parts = {"images": found.details, "scenes": found.scenes.details if found.scenes else None}
     for kind, details in parts.items():
         if rank() and details:
             details.save(folder / f"{kind}-rank{rank()}.npz")

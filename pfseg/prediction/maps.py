@@ -1,7 +1,8 @@
 """The files that the prediction of one image becomes, written as its rows come in.
 
-PNGs of class ids, colours and overlay and .npy (H, W, K) float16 of probabilities, or GeoTIFFs of all of them; polygons
-as GeoJSON and GeoPackage. `color` and `overlay` have an alpha channel where the image has pixels without data.
+PNGs of class ids, colours, overlay and measures and .npy (H, W, K) float16 of probabilities, or GeoTIFFs of all of
+them; polygons as GeoJSON and GeoPackage. `color` and `overlay` have an alpha channel where the image has pixels without
+data. Measures of certainty are half-precision floats from 0 to 1, or whole percents in 8 bits, as always in PNGs.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from pfseg.prediction.files import NpyFile, PngFile, RowFile, TiffFile
 from pfseg.prediction.polygons import load_pyogrio, write_polygons
 from pfseg.prediction.rows import Rows
 
-_SUFFIXES = {"color": "_color", "overlay": "_overlay", "probabilities": "_probs"}
+_SUFFIXES = {"classes": "", "probabilities": "_probs", "polygons": "", "geopackage": ""}  # else `_<output>`
 _TRACED = {"polygons": ".geojson", "geopackage": ".gpkg"}  # from the class ids
 _PART = 64  # rows that are coloured at a time
+NOTHING = 255  # in percents: no data
 
 
 def target_name(stem: str, output: str, *, geotiff: bool) -> str:
     """File name of an output of the image `stem`."""
     end = _TRACED.get(output) or (".tif" if geotiff else ".npy" if output == "probabilities" else ".png")
-    return f"{stem}{_SUFFIXES.get(output, '')}{end}"
+    return f"{stem}{_SUFFIXES.get(output, f'_{output}')}{end}"
 
 
 class Maps:
     """All outputs of one image; `publish` gives them their names once every row is written.
 
     `targets` are the files of the outputs; with `geotiff` pixels become GeoTIFFs with the image's georeference.
-    Overlays show the bands `display`, see `displayed`.
+    Overlays show the bands `display`, see `displayed`; `percent`: measures are whole percents.
 
     Raises:
         WriteError: by every method.
@@ -49,8 +51,10 @@ class Maps:
         *,
         geotiff: bool,
         display: Sequence[int] | None = None,
+        percent: bool = False,
     ) -> None:
         self._image, self._classes, self._geotiff, self._display = image, classes, geotiff, display
+        self._percent = percent or not geotiff
         self.warnings: list[str] = []  # for the user, after `publish`
         ids = class_ids(classes)
         self._nodata = next(value for value in range(IGNORE, -1, -1) if value not in ids)
@@ -84,6 +88,8 @@ class Maps:
                 elif output == "probabilities":
                     assert rows.probabilities is not None
                     file.write(rows.probabilities[part])
+                elif output in rows.measures:
+                    file.write(self._measure(rows.measures[output][part])[..., None])
                 else:
                     colored = self._palette[labels]
                     if output == "overlay":
@@ -108,6 +114,11 @@ class Maps:
         for file in self._files.values():
             file.discard()
 
+    def _measure(self, values: np.ndarray) -> np.ndarray:
+        if not self._percent:
+            return values.astype(np.float16)
+        return np.where(np.isnan(values), NOTHING, np.rint(100 * np.nan_to_num(values))).astype(np.uint8)
+
     def _open(self, output: str, path: Path) -> RowFile:
         image, classes = self._image, self._classes
         channels = self._channels
@@ -120,6 +131,11 @@ class Maps:
         elif output == "probabilities":
             channels, dtype = len(classes), np.dtype(np.float16)
             described["names"] = [info.name for info in classes]
+        elif output not in ("color", "overlay"):
+            channels, described["names"] = 1, [f"{output} in percent" if self._percent else output]
+            dtype = np.dtype(np.uint8 if self._percent else np.float16)
+            if image.has_nodata:
+                described["nodata"] = NOTHING if self._percent else np.nan
         if self._geotiff or output == "labels":
             return TiffFile(path, image.shape, image.georeference, channels=channels, dtype=dtype, **described)
         kind = NpyFile if output == "probabilities" else PngFile

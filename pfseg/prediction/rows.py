@@ -8,7 +8,7 @@ Shapes: K classes; (h, w) a window; (r, W) rows of the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,7 @@ from pfseg.data.reader import Image
 from pfseg.data.tiling import Window
 from pfseg.data.transforms import resized
 from pfseg.inference.blending import Blender
+from pfseg.inference.certainty import MEASURES
 from pfseg.inference.sliding import SlidingWindows, most_probable
 
 Progress = Callable[[float], None]
@@ -33,6 +34,7 @@ class Rows:
     image: np.ndarray  # (r, W, C) uint8
     labels: np.ndarray  # (r, W) uint8 in [0, K), 255 where the image holds no data
     probabilities: np.ndarray | None  # (r, W, K) float16, 0 where it holds no data; None where they are not wanted
+    measures: dict[str, np.ndarray]  # those wanted of `MEASURES` and "disagreement", (r, W) float32, NaN without data
 
     def clear(self, valid: np.ndarray | None) -> Rows:
         """Clear pixels without data; `valid` (r, W) is False there."""
@@ -40,6 +42,8 @@ class Rows:
             self.labels[~valid] = IGNORE
             if self.probabilities is not None:
                 self.probabilities[~valid] = 0
+            for values in self.measures.values():
+                values[~valid] = np.nan
         return self
 
 
@@ -48,11 +52,11 @@ def predict_rows(
     sliding: SlidingWindows,
     normalise: Normalise,
     *,
-    probabilities: bool,
+    wanted: Collection[str],
     progress: Progress,
     black: bool = False,
 ) -> Iterator[Rows]:
-    """Predict an image of any size.
+    """Predict an image of any size; `wanted` are the names of the fields and measures of `Rows` to fill.
 
     Pixels without data go to the network `black`, as in training, or else as the mean colour, as before training kept a
     record of them; windows without any data don't go there at all.
@@ -64,12 +68,13 @@ def predict_rows(
     Raises:
         DataError: a damaged part of the image.
     """
-    width = image.shape[1]
-    blender = Blender(sliding.num_classes, image.shape, sliding.grid.windows(image.shape), half=True)
+    width, classes = image.shape[1], sliding.num_classes
+    blender = Blender(sliding.planes, image.shape, sliding.grid.windows(image.shape), half=True)
     band = _Band(image, max(row.bottom + row.overlap - row.top for row in blender.rows))
     most = max(row.bottom - row.top for row in blender.rows)
     all_labels = np.empty((most, width), np.uint8)
-    all_kept = np.empty((most, width, sliding.num_classes), np.float16) if probabilities else None
+    all_kept = np.empty((most, width, classes), np.float16) if "probabilities" in wanted else None
+    measures = {name: np.empty((most, width), np.float32) for name in wanted if name in (*MEASURES, "disagreement")}
     for row in blender.rows:
         count = row.bottom - row.top
         pixels, valid = band.move(row.top, row.bottom + row.overlap)
@@ -77,11 +82,14 @@ def predict_rows(
         found = _window_probabilities(row.windows, pixels, valid, sliding, normalise, black)
         for block, mean in blender.add(row, found):
             columns = slice(block.x0, block.x1)
-            labels[:, columns] = mean.argmax(axis=0)
+            labels[:, columns] = mean[:classes].argmax(axis=0)
             if kept is not None:
-                kept[:, columns] = np.moveaxis(mean, 0, 2)
+                kept[:, columns] = np.moveaxis(mean[:classes], 0, 2)
+            for name, values in measures.items():
+                values[:count, columns] = measure(name, mean, classes)
             progress(count * (block.x1 - block.x0))
-        yield Rows(pixels[:count], labels, kept).clear(None if valid is None else valid[:count])
+        rows = Rows(pixels[:count], labels, kept, {name: values[:count] for name, values in measures.items()})
+        yield rows.clear(None if valid is None else valid[:count])
 
 
 def predict_resized(
@@ -90,7 +98,7 @@ def predict_resized(
     sliding: SlidingWindows,
     normalise: Normalise,
     *,
-    probabilities: bool,
+    wanted: Collection[str],
     progress: Progress,
     black: bool = False,
 ) -> Iterator[Rows]:
@@ -102,9 +110,18 @@ def predict_resized(
     small = resized(pixels, size, cv2.INTER_CUBIC)
     planes = sliding.probabilities(_planes(small, None, normalise))
     planes = np.stack([cv2.resize(plane, image.shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in planes])
-    kept = np.moveaxis(planes, 0, 2).astype(np.float16) if probabilities else None
+    classes = sliding.num_classes
+    kept = np.moveaxis(planes[:classes], 0, 2).astype(np.float16) if "probabilities" in wanted else None
+    names = [name for name in wanted if name in (*MEASURES, "disagreement")]
+    measures = {name: measure(name, planes, classes) for name in names}
     progress(image.shape[0] * image.shape[1])
-    yield Rows(pixels, most_probable(planes), kept).clear(valid)
+    yield Rows(pixels, most_probable(planes[:classes]), kept, measures).clear(valid)
+
+
+def measure(name: str, planes: np.ndarray, classes: int) -> np.ndarray:
+    """A measure (r, c) of blended planes: the probabilities of the classes, and the disagreement if it is wanted."""
+    found = planes[classes] if name == "disagreement" else MEASURES[name](planes[:classes])
+    return np.asarray(np.clip(found, 0, 1), np.float32)
 
 
 class _Band:

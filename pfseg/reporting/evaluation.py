@@ -12,7 +12,7 @@ from pfseg.tracking.terminal import number
 
 _CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 _MEANS = ("mIoU", "mF1", "OA", "mAcc", "fwIoU", "kappa")
-_PICTURES = {"worst": "the worst by mIoU", "best": "the best"}
+_PICTURES = {"worst": "the worst by mIoU", "best": "the best", "reliability": "confidence and accuracy"}
 _FLIPS = {"h": "mirrored left-right", "v": "mirrored top-bottom", "hv": "mirrored both ways", "d4": "8 symmetries"}
 
 Results = Mapping[str, Any]  # of results.json

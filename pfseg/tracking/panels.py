@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pfseg.data.base import IGNORE, ClassInfo
 from pfseg.files import write_atomic
+from pfseg.metrics.calibration import Calibration
 
 SampleRow = tuple[np.ndarray, np.ndarray, np.ndarray, str]
 _Strip = tuple[str, str, list[np.ndarray]]  # a row of a picture: the sample's name, a note, cells of one size
@@ -26,6 +27,7 @@ _PAPER, _INK, _FAINT, _LINE = (255, 255, 255), (33, 37, 41), (108, 114, 121), (2
 _HEAT, _NOTHING = (11, 98, 176), (238, 240, 242)  # a whole row in one cell; a row without pixels
 _MARGIN, _GAP = 16, 10
 _CELL = 44  # side of a cell of a confusion matrix
+_CHART = 300  # side of a chart
 _OVERSAMPLING = 4  # pixels of a large image that are averaged to one, per side
 
 
@@ -96,6 +98,40 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
                 middle = (left + _CELL // 2 - 1, top + _CELL // 2 - 1)
                 draw.text(middle, f"{100 * share:.0f}", _PAPER if share > 0.5 else _INK, font, anchor="mm")
     draw.text((_MARGIN, side + 10), note, _FAINT, _font(13))
+    _save(path, page)
+
+
+def save_reliability(path: Path, before: Calibration, after: Calibration) -> None:
+    """Write a reliability diagram: the accuracy of each bin of confidence, before and after temperature scaling.
+
+    The closer the bars to the diagonal, the better; their strength says how many pixels they hold.
+
+    Raises:
+        WriteError: the file can't be written.
+    """
+    step, font = _CHART // len(before.pixels), _font(13)
+    side = step * len(before.pixels)
+    page, draw = _paper(2 * side + 5 * _MARGIN + 40, side + 110)
+    for number, (title, found) in enumerate((("before", before), ("after", after))):
+        left, top = _MARGIN + 40 + number * (side + 2 * _MARGIN), _MARGIN + 28
+        text = f"{title}: ECE {found.ece:.2f} %, NLL {found.nll:.3f}, Brier {found.brier:.3f}"
+        draw.text((left, _MARGIN), text, _INK, font)
+        most = max(1, *found.pixels)
+        for place, (count, accuracy) in enumerate(zip(found.pixels, found.accuracy, strict=True)):
+            share = 0.25 + 0.75 * (count / most) ** 0.5
+            color = np.round((1 - share) * np.array(_PAPER) + share * np.array(_HEAT)).astype(int)
+            if height := round(side * accuracy):
+                at = left + place * step
+                draw.rectangle((at, top + side - height, at + step - 2, top + side), tuple(color.tolist()))
+        draw.rectangle((left, top, left + side, top + side), outline=_LINE)
+        draw.line((left, top + side, left + side, top), _INK, 2)
+        for share in (0.0, 0.5, 1.0):
+            draw.text((left + side * share, top + side + 6), f"{share:g}", _FAINT, font, anchor="ma")
+            if not number:
+                draw.text((left - 8, top + side * (1 - share)), f"{share:g}", _FAINT, font, anchor="rm")
+        draw.text((left + side / 2, top + side + 26), "confidence", _FAINT, font, anchor="ma")
+    note = "bars: accuracy; stronger ones hold more pixels"
+    draw.text((_MARGIN, page.height - _MARGIN), note, _FAINT, font, anchor="ls")
     _save(path, page)
 
 

@@ -35,6 +35,7 @@ from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
 from pfseg.prediction.folder import find_images
 from pfseg.prediction.maps import Maps
+from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import save_checkpoint
 
 DATA = ROOT.parent / "shared" / "data"
@@ -290,6 +291,95 @@ def test_polygons_of_images_that_are_placed_otherwise(predict, tmp_path, capsys)
     assert pyogrio.read_info(out / "b.gpkg")["crs"] == "EPSG:4326" and not pyogrio.read_info(out / "a.gpkg")["crs"]
 
 
+def test_how_sure_the_network_is(predict, tmp_path):
+    """Each measure has a GeoTIFF of its own, without data where the image has none, or a PNG of percents."""
+    pixels = picture(90, 120)
+    pixels[:30] = 0
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), nodata=0, **UTM)
+    write(tmp_path / "in" / "b.png", pixels[30:])
+    names = ["confidence", "entropy", "margin", "disagreement"]
+    given = [f"outputs=[probabilities,{','.join(names)}]", "flips=h"]
+    out = predict(*given)
+    with rasterio.open(out / "a_probs.tif") as file:
+        probabilities = file.read()[:, 30:].astype(float)
+    ordered = np.sort(probabilities, axis=0)
+    expected = {
+        "confidence": ordered[-1],
+        "entropy": -(probabilities * np.log(np.maximum(probabilities, 1e-9))).sum(0) / np.log(3),
+        "margin": ordered[-1] - ordered[-2],
+        "disagreement": np.zeros((60, 120)),  # of a network that looks at single pixels
+    }
+    for name in names:
+        with rasterio.open(out / f"a_{name}.tif") as file:
+            assert (file.count, file.dtypes, file.descriptions, file.crs) == (1, ("float32",), (name,), UTM["crs"])
+            found = file.read(1)
+        assert np.isnan(found[:30]).all()
+        np.testing.assert_allclose(found[30:], expected[name], atol=4e-3)
+        percents = grey(out / f"b_{name}.png")
+        assert percents.dtype == np.uint8
+        np.testing.assert_allclose(percents, 100 * expected[name], atol=1)
+    out = predict(*given, "percent=true", "overwrite=true")
+    with rasterio.open(out / "a_entropy.tif") as file:
+        assert (file.dtypes, file.nodata, file.descriptions) == (("uint8",), 255, ("entropy in percent",))
+        assert (file.read(1)[:30] == 255).all()
+        np.testing.assert_allclose(file.read(1)[30:], 100 * expected["entropy"], atol=1)
+
+
+def test_the_calibrated_temperature_is_followed(tmp_path):
+    """It leaves the classes as they are; a file of another checkpoint is refused."""
+    checkpoint = make_checkpoint(tmp_path / "net" / "colour.safetensors")
+    write(tmp_path / "a.png", picture(64, 64))
+
+    def probabilities(name: str, *overrides: str) -> np.ndarray:
+        given = [f"checkpoint={checkpoint}", "trust=true", f"input={tmp_path / 'a.png'}", f"output={tmp_path / name}"]
+        run(check(compose("predict", [*given, "outputs=[probabilities,classes]", *overrides])))
+        return np.load(tmp_path / name / "a_probs.npy").astype(float)
+
+    plain = probabilities("plain")
+    save_calibration(checkpoint, {"temperature": 2.0})
+    softer = probabilities("softer")
+    expected = np.sqrt(plain) / np.sqrt(plain).sum(2, keepdims=True)
+    np.testing.assert_allclose(softer, expected, atol=5e-3)
+    assert np.array_equal(grey(tmp_path / "softer" / "a.png"), grey(tmp_path / "plain" / "a.png"))
+    np.testing.assert_allclose(probabilities("given", "temperature=1"), plain, atol=1e-3)
+    assert "temperature 2)" in json.loads((tmp_path / "softer" / ".pfseg.json").read_text())["checkpoint"]
+    make_checkpoint(checkpoint, mean=[0.4] * 3)
+    with pytest.raises(CheckpointError, match=r"colour.calibration.json is of another colour.safetensors"):
+        probabilities("other")
+
+
+def test_several_checkpoints_are_averaged(checkpoint, predict, tmp_path):
+    """Networks that were trained with other means and deviations are given what they expect."""
+    other = make_checkpoint(tmp_path / "other.safetensors", mean=[0.2, 0.5, 0.3], std=[0.5, 0.25, 0.1])
+    write(tmp_path / "in" / "a.png", picture(64, 80))
+    given = ["outputs=[probabilities,disagreement]", "overwrite=true"]
+    single = []
+    for path in (checkpoint, other):
+        out = predict(f"checkpoint={path}", "outputs=[probabilities]", "overwrite=true")
+        single.append(np.load(out / "a_probs.npy").astype(float))
+    out = predict(*given, f"checkpoint=[{checkpoint},{other}]")
+    np.testing.assert_allclose(np.load(out / "a_probs.npy").astype(float), np.mean(single, axis=0), atol=2e-3)
+    entropies = [-(each * np.log(np.maximum(each, 1e-9))).sum(2) / np.log(3) for each in (np.mean(single, 0), *single)]
+    apart = entropies[0] - np.mean(entropies[1:], axis=0)
+    np.testing.assert_allclose(grey(out / "a_disagreement.png"), 100 * apart, atol=1.5)
+    assert apart.max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"classes": CLASSES[:2]}, r"has classes=\['red', 'green', 'blue'\], .* has \['red', 'green'\]; only networks"),
+        ({"stretch": [2, 98]}, r"has stretch=None, .* has \[2.0, 98.0\]"),
+        ({"scale": 0.5}, r"has scale=1.0, .* has 0.5"),
+    ],
+)
+def test_checkpoints_that_do_not_go_together(checkpoint, predict, tmp_path, change, fault):
+    other = make_checkpoint(tmp_path / "other.safetensors", **change)
+    write(tmp_path / "in" / "a.png", picture(64, 64))
+    with pytest.raises(ConfigError, match=fault):
+        predict(f"checkpoint=[{checkpoint},{other}]")
+
+
 def test_a_fault_nobody_thought_of_ends_one_image(predict, tmp_path, monkeypatch):
     for name in "abc":
         write(tmp_path / "in" / f"{name}.png", picture(70, 70))
@@ -432,8 +522,10 @@ def test_the_output_is_a_file(predict, tmp_path):
         (["resize=64", "window=64"], r"resize and window are both set"),
         (["overlap=1"], r"overlap=1: expected a number of at least 0 and below 1"),
         (["bands=[0,1,2,3]"], r"bands=\[0, 1, 2, 3\] names 4 bands, but the network takes 3"),
-        (["stretch=[98,2]"], r"stretch=\[98, 2\]: expected \[low, high\] with low < high"),
+        (["stretch=[98,2]"], r"stretch=\[98,2\]: expected \[low, high\] with low < high"),
         (["scales=[]"], r"scales=\[\]: expected one or more numbers above 0"),
+        (["checkpoint=[]"], r"checkpoint=\[\] names none"),
+        (["outputs=[disagreement]"], r"compares several predictions: give checkpoint=\[a,b,...\], or flips"),
         (["checkpoint=weights.pth"], r"checkpoint=weights.pth does not exist"),
     ],
 )
@@ -480,7 +572,7 @@ def test_a_network_that_is_not_ours_needs_trust(predict, tmp_path):
         predict(f"checkpoint={tmp_path / 'bare.safetensors'}")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(
-        ConfigError, match=r"weights.pth must be a run folder or a .safetensors file.*; pfseg convert makes one"
+        ConfigError, match=r"weights.pth must be a run folder, a .safetensors file.*; pfseg convert makes one"
     ):
         predict(f"checkpoint={tmp_path / 'weights.pth'}")
 

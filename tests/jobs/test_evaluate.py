@@ -99,6 +99,22 @@ def both(checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def test_a_temperature_is_found_and_kept(checkpoints: list[Path], tmp_path: Path):
+    copy = tmp_path / "best.safetensors"  # so that no other test follows the temperature
+    copy.write_bytes(checkpoints[0].read_bytes())
+    found = evaluated(tmp_path / "one", f"checkpoint={copy}", "calibrate=true")["calibration"]
+    assert found["fitted_on"] == found["measured_on"] == 2
+    assert (tmp_path / "one" / "reliability.png").is_file()
+    assert "confidence and accuracy" in (tmp_path / "one" / "results.html").read_text()
+    assert stored(tmp_path / "best.calibration.json")["temperature"] == found["temperature"]
+    assert any("fitted on 2 images" in row["text"] for row in rows(tmp_path / "one", "message"))
+
+
+def test_calibration_takes_windows_as_validation_does(checkpoints: list[Path]):
+    with pytest.raises(ConfigError, match="calibrate=true takes windows as validation does: leave out score, overlap"):
+        check(compose("evaluate", [f"checkpoint={checkpoints[0]}", "calibrate=true", "flips=h"]))
+
+
 def test_an_onnx_file_scores_as_its_checkpoint(both: Path, onnx_file: Path, town: Path, tmp_path: Path):
     expected = stored(both / "results.json")
     found = evaluated(tmp_path / "onnx", f"checkpoint={onnx_file}", *VIEWS)
@@ -243,14 +259,14 @@ def test_several_checkpoints_over_two_ranks(both: Path, checkpoints: list[Path],
         (["overlap=1"], r"^overlap=1: expected a number of at least 0 and below 1$"),
         (["overlap=0.5"], r"^overlap=0.5 needs windows, but whole images are predicted: set eval_size=<pixels> or"),
         (["overlap=0.5", "eval_size=whole"], r"^overlap=0.5 needs windows"),
-        (["scales=[1,0]"], r"^scales=\[1, 0\]: expected one or more numbers above 0"),
+        (["scales=[1,0]"], r"^scales=\[1,0\]: expected one or more numbers above 0"),
         (["scales=[]"], r"^scales=\[\]: expected one or more numbers above 0"),
         (["flips=x"], r"^flips=x: expected none \| h \| v \| hv \| d4"),
         (["score=all"], r"^score=all: expected patches \| scenes \| both"),
         (["eval_size=32"], r"^eval_size=32 is too small for .*best.safetensors, whose network takes 64 px a side at "),
         (
             ["eval_size=[64,96]", "scales=[0.5,1]"],
-            r"^eval_size=\[64, 96\] at scale 0.5 .*: set eval_size=128 or larger",
+            r"^eval_size=\[64,96\] at scale 0.5 .*: set eval_size=128 or larger",
         ),
         (["checkpoint=[]"], r"^checkpoint=\[\] names none: give run folders or .safetensors files$"),
         (["checkpoint=[x,y]"], r"^checkpoint=x does not exist"),

@@ -37,7 +37,7 @@ def saved(path: Path, pixels: np.ndarray) -> Image:
 def predicted(image: Image, how: SlidingWindows) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) and probabilities (K, H, W)."""
     parts: list[float] = []
-    found = predict_rows(image, how, NORMALISE, probabilities=True, progress=parts.append)
+    found = predict_rows(image, how, NORMALISE, wanted=["probabilities"], progress=parts.append)
     rows = [deepcopy(row) for row in found]
     assert sum(parts) == image.shape[0] * image.shape[1]
     assert np.array_equal(np.concatenate([row.image for row in rows]), image.read(0, image.shape[0])[0])
@@ -102,7 +102,9 @@ def test_windows_without_data_do_not_go_through_the_network(tmp_path):
         return near_sighted(batch)
 
     how = sliding(note, num_classes=3, window=(64, 64), overlap=0.25, stride=1)
-    (rows,) = predict_rows(ImageReader().open(path), how, NORMALISE, probabilities=True, progress=lambda count: None)
+    (rows,) = predict_rows(
+        ImageReader().open(path), how, NORMALISE, wanted=["probabilities"], progress=lambda count: None
+    )
     assert len(seen) == 4 < len(how.grid.windows((64, 320)))
     assert np.array_equal(rows.labels == 255, pixels[..., 3] == 0)
     assert rows.probabilities is not None and not rows.probabilities[:, 64:256].any()
@@ -114,6 +116,6 @@ def test_resized_as_a_whole(tmp_path):
     pixels[:50, :, 0], pixels[50:, :, 2] = 255, 255
     image = saved(tmp_path / "a.png", pixels)
     how = near_sighted_windows(window=(64, 64))
-    (rows,) = predict_resized(image, (64, 64), how, NORMALISE, probabilities=False, progress=lambda count: None)
+    (rows,) = predict_resized(image, (64, 64), how, NORMALISE, wanted=(), progress=lambda count: None)
     assert rows.labels.shape == (100, 80) and rows.probabilities is None
     assert set(rows.labels[:48].ravel()) == {0} and set(rows.labels[52:].ravel()) == {2}

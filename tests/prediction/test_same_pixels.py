@@ -159,7 +159,7 @@ def fed(image: Any) -> np.ndarray:
     how = sliding(network, num_classes=image.channels, window=SIZE, overlap=0.0, stride=1)
     mean, std = statistics(image.channels)
     normalise = Normalise(mean, std)
-    for _ in predict_rows(image, how, normalise, probabilities=False, progress=lambda _: None, black=True):
+    for _ in predict_rows(image, how, normalise, wanted=(), progress=lambda _: None, black=True):
         pass
     (batch,) = seen
     return np.clip(np.rint((batch[0].transpose(1, 2, 0) * std + mean) * 255), 0, 255).astype(np.uint8)

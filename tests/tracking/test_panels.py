@@ -8,7 +8,8 @@ import pytest
 
 from pfseg.data.base import ClassInfo
 from pfseg.errors import WriteError
-from pfseg.tracking.panels import save_confusion, save_panels, save_preview
+from pfseg.metrics.calibration import calibration
+from pfseg.tracking.panels import save_confusion, save_panels, save_preview, save_reliability
 
 CLASSES = [ClassInfo("road", (200, 30, 40)), ClassInfo("Gebäude", (10, 120, 220))]
 
@@ -99,3 +100,14 @@ def test_names_of_any_length(tmp_path):
     save_preview(tmp_path / "b.png", [(image, labels, labels > 0, "a/" * 99 + "b.png")], classes)
     save_confusion(tmp_path / "c.png", np.eye(3, dtype=int), [info.name for info in classes])
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_reliability_shows_the_accuracy_of_each_bin(tmp_path: Path) -> None:
+    """A bin that is always right has a bar as high as the chart, one that never is has none."""
+    logits = np.log(np.array([[0.95, 0.05], [0.55, 0.45]], np.float32))
+    right, wrong = (calibration(logits, np.array(labels), 1.0) for labels in ([0, 0], [1, 1]))
+    save_reliability(tmp_path / "r.png", right, wrong)
+    picture = read(tmp_path / "r.png")
+    strong = (picture == (11, 98, 176)).all(axis=2)
+    left, half = strong[:, : picture.shape[1] // 2], strong[:, picture.shape[1] // 2 :]
+    assert left.sum() > 2 * 18 * 290 and not half.any()
