@@ -33,7 +33,7 @@ from pfseg.data.inputs import INDEX, Record, band_statistics, make_record, poole
 from pfseg.data.loader import EvalLoader, TrainLoader
 from pfseg.data.reader import ImageReader
 from pfseg.data.whole_scenes import SceneDataset
-from pfseg.devices import rank, world_size
+from pfseg.devices import check_precision, rank, world_size
 from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
 from pfseg.weights import published
@@ -272,7 +272,7 @@ def restore_network(
 
     Raises:
         CheckpointError: damaged, or of another network.
-        ConfigError: a package for ONNX files isn't installed.
+        ConfigError: a package for ONNX files isn't installed, or a precision needs a GPU.
     """
     if path.suffix == ".onnx":
         from pfseg.inference.onnx_network import OnnxNetwork
@@ -283,6 +283,7 @@ def restore_network(
     from pfseg.ops import kernels
     from pfseg.runtime import jt
 
+    check_precision(precision, gpu=kernels.active())
     kernels.set_precision(precision)
     model, meta = restore_model(path, settings, num_classes, in_channels)
     model.eval()

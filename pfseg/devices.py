@@ -90,8 +90,7 @@ def plan_ranks(settings: JobSettings) -> tuple[int, list[str]]:
     if kind == "slurm":
         return _plan_script(settings.gpus, ranks, getattr(settings.launch, "nodes", 1)), []
     chosen = choose_gpus(settings.gpus)
-    if not chosen and settings.precision != "fp32":
-        raise ConfigError(f"precision={settings.precision} needs a GPU: use precision=fp32 on a CPU")
+    check_precision(settings.precision, gpu=bool(chosen))
     if hosts := getattr(settings.launch, "hosts", None):
         total = sum(_parse_hosts(hosts, max(1, len(chosen))).values())
         if ranks not in ("auto", total):
@@ -105,6 +104,12 @@ def plan_ranks(settings: JobSettings) -> tuple[int, list[str]]:
             f"add ranks={tasks}, or ask SLURM for one task (--ntasks=1)"
         )
     return ranks, chosen
+
+
+def check_precision(precision: str, gpu: bool) -> None:
+    """Raise ConfigError for a precision that needs a GPU where there is none."""
+    if not gpu and precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision={precision} needs a GPU: use precision=fp32 or bf16 on a CPU")
 
 
 def plan_nodes(settings: JobSettings) -> Nodes:

@@ -31,10 +31,11 @@ def test_plan(three_gpus: None, gpus: Any, ranks: Any, plan: tuple[int, list[str
     assert plan_ranks(settings(gpus=gpus, ranks=ranks)) == plan
 
 
-def test_16_bits_need_a_gpu(three_gpus: None) -> None:
-    assert plan_ranks(settings(gpus=1, ranks="auto", precision="bf16")) == (1, ["0"])
-    with pytest.raises(ConfigError, match=r"^precision=bf16 needs a GPU: use precision=fp32 on a CPU$"):
-        plan_ranks(settings(gpus=0, ranks="auto", precision="bf16"))
+def test_some_precisions_need_a_gpu(three_gpus: None) -> None:
+    assert plan_ranks(settings(gpus=1, ranks="auto", precision="fp16")) == (1, ["0"])
+    assert plan_ranks(settings(gpus=0, ranks="auto", precision="bf16")) == (1, [])
+    with pytest.raises(ConfigError, match=r"^precision=fp16 needs a GPU: use precision=fp32 or bf16 on a CPU$"):
+        plan_ranks(settings(gpus=0, ranks="auto", precision="fp16"))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class Predict(Application):
     window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
     batch_size: t.Count = setting("windows at a time")
-    precision: t.Precision = setting("what a GPU computes in")
+    precision: t.Precision = setting("what the network computes in, on a CPU fp32 or bf16")
     bands: t.Bands | None = setting("bands that the network gets, from 0; null: as in training or the file")
     stretch: t.Stretch | None = setting("black and white beyond 8 bits, as dataset.stretch; null: as in training")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")

@@ -22,7 +22,9 @@ class Job(Settings):
     seed: t.Seed = setting("seed of everything random")
     gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
     ranks: t.Ranks = setting("number of training processes; auto: one per GPU, or one on the CPU")
-    precision: t.Precision = setting("what a GPU computes in; losses, statistics and weights stay fp32")
+    precision: t.Precision = setting(
+        "what the network computes in, on a CPU fp32 or bf16; losses, statistics and weights stay fp32"
+    )
     logger: Loggers
     launch: LaunchSettings
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.convolution_last import ConvolutionLast
+from pfseg.ops.geometry import Pair, geometry, result_sides
 from pfseg.runtime import Var, jt
-
-Pair = tuple[int, int]
 
 # Smaller maps are as fast by the direct sum (measured with 64 to 512 channels on two cores).
 _MIN_TILES, _MIN_CHANNELS = 32, 16
@@ -38,12 +38,12 @@ class _Convolution(jt.Function):
         k, weight_c, *kernel = weight.shape
         if c != weight_c:
             raise ValueError(f"got {c} channels, but the convolution's weights are for {weight_c}")
-        y_sides = _sides(sides, kernel, self.stride, self.padding, self.dilation)
+        y_sides = result_sides(sides, kernel, self.stride, self.padding, self.dilation)
         plain = self.stride == self.dilation == (1, 1)
         tiles = n * math.prod(-(-side // 4) for side in y_sides)
         winograd = plain and kernel == [3, 3] and min(c, k) >= _MIN_CHANNELS and tiles >= _MIN_TILES
         self.pointwise = plain and kernel == [1, 1] and self.padding == (0, 0)
-        self.options = _geometry(self.stride, self.padding, self.dilation)
+        self.options = geometry(self.stride, self.padding, self.dilation)
         self.options["winograd"] = winograd
         y_shape = [n, k, *y_sides]
         self.scratch = _scratch(x.shape, weight.shape, y_shape, winograd)
@@ -62,18 +62,6 @@ class _Convolution(jt.Function):
             x_grad = _run("gradient_x", x.shape, [upstream, weight], self.scratch, **self.options)
         weight_grad = _run("gradient_w", weight.shape, [upstream, x], self.scratch, **self.options)
         return x_grad, weight_grad, None if self.bias is None else upstream.sum([0, 2, 3]), None
-
-
-def _sides(sides: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
-    """(H', W') of the result."""
-    axes = zip(sides, kernel, stride, padding, dilation, strict=True)
-    return [(side + 2 * pad - step * (taps - 1) - 1) // stride + 1 for side, taps, stride, pad, step in axes]
-
-
-def _geometry(stride: Pair, padding: Pair, dilation: Pair) -> dict[str, float]:
-    """Options of the calls that convolve."""
-    pairs = (("stride", stride), ("padding", padding), ("dilation", dilation))
-    return {f"{name}{axis}": pair[axis] for name, pair in pairs for axis in (0, 1)}
 
 
 def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: bool) -> int:
@@ -128,13 +116,13 @@ class _ConvolutionMaps(jt.Function):
         dtype = str(x.dtype)
         converts = self.float_output and dtype != "float32"
         wide = converts and not self.pointwise
-        self.options = _geometry(self.stride, self.padding, self.dilation)
+        self.options = geometry(self.stride, self.padding, self.dilation)
         self.options |= {"pointwise": self.pointwise, "tf32": kernels.precision() == "tf32"}
         self.options["deterministic"] = kernels.deterministic()
         self.x, self.bias = x, bias
         self.weight = weight if self.packed is None else self.packed
         self.rows = self.weight.shape[0]
-        y_shape = (n, *_sides(sides, kernel, self.stride, self.padding, self.dilation))
+        y_shape = (n, *result_sides(sides, kernel, self.stride, self.padding, self.dilation))
         outputs: list[kernels.Output] = [((*y_shape, k), "float32" if converts else dtype)]
         if wide:
             outputs.append(((*y_shape, self.rows), dtype))
@@ -169,8 +157,10 @@ class Conv2d(jt.nn.Conv):
 
     def execute(self, x: Var) -> Var:
         """Convolve (N, C, H, W) float32, or maps within `maps.channels_last()`."""
-        if kernels.active():
+        if kernels.maps_last():
             x, back = maps.enter(x)
+            if not kernels.active():
+                return back(ConvolutionLast(self)(x, self.weight, self.bias))
             packed = self._packed
             if packed is None and self.packs:
                 (packed,) = _pack([self])

@@ -50,6 +50,5 @@ class DepthwiseConv2d(jt.nn.Conv):
         channels = self.weight.shape[0]
         if maps.channels(x) != channels:
             raise ValueError(f"got {maps.channels(x)} channels, but the convolution's weights are for {channels}")
-        given, back = maps.enter(x) if kernels.active() else (x, None)
-        y: Var = _Depthwise(self.dilation)(given, self.weight, self.bias)
-        return back(y) if back else y
+        given, back = maps.enter_or_leave(x)
+        return back(_Depthwise(self.dilation)(given, self.weight, self.bias))

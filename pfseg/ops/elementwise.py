@@ -20,8 +20,9 @@ class _Gelu(jt.Function):
 
 def gelu(x: Var) -> Var:
     """X times the normal distribution function of x (the exact GELU, to 3e-7 of x), for arrays of any shape."""
-    y: Var = _Gelu()(x)
-    return y
+    given, back = (x, None) if kernels.active() or not maps.is_last() else maps.enter_or_leave(x)
+    y: Var = _Gelu()(given)
+    return back(y) if back else y
 
 
 class _ScaledAdd(jt.Function):
@@ -41,9 +42,6 @@ class _ScaledAdd(jt.Function):
 
 def scaled_add(x: Var, y: Var, scale: Var) -> Var:
     """Maps x + scale * y, the scale (N, C) float32."""
-    if kernels.active():
-        x, back = maps.enter(x)
-        y, _ = maps.enter(y)
-        return back(_ScaledAdd()(x, y, scale))
-    added: Var = _ScaledAdd()(x, y, scale)
-    return added
+    x, back = maps.enter_or_leave(x)
+    y, _ = maps.enter_or_leave(y)
+    return back(_ScaledAdd()(x, y, scale))

@@ -1,7 +1,8 @@
 """The libraries of GPU kernels (`cuda/`) and of functions for a CPU (`cpu/`), called by one operator of Jittor.
 
 Each is compiled once per environment, on its first use; Jittor would compile each function anew for each combination of
-types and dimensions. On a GPU the network's maps are (N, H, W, C), channels last, of `dtype()`; see `pfseg.ops.maps`.
+types and dimensions. On a GPU, and on a CPU in bf16, the network's maps are (N, H, W, C), channels last, of `dtype()`;
+see `pfseg.ops.maps`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class KernelError(PfsegError):
 
 
 def active() -> bool:
-    """Whether the network runs on these kernels: on a GPU, and in tests that emulate one."""
+    """Whether the network runs on the GPU kernels: on a GPU, and in tests that emulate one."""
     return bool(jt.flags.use_cuda or _state["emulated"])
+
+
+def maps_last() -> bool:
+    """Whether the network's maps are channels last: on the GPU kernels, and on a CPU in bf16."""
+    return active() or _state["precision"] == "bf16"
 
 
 def precision() -> str:
@@ -69,7 +75,12 @@ def emulate(library: Path | None) -> None:
 
 
 def run(function: str, outputs: Sequence[Output], inputs: Sequence[Var], **options: float) -> list[Var]:
-    """Call a function of the library (see `cuda/kernels.h`) with the inputs; gives the outputs."""
+    """Call a function of the library (see `cuda/kernels.h`) with the inputs; gives the outputs.
+
+    On a CPU those of the network have a twin with `last_` before the name (see `cpu/functions.h`).
+    """
+    if not active():
+        return run_on_cpu(f"last_{function}", outputs, inputs, **options)
     emulated = _state["emulated"]
     address = _address(emulated or str(_library()), function)
     return _call(address, not emulated, outputs, inputs, options)

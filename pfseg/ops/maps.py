@@ -1,6 +1,6 @@
-"""The layout of a network's maps: (N, C, H, W) float32 on a CPU, (N, H, W, C) of `kernels.dtype()` on a GPU.
+"""The layout of a network's maps: (N, C, H, W) float32, or (N, H, W, C) of `kernels.dtype()` on a GPU and in bf16.
 
-A network's parts that are written in the operators of `pfseg.ops` alone run inside `channels_last()` on a GPU, and take
+A network's parts that are written in the operators of `pfseg.ops` alone then run inside `channels_last()`, and take
 what depends on the layout from here. Operators called outside of it, as in a user's own head, take and give
 (N, C, H, W) float32 on every device.
 """
@@ -20,7 +20,7 @@ _state = {"last": False}
 def channels_last(enabled: bool = True) -> Iterator[None]:
     """Let the operators take and give maps (N, H, W, C), where they run on the GPU kernels."""
     before = _state["last"]
-    _state["last"] = enabled and kernels.active()
+    _state["last"] = enabled and kernels.maps_last()
     try:
         yield
     finally:
@@ -89,6 +89,13 @@ def enter(x: Var) -> tuple[Var, Callable[[Var], Var]]:
     Within `channels_last()` nothing is to do; outside, x is (N, C, H, W) float32, and so is the result.
     """
     return (x, _same) if _state["last"] else (to_last(x), to_first)
+
+
+def enter_or_leave(x: Var) -> tuple[Var, Callable[[Var], Var]]:
+    """The same for an operator that a GPU has for maps (N, H, W, C), and a CPU for (N, C, H, W) float32."""
+    if kernels.active():
+        return enter(x)
+    return (to_first(x), to_last) if _state["last"] else (x, _same)
 
 
 def _same(x: Var) -> Var:

@@ -92,7 +92,7 @@ def flow_points(coarse: Var, fine: Var, boundary: Var | None, salient: tuple[Var
     coarse * (1 + factor) and of the fine cell. Each fine point receives all coarse points of its kind by softmax
     affinity. The salient points are written last, see `scatter_points`. None leaves a kind out.
     """
-    if kernels.active():
+    if kernels.maps_last():
         coarse, _ = maps.enter(coarse)
         fine, back = maps.enter(fine)
         points = [*([boundary] if boundary is not None else []), *(salient or ())]

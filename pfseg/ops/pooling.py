@@ -36,7 +36,7 @@ class MaxPool2d(jt.nn.Pool):
 
     def execute(self, x: Var) -> Var:
         """Pool maps."""
-        return _pool("pool_max", self.window, x) if kernels.active() else super().execute(x)
+        return _pool("pool_max", self.window, x) if kernels.maps_last() else super().execute(x)
 
 
 class AvgPool2d(jt.nn.Pool):
@@ -48,7 +48,7 @@ class AvgPool2d(jt.nn.Pool):
 
     def execute(self, x: Var) -> Var:
         """Pool maps."""
-        return _pool("pool_mean", self.window, x) if kernels.active() else super().execute(x)
+        return _pool("pool_mean", self.window, x) if kernels.maps_last() else super().execute(x)
 
 
 def _pool(kernel: str, window: tuple[int, int, int], x: Var) -> Var:

@@ -81,10 +81,10 @@ def _band(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Separable(jt.Function):
-    """`rows` and `columns` applied on a CPU; the gradient applies their transposes."""
+    """`rows` and `columns` applied on a CPU, to (N, C, H, W) if `planar`; the gradient applies their transposes."""
 
-    def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, planar: bool) -> None:
+        self.rows, self.columns, self.planar = rows, columns, planar
 
     def execute(self, x: Var) -> Var:
         return self._apply(x, self.rows, self.columns)
@@ -92,11 +92,13 @@ class _Separable(jt.Function):
     def grad(self, upstream: Var) -> Var:
         return self._apply(upstream, self.rows.T, self.columns.T)
 
-    @staticmethod
-    def _apply(x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
+    def _apply(self, x: Var, rows: np.ndarray, columns: np.ndarray) -> Var:
         inputs = [x, *map(jt.array, (*_band(rows), *_band(columns)))]
-        shape = (*x.shape[:2], rows.shape[0], columns.shape[0])
-        return kernels.run_on_cpu("resampling_separable", [(shape, "float32")], inputs)[0]
+        sides = rows.shape[0], columns.shape[0]
+        if self.planar:
+            return kernels.run_on_cpu("resampling_separable", [((*x.shape[:2], *sides), "float32")], inputs)[0]
+        shape = (x.shape[0], *sides, x.shape[3])
+        return kernels.run_on_cpu("last_resampling_separable", [(shape, x.dtype)], inputs)[0]
 
 
 class _Resampled(jt.Function):
@@ -174,7 +176,7 @@ def _resize(x: Var, size: Sequence[int], align_corners: bool, planar: bool) -> V
         rows, columns = (
             _resize_matrix(side, out, align_corners) for side, out in ((height, size[0]), (width, size[1]))
         )
-        y = _Separable(rows, columns)(x)
+        y = _Separable(rows, columns, planar)(x)
     return y
 
 
@@ -186,7 +188,7 @@ def resize_nearest(x: Var, size: Sequence[int]) -> Var:
     if kernels.active():
         y = _Resampled("resample_nearest", size, planar)(x)
     else:
-        y = _Separable(_nearest_matrix(height, size[0]), _nearest_matrix(width, size[1]))(x)
+        y = _Separable(_nearest_matrix(height, size[0]), _nearest_matrix(width, size[1]), planar)(x)
     return y
 
 
@@ -194,6 +196,8 @@ def resize_to_image(x: Var, size: Sequence[int], align_corners: bool = True) -> 
     """Bilinear resize of maps to images (N, C, *size) float32 on every device; see `resize`."""
     if not maps.is_last():
         return resize(x, size, align_corners)
+    if not kernels.active():
+        return _resize(maps.to_first(x), size, align_corners, planar=True)
     y: Var = _ResizedToImages(size, align_corners)(x)
     return y
 
@@ -215,7 +219,7 @@ def _average(x: Var, out: int, rule: str, planar: bool) -> Var:
         _check_windows(height, width, out, rule)
         y = _Resampled("resample_average", (out, out), planar, fixed=rule == "fixed_window")(x)
     else:
-        y = _Separable(pool_matrix(height, out, rule), pool_matrix(width, out, rule))(x)
+        y = _Separable(pool_matrix(height, out, rule), pool_matrix(width, out, rule), planar)(x)
     return y
 
 

@@ -453,6 +453,8 @@ def test_the_same_command_goes_on(predict, tmp_path, capsys):
     ):
         predict("flips=d4")
     predict("flips=d4", "overwrite=true")
+    with pytest.raises(ConfigError, match=r"^precision=tf32 needs a GPU: use precision=fp32 or bf16 on a CPU$"):
+        predict("precision=tf32", "overwrite=true")
 
 
 def test_damaged_images_are_named_and_the_rest_done(predict, tmp_path, capfd):

@@ -1,4 +1,7 @@
-"""The GPU kernels on a GPU where there is one, else on the processor: compiled by g++ with `emulation.h` for CUDA."""
+"""The GPU kernels on a GPU where there is one, else on the processor: compiled by g++ with `emulation.h` for CUDA.
+
+Tests of operators that a CPU has for the same layout, (N, H, W, C), run with those as well.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +58,33 @@ def library() -> Path:
     return Path() if jt.flags.use_cuda else build()
 
 
-@pytest.fixture(params=["fp32", "bf16"])
-def emulated(library: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The network runs on the GPU or on the emulated kernels, in the precision given."""
+ON_CPUS = {"test_batchnorm", "test_convolution", "test_maps", "test_points", "test_pooling", "test_resampling"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "emulated" in metafunc.fixturenames and "emulated" not in marks:
+        on_cpus = metafunc.module.__name__.rpartition(".")[2] in ON_CPUS
+        kinds = ["fp32", "bf16", *(["cpu-fp32", "cpu-bf16"] if on_cpus else [])]
+        metafunc.parametrize("emulated", kinds, indirect=True)
+
+
+@pytest.fixture
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The network runs on the GPU, on the emulated kernels or channels last on a CPU, in the precision given."""
+    place, _, precision = request.param.rpartition("-")
+    if place == "cpu":
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "maps_last", lambda: True)
+            kernels.set_precision(precision)
+            yield precision
+            kernels.set_precision("fp32")
+        return
+    library: Path = request.getfixturevalue("library")
     if library == Path():
         monkeypatch.setattr(kernels, "emulate", use_gpu)
     kernels.emulate(library)
-    kernels.set_precision(request.param)
-    yield request.param
+    kernels.set_precision(precision)
+    yield precision
     kernels.set_precision("fp32")
     kernels.emulate(library if library == Path() else None)  # a GPU stays in use for the next test

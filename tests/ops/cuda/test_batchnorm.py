@@ -49,7 +49,7 @@ def test_residual_and_relu_as_on_a_cpu(emulated, channels, frozen):
 
     def run() -> list[np.ndarray]:
         x, shortcut, upstream = map(jt.array, arrays)
-        if kernels.active():
+        if kernels.maps_last():
             with maps.channels_last():
                 y = maps.to_first(norm.add_relu(maps.to_last(x), maps.to_last(shortcut - 3)))
         else:

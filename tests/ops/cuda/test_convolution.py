@@ -99,6 +99,7 @@ def test_weights_packed_together(emulated):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("emulated", ["fp32", "bf16"], indirect=True)
 def test_packed_weights_are_kept_until_one_changes(emulated):
     module = jt.nn.Sequential(Conv2d(6, 8, 3), Conv2d(8, 8, 3))
     x = jt.ones((1, 6, 9, 9))

@@ -16,6 +16,7 @@ from pfseg.runtime import jt
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
 
+@pytest.mark.parametrize("emulated", ["fp32", "bf16"], indirect=True)
 @pytest.mark.parametrize(("size", "count"), [((5, 7), 12), ((5, 7), 128), ((40, 41), 128)])
 def test_top_points_take_the_first_of_equal_values(emulated, size, count):
     x = np.random.default_rng(0).standard_normal((3, 1, *size)).astype(np.float32)
@@ -27,6 +28,7 @@ def test_top_points_take_the_first_of_equal_values(emulated, size, count):
     np.testing.assert_array_equal(got, np.sort(expected))
 
 
+@pytest.mark.parametrize("emulated", ["fp32", "bf16"], indirect=True)
 def test_top_points_take_nan_last(emulated):
     x = np.array([[[[np.nan, -np.inf, 3.0, -np.nan, np.inf, -1.0]]], np.full((1, 1, 6), np.nan)], np.float32)
     assert top_points(jt.array(x), 4).numpy().tolist() == [[1, 2, 4, 5], [0, 1, 2, 3]]
@@ -59,7 +61,7 @@ def test_flow_as_on_a_cpu(emulated, channels, coarse_size, fine_size, counts):
     def run() -> list[np.ndarray]:
         a, b, weights = jt.array(coarse), jt.array(fine), jt.array(factor)
         points = jt.array(boundary) if counts[0] else None, (jt.array(salient), weights) if counts[1] else None
-        if kernels.active():
+        if kernels.maps_last():
             with maps.channels_last():
                 out = maps.to_first(flow_points(maps.to_last(a), maps.to_last(b), *points))
         else:

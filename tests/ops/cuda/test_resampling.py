@@ -174,6 +174,7 @@ def test_max_pooling(emulated, rule, out):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("emulated", ["fp32", "bf16"], indirect=True)
 def test_max_pooling_of_nan_gives_positions_of_the_map(emulated):
     x = np.full((1, 1, 4, 4), np.nan, np.float32)
     x[0, 0, 3, 2] = -1
