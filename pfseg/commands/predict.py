@@ -21,14 +21,17 @@ from pfseg.tracking import terminal
 from pfseg.tracking.terminal import ConsoleProgress
 
 # What changes the maps.
-_CHANGING = ("window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata", "percent")
+_CHANGING = (
+    "window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata", "percent", "region",
+    "scale_to",
+)  # fmt: skip
 
 
 def run(settings: Predict) -> None:
     """Predict as configured."""
     console = terminal.console()
     output = Path(settings.output)
-    root, images = find_images(settings.input, output)
+    root, images = find_images(settings.input, output, settings.asset)
     tasks = plan(root, images, output, settings.outputs, settings.format)
     predictor = load_predictor(settings)  # before anything is written
     given = settings.dump()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.inputs import Record, misfit, patch_bands, patch_folder
 from pfseg.data.normalise import Normalise
 from pfseg.data.reader import Image, ImageReader
+from pfseg.data.region import Region
 from pfseg.errors import ConfigError
 from pfseg.inference.sliding import SlidingWindows, WindowGrid
 from pfseg.inference.views import Network, Views
@@ -36,9 +37,9 @@ class Predictor(NamedTuple):
     record: Record | None  # of `pfseg.data.inputs`; None for checkpoints that have none
     name: str  # of the checkpoints, with a part of their checksums and their temperatures
 
-    def open(self, path: Path) -> Image:
+    def open(self, path: PurePath) -> Image:
         """Open an image as those of the training were read; patches of a preparation as they are."""
-        if self.record and (folder := patch_folder(path)):
+        if self.record and isinstance(path, Path) and (folder := patch_folder(path)):
             return replace(self.reader, bands=patch_bands(folder, self.reader.bands), stretch=None).open(path)
         image = self.reader.open(path)
         if self.record and self.reader.checks and (note := misfit(image, self.record)):
@@ -102,6 +103,7 @@ def load_predictor(settings: Predict) -> Predictor:
         stretch=first.given["stretch"] if settings.stretch is None else settings.stretch,
         contrast=None if contrast == "own" else contrast,
         nodata=settings.nodata,
+        region=Region(settings.region, settings.scale_to) if settings.region or settings.scale_to else None,
     )
     takes = len(data.mean or (0, 1, 2))
     if reader.channels != takes:

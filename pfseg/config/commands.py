@@ -52,7 +52,12 @@ class Predict(Application):
     checkpoint: str | list[str] = setting(
         "run folder (its best checkpoint), .safetensors or .onnx file; several are averaged: [a,b,c]"
     )
-    input: str = setting("image, folder of images, or pattern in quotes such as 'scenes/*.tif'")
+    input: str = setting("image, folder, pattern in quotes such as 'scenes/*.tif', URL (https, s3) or STAC item")
+    asset: str | None = setting("asset to take of a STAC item; null: its only image")
+    region: t.Bounds | str | None = setting(
+        "what to map: [left,bottom,right,top] in the image's CRS, or a GeoJSON file, whose bounds count; null: all"
+    )
+    scale_to: t.Positive | None = setting("metres of a pixel to map at, resampling the image; null: its own")
     output: str = setting("folder for the maps, beside the images")
     overwrite: bool = setting("whether to make maps again that are there already")
     outputs: list[Output] = setting("what to write of each image")

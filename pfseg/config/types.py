@@ -27,6 +27,12 @@ def _apart(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _box(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    if bounds[0] >= bounds[2] or bounds[1] >= bounds[3]:
+        raise ValueError("expected [left, bottom, right, top] with left < right and bottom < top")
+    return bounds
+
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -44,6 +50,9 @@ ScaleRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 Scales = Annotated[list[Positive], MinLen(1), Doc("one or more numbers above 0 in brackets")]
 Percentiles = Annotated[tuple[Percent, Percent], AfterValidator(_apart)]
 Apart = Annotated[tuple[float, float], AfterValidator(_apart)]
+Bounds = Annotated[
+    tuple[float, float, float, float], AfterValidator(_box), Doc("four numbers in brackets: left, bottom, right, top")
+]
 Bands = Annotated[tuple[Natural, ...], MinLen(1), Doc("numbers of bands in brackets, from 0")]
 
 

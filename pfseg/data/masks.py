@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import IGNORE, ClassInfo, IgnoreEntry, class_ids, parse_color
-from pfseg.data.sources import COLORS, GEOGRAPHIC, decode, naming, open_raster
+from pfseg.data.raster import Raster
+from pfseg.data.source import COLORS, naming
+from pfseg.data.sources import GEOGRAPHIC, decode
 from pfseg.errors import ConfigError, DataError
 
 _UNKNOWN = 254
@@ -80,7 +82,7 @@ class MaskReader:
             return self._from_ids(pixels // step if step > 1 else pixels, name), Counter()
 
     def _read_raster(self, path: Path, name: str) -> tuple[np.ndarray, Counter[int]]:
-        source = open_raster(path)
+        source = Raster(path)  # which leaves palettes as they are
         try:
             if source.palette is not None and not self._knows(source.palette):
                 return self._from_ids(source.values(), name), Counter()

@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
 import numpy as np
 
 from pfseg.data.base import Note
-from pfseg.data.sources import COLORS, naming, open_source
+from pfseg.data.region import Region
+from pfseg.data.source import COLORS, naming
+from pfseg.data.sources import open_source
 from pfseg.errors import DataError
 
 Stretch = Sequence[float] | Mapping[str, Any]  # percentiles of each image; {"range": [low, high] or one pair per band}
@@ -46,12 +48,14 @@ class ImageReader:
             maps the full range of 16 bits.
         contrast: standard deviation of the grey levels of each image, see `even_contrast`; None for their own.
         nodata: whether pixels without data are told apart, and black; False leaves them as they are stored.
+        region: what to read of each image, at which resolution; None for all as it is.
     """
 
     bands: Sequence[int] | None = None
     stretch: Stretch | None = None
     contrast: float | None = None
     nodata: bool = True
+    region: Region | None = None
     _notes: list[Note] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
     _opened: int = 0
@@ -61,7 +65,7 @@ class ImageReader:
         """C."""
         return 3 if self.bands is None else len(self.bands)
 
-    def open(self, path: Path, mask_shape: tuple[int, ...] | None = None) -> Image:
+    def open(self, path: PurePath, mask_shape: tuple[int, ...] | None = None) -> Image:
         """Open an image, to be read row by row; raises DataError, which names the file and what to do.
 
         An image is turned upright as its EXIF orientation says, unless its mask has the size of the stored image.
@@ -105,10 +109,12 @@ class ImageReader:
 class Image(AbstractContextManager["Image"]):
     """An open image of `shape` (H, W) that gives rows of pixels; made by `ImageReader.open`."""
 
-    def __init__(self, path: Path, how: ImageReader, mask_shape: tuple[int, ...] | None, *, check: bool) -> None:
+    def __init__(self, path: PurePath, how: ImageReader, mask_shape: tuple[int, ...] | None, *, check: bool) -> None:
         self.path, self.notes, self.channels, self._apart = path, list[Note](), how.channels, how.nodata
         self._file = open_source(path)
         self._turn(mask_shape)
+        if how.region is not None:
+            self._file.narrow(how.region.part(path, self._file.shape, self._file.georeference))
         self.shape, self.georeference = self._file.shape, self._file.georeference
         kinds = self._file.kinds
         self._alpha = kinds.index("alpha") if "alpha" in kinds else None
@@ -338,7 +344,7 @@ def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: Path | str,
         )
 
 
-def _choose_bands(path: Path, kinds: Sequence[str], bands: Sequence[int] | None, alpha: int | None) -> list[int]:
+def _choose_bands(path: PurePath, kinds: Sequence[str], bands: Sequence[int] | None, alpha: int | None) -> list[int]:
     """Bands to read, counted from 0; one for grey and palettes."""
     count = len(kinds)
     what = f"{path} has {count} {'band' if count == 1 else 'bands'} ({', '.join(kinds)})"

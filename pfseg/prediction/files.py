@@ -15,7 +15,7 @@ import numpy as np
 
 from pfseg.data.preparation.files import cannot_write
 from pfseg.data.preparation.png import PngWriter
-from pfseg.data.sources import Georeference, load_rasterio
+from pfseg.data.source import Georeference, load_rasterio
 from pfseg.errors import one_line
 from pfseg.files import PART
 

@@ -7,23 +7,26 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pfseg.data.preparation.files import cannot_write, write_file
+from pfseg.data.source import Remote
 from pfseg.data.sources import GEOGRAPHIC, PLAIN
 from pfseg.errors import ConfigError
 from pfseg.prediction.maps import target_name
+from pfseg.prediction.stac import find_asset
 
 RECORD = ".pfseg.json"
+_UNKNOWN = 100 << 20  # size of an image behind a URL in bytes, for the progress bar
 
 
 @dataclass(frozen=True)
 class Task:
     """An image and the files that it becomes."""
 
-    image: Path
-    size: int  # of the file in bytes
+    image: PurePath
+    size: int  # of the file in bytes; a guess for one behind a URL
     geotiff: bool  # whether the maps are GeoTIFFs
     targets: Mapping[str, Path]  # the file of each output
 
@@ -33,8 +36,10 @@ class Task:
         return all(path.is_file() for path in self.targets.values())
 
 
-def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
-    """Images that a file, folder or glob pattern stands for, without the maps in `output` below it.
+def find_images(pattern: str, output: Path, asset: str | None = None) -> tuple[PurePath, Sequence[PurePath]]:
+    """Images that a file, folder, glob pattern, URL or STAC item stands for, without the maps in `output` below it.
+
+    `asset` is the one to take of a STAC item; None for its only image.
 
     Returns:
         The folder that they lie below, and the images in order.
@@ -42,6 +47,11 @@ def find_images(pattern: str, output: Path) -> tuple[Path, list[Path]]:
     Raises:
         ConfigError: there are none, or the maps would lie beside them.
     """
+    if pattern.split("?")[0].endswith(".json"):
+        image = find_asset(pattern, asset)
+        return image.parent, [image]
+    if "://" in pattern:
+        return Remote(pattern).parent, [Remote(pattern)]
     path = Path(pattern).expanduser().absolute()
     if path.is_file():
         return path.parent, [path]
@@ -77,7 +87,7 @@ def _images(files: Iterable[Path], output: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file() and output not in file.parents)
 
 
-def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str], form: str) -> list[Task]:
+def plan(root: PurePath, images: Sequence[PurePath], output: Path, outputs: Sequence[str], form: str) -> list[Task]:
     """Say where each image's maps go: below `output` as the images lie below `root`.
 
     `form` is `png`, `tif`, or `auto` for GeoTIFFs of TIFFs and PNGs of other images.
@@ -85,15 +95,16 @@ def plan(root: Path, images: Sequence[Path], output: Path, outputs: Sequence[str
     Raises:
         ConfigError: two images would give one file, or a map would replace an image.
     """
-    tasks, owners = [], {path: path for path in images}
+    tasks, owners = [], {PurePath(path): path for path in images}
     for image in images:
-        geotiff = image.suffix.lower() in GEOGRAPHIC if form == "auto" else form == "tif"
+        geographic = isinstance(image, Remote) or image.suffix.lower() in GEOGRAPHIC
+        geotiff = geographic if form == "auto" else form == "tif"
         place = (output / image.relative_to(root)).parent
         targets = {kind: place / target_name(image.stem, kind, geotiff=geotiff) for kind in outputs}
         for target in targets.values():
-            if (other := owners.setdefault(target, image)) is not image or target == image:
+            if (other := owners.setdefault(PurePath(target), image)) is not image or target == image:
                 raise ConfigError(f"the map of {image} would be {target}, which is that of {other}: rename either")
-        tasks.append(Task(image, image.stat().st_size, geotiff, targets))
+        tasks.append(Task(image, image.stat().st_size if isinstance(image, Path) else _UNKNOWN, geotiff, targets))
     return tasks
 
 

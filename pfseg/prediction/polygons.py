@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pfseg.data.base import ClassInfo, class_ids
-from pfseg.data.sources import Georeference, load_rasterio
+from pfseg.data.source import Georeference, load_rasterio
 from pfseg.errors import DataError, one_line
 from pfseg.prediction.files import PartFile, StreamFile
 

@@ -26,6 +26,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from runs import ENVIRONMENT, ROOT
 from tiny_network import CLASSES, make_checkpoint
+from web import served
 
 from pfseg.commands.predict import run
 from pfseg.config.check import check, checked
@@ -365,6 +366,59 @@ def test_several_checkpoints_are_averaged(checkpoint, predict, tmp_path):
     assert apart.max() > 0.1
 
 
+def test_a_region_at_another_resolution(predict, tmp_path):
+    """The map has the part's place and pixels; changing either needs `overwrite`."""
+    pixels = np.kron(picture(60, 80), np.ones((4, 4, 1), np.uint8))  # 240 x 320 px of 0.5 m
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), **UTM)
+    part = ["region=[500040,5399900,500120,5399980]", "scale_to=2"]
+    out = predict(*part, "outputs=[classes,polygons]")
+    with rasterio.open(out / "a.tif") as file:
+        assert file.shape == (40, 40)
+        assert file.transform == from_origin(500_040, 5_399_980, 2, 2)
+        np.testing.assert_array_equal(file.read(1), picture(60, 80).argmax(2)[10:50, 20:60])
+    with pytest.raises(ConfigError, match=r"holds maps made with scale_to=2.0, this is scale_to=None"):
+        predict(part[0])
+
+
+def test_an_image_behind_a_url(predict, tmp_path):
+    """By its address, and as the asset of a STAC item beside it."""
+    pixels = picture(100, 120)
+    save_tif(tmp_path / "web" / "b" / "scene.tif", planes(pixels), **UTM)
+    assets = {
+        "image": {"href": "./b/scene.tif", "type": "image/tiff; application=geotiff", "roles": ["data"]},
+        "view": {"href": "./view.tif", "type": "image/tiff", "roles": ["thumbnail"]},
+        "info": {"href": "./info.json", "type": "application/json"},
+    }
+    item = {"type": "Feature", "stac_version": "1.0.0", "assets": assets}
+    (tmp_path / "web" / "item.json").write_text(json.dumps(item))
+    with served(tmp_path / "web") as web:
+        for given in (f"{web.url}/b/scene.tif", f"{web.url}/item.json", tmp_path / "web" / "item.json"):
+            out = predict("overwrite=true", given=given)
+            with rasterio.open(out / "scene.tif") as file:
+                assert file.crs == UTM["crs"] and file.transform == UTM["transform"]
+                np.testing.assert_array_equal(file.read(1), pixels.argmax(2))
+        with pytest.raises(ConfigError, match=r"asset=red is not in .*item.json: choose one of image, info, view"):
+            predict("asset=red", given=f"{web.url}/item.json")
+        with pytest.raises(DataError, match=r"gone.json cannot be read: .*404.*; check the address and the network"):
+            predict(given=f"{web.url}/gone.json")
+        with pytest.raises(DataError, match=r"1 of 1 images could not be predicted; .*gone.tif cannot be read: .*404"):
+            predict("overwrite=true", given=f"{web.url}/gone.tif")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "message"),
+    [
+        ("{", DataError, r"item.json is no STAC item \(JSONDecodeError"),
+        ('{"type": "Feature"}', DataError, r"item.json is no STAC item \(KeyError: 'assets'\): expected JSON with"),
+        ('{"assets": {"b": {"type": "text/html"}, "a": {}}}', ConfigError, r"has 0 images: choose one by asset=<name>"),
+    ],
+)
+def test_items_that_name_no_image(predict, tmp_path, text, fault, message):
+    (tmp_path / "item.json").write_text(text)
+    with pytest.raises(fault, match=message):
+        predict(given=tmp_path / "item.json")
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -521,6 +575,7 @@ def test_the_output_is_a_file(predict, tmp_path):
         ),
         (["input='nowhere/*.tif'"], r"input=nowhere/\*.tif matches no files"),
         (["outputs=[]"], r"outputs=\[\] writes nothing: name one or more"),
+        (["region=[3,2,1,4]"], r"expected \[left, bottom, right, top\] with left < right"),
         (["resize=64", "window=64"], r"resize and window are both set"),
         (["overlap=1"], r"overlap=1: expected a number of at least 0 and below 1"),
         (["bands=[0,1,2,3]"], r"bands=\[0, 1, 2, 3\] names 4 bands, but the network takes 3"),

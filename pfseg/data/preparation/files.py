@@ -11,7 +11,7 @@ from isal import isal_zlib
 
 from pfseg import files
 from pfseg.data.preparation.png import encode_png
-from pfseg.data.sources import load_rasterio, quiet
+from pfseg.data.source import load_rasterio, quiet
 from pfseg.errors import WriteError
 
 Stamp = tuple[int, str]  # bytes of a file and their CRC-32 as 8 hexadecimal digits
