@@ -32,9 +32,19 @@ LAYOUTS = {
 }
 
 
+EDGES = ("edge_layer3", "edge_layer2", "edge_layer1")
+TERMS = {  # of the loss beside that of the logits, by head
+    "pfnet": EDGES,
+    "pspnet": ("aux",),
+    "deeplabv3plus": ("aux",),
+    "ccnet": ("aux",),
+    "uperhead": ("aux",),
+    "pointrend": ("point",),
+}
+
+
 def options(group: str) -> list[str]:
-    more = networks() if group == "model" else {}
-    return sorted({*more, *(path.stem for path in (CONF / group).glob("*.yaml"))})
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def fake(root: Path, dataset: dict[str, Any], size: int) -> None:
@@ -61,7 +71,7 @@ def fake(root: Path, dataset: dict[str, Any], size: int) -> None:
             (root / source).write_text("\n".join(listed))
 
 
-def check_two_steps(config: dict[str, Any], folder: Path) -> None:
+def check_two_steps(config: dict[str, Any], folder: Path, more: tuple[str, ...] = EDGES) -> None:
     result = run_worker(config, folder, lambda: False)
     assert result["status"] == "done"
     assert result["step"] == 2
@@ -69,7 +79,7 @@ def check_two_steps(config: dict[str, Any], folder: Path) -> None:
     assert [row["step"] for row in steps] == [1, 2]
     assert steps[0]["train/lr"] > 0
     for row in steps:
-        terms = [row[key] for key in ("train/seg", "train/edge_layer3", "train/edge_layer2", "train/edge_layer1")]
+        terms = [row[f"train/{key}"] for key in ("seg", *more)]
         assert all(map(math.isfinite, terms))
         assert row["train/loss"] == pytest.approx(sum(terms))
     (validation,) = rows(folder, "val")
@@ -79,10 +89,15 @@ def check_two_steps(config: dict[str, Any], folder: Path) -> None:
         assert (folder / "checkpoints" / f"{name}.safetensors").stat().st_size > 1e6
 
 
-@pytest.mark.parametrize("name", options("model"))
-def test_every_model_trains(name: str, tmp_path: Path):
+HEADS = [name for name in options("model/head") if name != "common"]
+BACKBONES = ["r2n101", "mscan_t", "convnext_t"]
+
+
+@pytest.mark.parametrize("name", [*(f"{head}_r18" for head in HEADS), *(f"pfnet_{name}" for name in BACKBONES)])
+def test_every_head_and_kind_of_backbone_trains(name: str, tmp_path: Path):
     given = [f"model={name}", "dataset.crop_size=64", "trainer.bn_batches=1"]
-    check_two_steps(configured(*given, *CPU, *SCENES, "dataset.train_images=2", *LENGTH), tmp_path)
+    config = configured(*given, *CPU, *SCENES, "dataset.train_images=2", *LENGTH)
+    check_two_steps(config, tmp_path, TERMS.get(networks()[name][0], ()))
 
 
 @pytest.mark.parametrize("name", options("experiment"))
