@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/pfseg/pfseg"
 ROOMS = {  # in the order of the menu; the other modules of pfseg/ come first
     "models": "Networks",
+    "losses": "Losses",
     "ops": "Operators",
     "metrics": "Metrics",
     "data": "Data",

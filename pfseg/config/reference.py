@@ -16,8 +16,20 @@ from pfseg.config.validation import as_typed, describe, field_type, members
 # The choice of each group whose values are shown for a kind; the first where a kind has several.
 _CHOICES = {
     "dataset": ("folder", "synthetic"),
-    "model": ("pfnet_r50",),
-    "model/backbone": ("resnet50", "res2net101"),
+    "model": (
+        "pfnet_r50",
+        "sfnet_r50",
+        "farseg_r50",
+        "pointrend_r50",
+        "fpn_r50",
+        "upernet_r50",
+        "pspnet_r50",
+        "deeplabv3plus_r50",
+        "ccnet_r50",
+        "segnext_t",
+        "convnext_t_upernet",
+    ),
+    "model/backbone": ("resnet50", "res2net101", "mscan_t", "convnext_t"),
     "loss": ("pfnet",),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("poly", "scl_poly", "cosine", "constant"),
@@ -40,7 +52,8 @@ class Row(NamedTuple):
 
 def reference() -> list[Row]:
     """The settings of all commands; those that a preview shares with a training are listed with the training's only."""
-    rows = [row for command, schema in SCHEMAS.items() for row in _rows(command, "", schema, "")]
+    found = (row for command, schema in SCHEMAS.items() for row in _rows(command, "", schema, ""))
+    rows = list(dict.fromkeys(found))  # every head has the same backbones
     trained = {row.key for row in rows if row.command == "train"}
     return [row for row in rows if row.command != "preview" or row.key not in trained]
 
@@ -69,6 +82,8 @@ def _rows(command: str, group: str, schema: type[Settings], choice: str) -> Iter
 
 def _choice(command: str, group: str, kinds: set[str | None]) -> str:
     """The choice of a group that is of one of the kinds; empty for a group without choices."""
+    if group.startswith("loss.terms."):
+        return f"loss/term=[{group.rpartition('.')[2]}]"
     if kinds == {None} and group != "logger":  # such as the data set of an evaluation, which has no kind
         return ""
     for option in _CHOICES.get(group.replace(".", "/"), ()):
