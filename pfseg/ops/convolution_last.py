@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pfseg.ops import kernels
 from pfseg.ops.geometry import geometry, result_sides
@@ -30,7 +31,7 @@ def _processor() -> frozenset[str]:
 class ConvolutionLast(jt.Function):
     """A convolution and its gradients by x, weight (K, C, h, w) float32 and bias."""
 
-    def __init__(self, module: jt.nn.Conv) -> None:
+    def __init__(self, module: Any) -> None:  # a `Conv2d`, which imports this module
         self.relu, self.float_output = module.relu, module.float_output
         self.stride, self.padding, self.dilation = module.stride, module.padding, module.dilation
 
