@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test test-fast test-system check docs bench-data bench-eval bench-train bench-predict \
+.PHONY: help install train test test-fast test-system torture check docs bench-data bench-eval bench-train bench-predict \
 	bench-tracking bench-scaling bench-launch gpu-bundle gpu-check
 .DEFAULT_GOAL := help
 
@@ -24,6 +24,9 @@ test-fast: $(STAMP) ## run the tests that take seconds: under three minutes in a
 test-system: $(STAMP) ## install Chromium, sshd, SLURM and LaTeX (Debian, root) and run the tests that use them
 	tests/system/install.sh
 	$(VENV)/bin/python -m pytest -m system --strict-skips $(ARGS)
+
+torture: $(STAMP) ## kills, full disks and damaged files for so long: make torture ARGS="minutes=20 seed=0"
+	cd tests && PYTHONPATH=.. ../$(VENV)/bin/python -m torture $(ARGS)
 
 check: $(STAMP) ## ruff and mypy
 	$(VENV)/bin/python -m ruff check .

@@ -10,10 +10,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
 from pfseg.config.check import check
@@ -21,13 +22,19 @@ from pfseg.config.commands import Reproduce
 from pfseg.config.compose import compose, quote, spell
 from pfseg.config.stored import current, current_key
 from pfseg.errors import ConfigError, JobError
-from pfseg.files import load_json, load_yaml, shown
-from pfseg.launch.provenance import data_state, environment
+from pfseg.files import load_yaml, shown
+from pfseg.launch.provenance import Environment, data_state, environment
 from pfseg.reporting.runs import flatten
 from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
+_FILES: dict[str, Any] = {
+    "resolved.yaml": dict[str, Any],
+    ".hydra/overrides.yaml": list[str],
+    ".hydra/hydra.yaml": dict[str, Any],
+    "environment.json": Environment,
+}
 _OWN_FILES = ("command-line", "working-folder")  # where YAML files of the user's own came from
 
 
@@ -46,7 +53,7 @@ class Stored(NamedTuple):
     folder: Path  # absolute
     config: dict[str, Any]  # resolved settings
     overrides: list[str]  # as on the command line, without those of folders and resumption
-    environment: dict[str, Any]  # see `pfseg.launch.provenance.environment`
+    environment: Environment
     config_dir: str | None  # further folder of YAML files (`--config-dir`)
     config_name: str  # file in conf/
     command: str  # shell line of its start; a sweep's is that of all its jobs
@@ -58,7 +65,7 @@ def run(settings: Reproduce) -> None:
     overrides, lost = pinned_overrides(stored)
     findings = [*lost, *compare(stored.environment, environment()), *compare_data(stored)]
     folder = stored.folder.with_name(f"{stored.folder.name}-again-{time.strftime('%Y%m%d-%H%M%S')}")
-    job = stored.config.get("job", "train")
+    job = str(stored.config.get("job", "train"))
     command = [sys.executable, "-m", "pfseg", job]
     command += ["--config-dir", stored.config_dir] if stored.config_dir else []
     command += ["--config-name", stored.config_name] if stored.config_name != job else []
@@ -69,8 +76,8 @@ def run(settings: Reproduce) -> None:
         return
     different = [finding.what for finding in findings if finding.level == "refuse"]
     if different and not settings.force:
-        revision = (stored.environment.get("git") or {}).get("revision")
-        remedy = f"check out the revision with `git checkout {revision}`, or " if revision else ""
+        git = stored.environment.get("git")
+        remedy = f"check out the revision with `git checkout {git['revision']}`, or " if git else ""
         raise ConfigError(
             f"not as when {shown(stored.folder)} ran: {', '.join(different)}, so the result may differ too; "
             f"{remedy}start it all the same with force=true"
@@ -87,20 +94,13 @@ def read_stored(folder: Path) -> Stored:
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"{folder} does not exist: give a run folder, outputs/<name>/<date>/<time>")
-    needed = ("resolved.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "environment.json")
-    if missing := [name for name in needed if not (folder / name).is_file()]:
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}, which a run writes at its start: give a run folder")
+    config, overrides, hydra, state = (_load(folder / name, kind) for name, kind in _FILES.items())
     try:
-        config, overrides, hydra = (load_yaml(folder / name) for name in needed[:3])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    state = load_json(folder / "environment.json")
-    if not isinstance(config, dict) or not isinstance(overrides, list) or not isinstance(state, dict):
-        raise ConfigError(f"{folder}: resolved.yaml, overrides.yaml or environment.json is damaged, nothing to repeat")
-    try:
-        name = hydra["hydra"]["job"]["config_name"]
+        name = str(hydra["hydra"]["job"]["config_name"])
         sources = hydra["hydra"]["runtime"]["config_sources"]
-        extra = [source["path"] for source in sources if source["provider"] in _OWN_FILES]
+        extra = [str(source["path"]) for source in sources if source["provider"] in _OWN_FILES]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder}/.hydra/hydra.yaml is damaged ({error} is not there), nothing to repeat") from error
     kept = [current_key(text) for text in overrides if not text.startswith(("resume=", "hydra."))]
@@ -108,6 +108,18 @@ def read_stored(folder: Path) -> Stored:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     command = lines[0] if lines else "(command.txt is missing)"  # later lines resumed the run
     return Stored(folder, current(config), kept, state, extra[0] if extra else None, name, command)
+
+
+def _load(file: Path, kind: Any) -> Any:
+    """The content of a file, which is of this type; ConfigError if it isn't."""
+    try:
+        return TypeAdapter(kind).validate_python(load_yaml(file))  # JSON is YAML
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"{file} is damaged ({where or 'content'}: {fault['msg']}), nothing to repeat") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
@@ -134,15 +146,17 @@ def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
     return given + pins, lost
 
 
-def compare(then: dict[str, Any], now: dict[str, Any]) -> list[Finding]:
+def compare(then: Environment, now: Environment) -> list[Finding]:
     """Compare two environments: another code revision is to be refused, other versions and machines are warned of."""
-    before, after = then.get("git") or {}, now.get("git") or {}
-    same_code = before.get("revision") == after.get("revision") and then.get("pfseg") == now.get("pfseg")
-    dirty = before.get("dirty") or after.get("dirty")
+    before, after = then.get("git"), now.get("git")
+    revisions = [state and state["revision"] for state in (before, after)]
+    same_code = revisions[0] == revisions[1] and then.get("pfseg") == now.get("pfseg")
+    dirty = any(state and state["dirty"] for state in (before, after))
     level = "refuse" if not same_code else "warn" if dirty else "same"
     versions = [state.get("packages", {}) for state in (then, now)]
     facts = {name: [each.get(name) or "not installed" for each in versions] for name in versions[0] | versions[1]}
-    facts |= {key: [str(then.get(key)), str(now.get(key))] for key in ("python", "platform", "cores")}
+    both: list[Mapping[str, object]] = [then, now]
+    facts |= {key: [str(state.get(key)) for state in both] for key in ("python", "platform", "cores")}
     facts["GPUs"] = [", ".join(state.get("gpus") or []) or "none" for state in (then, now)]
     others = [Finding(name, old, new, "same" if old == new else "warn") for name, (old, new) in facts.items()]
     return [Finding("code", _revision(then), _revision(now), level), *others]
@@ -151,22 +165,22 @@ def compare(then: dict[str, Any], now: dict[str, Any]) -> list[Finding]:
 def compare_data(stored: Stored) -> list[Finding]:
     """Compare the data: the folder is there, and its index, where it has one, is the one of then."""
     root = flatten(stored.config).get("dataset.root")
-    if root is None:
+    if not isinstance(root, str):
         return []
     if not Path(root).is_dir():
         return [Finding("data", root, "not there", "refuse")]
-    then, now = ((state or {}).get("index") for state in (stored.environment.get("data"), data_state(root)))
+    then, now = (state and state["index"] for state in (stored.environment.get("data"), data_state(root)))
     if then is None and now is None:
         return [Finding("data", root, "there; no index.json to compare", "same")]
     level = "warn" if then is None else "same" if then == now else "refuse"
     return [Finding("data index", then[:12] if then else "not stored", now[:12] if now else "none", level)]
 
 
-def _revision(state: dict[str, Any]) -> str:
+def _revision(state: Environment) -> str:
     git = state.get("git")
     if not git:
         return f"pfseg {state.get('pfseg')}, outside a clone"
-    return str(git["revision"][:12]) + (" with uncommitted changes" if git["dirty"] else "")
+    return git["revision"][:12] + (" with uncommitted changes" if git["dirty"] else "")
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

@@ -114,7 +114,8 @@ class SegmentationDataset(ABC):
     def leave_out(self, error: DataError) -> None:
         """Raise the error; with `on_error=skip` it becomes a warning instead."""
         if self.on_error != "skip":
-            raise error
+            hint = "" if "on_error" in str(error) else "; dataset.on_error=skip leaves out what can't be read"
+            raise DataError(f"{error}{hint}") from error
         self.warnings.append(f"left out: {error}")
 
     def image_files(self) -> list[Path]:

@@ -23,7 +23,7 @@ import numpy as np
 from pfseg.errors import DataError, PfsegError, one_line
 
 COLORS = ("red", "green", "blue")
-AGAIN = "copy it again, or leave damaged files out with dataset.on_error=skip"
+AGAIN = "copy it again"
 _CACHE = "64"  # MiB that GDAL keeps, a row of tiles of 512 px of an image some 40,000 px wide
 _HTTP = {"GDAL_HTTP_CONNECTTIMEOUT": "20", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1"}
 _STRIP = 512  # rows that are thinned out at a time; their bands share the cache

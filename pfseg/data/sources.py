@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 import cv2
@@ -95,14 +97,45 @@ def _open_plain(path: Path) -> Source:
     return _Plain(path, _decode(path, data), header)
 
 
+class _Silence:
+    """While any thread is within, what libraries write to the standard error output by themselves goes nowhere.
+
+    libpng and OpenCV write there of each file with an odd profile; what is wrong with a file is said by our errors.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._output = threading.Lock(), 0, -1
+
+    def __enter__(self) -> None:
+        with self._lock, suppress(OSError):  # there may be no such output
+            if self._threads == 0:
+                self._output = os.dup(2)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads = max(0, self._threads - 1)
+            if self._threads == 0 and self._output >= 0:
+                os.dup2(self._output, 2)
+                os.close(self._output)
+                self._output = -1
+
+
+_silenced = _Silence()
+
+
 def _decode(path: Path, data: Bytes) -> np.ndarray:
     """Decode from memory: OpenCV's own file access fails on some non-ASCII paths."""
     pixels: np.ndarray | None
-    if isinstance(data, bytes):
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    else:  # OpenCV takes memory for the pixels twice as it is
-        with path.open("rb") as file:
-            pixels = cv2.imread(f"/proc/self/fd/{file.fileno()}", cv2.IMREAD_UNCHANGED)
+    with _silenced:
+        if isinstance(data, bytes):
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        else:  # OpenCV takes memory for the pixels twice as it is
+            with path.open("rb") as file:
+                pixels = cv2.imread(f"/proc/self/fd/{file.fileno()}", cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise DataError(f"{path} cannot be decoded as an image ({len(data)} bytes); {AGAIN}")
     if pixels.ndim == 3:  # turned in place: a second copy of a large scene may not fit in memory

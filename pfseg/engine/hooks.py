@@ -35,9 +35,9 @@ def standard_hooks(evaluator: Evaluator, classes: Sequence[ClassInfo], stop: Cal
         Logging(),
         LoaderWarnings(),
         Stop(stop),  # before the validation, which depends on the reason
+        Checkpoints(),  # before the validation, which may take long, and after all that changes the state
         Validation(evaluator, classes),
         EarlyStop(),
-        Checkpoints(),  # after all that changes the state
     ]
 
 
@@ -270,12 +270,11 @@ class EarlyStop(Hook):
 
 
 class Checkpoints(Hook):
-    """Saves `last` after each epoch and validation, every `save_every` steps, and when the run ends."""
+    """Saves `last` after each epoch, before and after a validation, every `save_every` steps, and when the run ends."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """Save unless `after_validation` has."""
-        due = trainer.epoch_ended or trainer.ended or trainer.save_due
-        if due and trainer.state.validated != trainer.state.step:
+        """Save where due."""
+        if trainer.epoch_ended or trainer.ended or trainer.save_due:
             trainer.save("last")
 
     def after_validation(self, trainer: Trainer) -> None:

@@ -30,7 +30,7 @@ from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
 from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
-from pfseg.launch.provenance import command_line, data_state, environment
+from pfseg.launch.provenance import Environment, command_line, data_state, environment
 from pfseg.launch.watchdog import Watch, told
 from pfseg.launch.worker import pack_config, write_result
 from pfseg.signals import handled
@@ -72,7 +72,7 @@ def run_job(
     ranks, gpus = plan_ranks(settings)
     text = yaml.safe_dump(settings.dump(), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "resolved.yaml", text)
-    origin = environment() | {"data": data_state(settings.dataset.root)}
+    origin: Environment = {**environment(), "data": data_state(settings.dataset.root)}
     write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
     commands = folder / "command.txt"
     earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""

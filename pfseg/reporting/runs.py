@@ -27,6 +27,7 @@ from pfseg.tracking.records import Row, read_records
 FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
 _ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
 _DETAILS = {"early_stop": "stopped early: no better mIoU", "out_of_time": "trainer.max_time was reached"}
+_CHOICES = "hydra.runtime.choices."
 _INSIDE = {"checkpoints", "samples", "wandb", "errors", ".hydra", ".git"}
 
 
@@ -178,9 +179,9 @@ def _read_settings(run: Run) -> None:
         changes = {key: value for key, value in settings.items() if value is not None and key != "seed"}
         settings = parent.settings | changes
         run.overridden = parent.overridden
-    choices = (hydra.get("hydra") or {}).get("runtime", {}).get("choices", {})
     named = {key: group["name"] for key, group in config.items() if isinstance(group, dict) and "name" in group}
-    chosen = {k.replace("/", "."): v for k, v in choices.items() if not k.startswith("hydra/")}
+    choices = {key.removeprefix(_CHOICES): value for key, value in flatten(hydra).items() if key.startswith(_CHOICES)}
+    chosen = {key.replace("/", "."): value for key, value in choices.items() if not key.startswith("hydra/")}
     run.settings = {**settings, **named, **chosen}
     run.overridden |= frozenset(str(text).lstrip("+~").partition("=")[0].replace("/", ".") for text in overrides)
 
@@ -241,7 +242,8 @@ def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[
         return _ENDS[ending], _DETAILS.get(ending, "")
     if (text := folder / "error.txt").is_file():
         return "failed", _first_line(text.read_text(encoding="utf-8", errors="replace")).removeprefix("error: ")
-    host, records = (load_json(folder / "environment.json") or {}).get("hostname"), folder / "metrics.jsonl"
+    environment, records = load_json(folder / "environment.json"), folder / "metrics.jsonl"
+    host = environment.get("hostname") if isinstance(environment, dict) else None
     if not host or host == socket.gethostname():
         return "lost", "no end record and no live process"
     if records.exists() and time.time() - records.stat().st_mtime < FRESH_SECONDS:

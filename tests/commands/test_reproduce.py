@@ -133,6 +133,8 @@ def test_data_are_compared_by_their_index(tmp_path: Path):
         ("resolved.yaml", "{a: [", "can't be read"),
         ("resolved.yaml", "3", "damaged"),
         (".hydra/hydra.yaml", "{}", "hydra.yaml is damaged"),
+        (".hydra/overrides.yaml", "[1]", r"overrides.yaml is damaged \(0: Input should be a valid string\)"),
+        ("environment.json", '{"packages": {"numpy": 1}}', r"environment.json is damaged \(packages.numpy: Input"),
     ],
 )
 def test_damaged_folders_are_refused(tmp_path: Path, name: str, content: str | None, message: str):

@@ -12,7 +12,7 @@ import pytest
 from pfseg.config import run_settings
 from pfseg.data.base import ClassInfo
 from pfseg.engine.evaluator import Evaluator
-from pfseg.engine.hooks import standard_hooks
+from pfseg.engine.hooks import Validation, standard_hooks
 from pfseg.engine.optimizer import build_optimizer
 from pfseg.engine.range_test import RangeTest
 from pfseg.engine.scoring import Evaluation
@@ -223,3 +223,19 @@ def test_accumulation_keeps_the_graph_of_one_batch(tmp_path: Path):
     for batches in (2, 4):
         make(tmp_path / str(batches), 50, accumulate=batches, max_epochs=1, hooks=(Count(),)).run()
     assert operators[2] == operators[4]
+
+
+def test_a_run_that_is_killed_in_a_validation_has_saved_its_epoch(tmp_path: Path):
+    class Killed(Scores):
+        def run(self, predict: Any, progress: Any) -> Evaluation:
+            raise KeyboardInterrupt
+
+    trainer = make(tmp_path)
+    next(hook for hook in trainer.hooks if isinstance(hook, Validation))._evaluator = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    second = make(tmp_path, 50, 90)
+    second.restore(last(tmp_path))
+    assert (second.state.step, second.state.validated) == (4, 0)
+    assert second.run()["step"] == 8
+    assert events(tmp_path, "val") == [("val", 4), ("val", 8)]
