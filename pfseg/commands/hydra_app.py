@@ -35,7 +35,7 @@ from pfseg.launch.sweep import mark_stopped, stopped, sweep
 Run = Callable[[Any], float | None]
 _FLAGS = ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m", "--shell-completion -sc")
 _OPTIONS = ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun")
-_OPEN_GROUPS = ("evaluate", "predict")  # take any setting of the data set, which the checkpoint holds
+_OPEN_GROUPS = ("evaluate", "predict", "export")  # take any setting of the data set, which the checkpoint holds
 
 
 def run(command: str, arguments: list[str], words: str | None) -> int:

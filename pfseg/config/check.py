@@ -203,7 +203,7 @@ def _find_checkpoints(settings: Evaluate | Predict) -> list[Path]:
     return paths
 
 
-def dataset_changes(settings: Evaluate | Predict) -> dict[str, Any]:
+def dataset_changes(settings: Evaluate | Predict | Export) -> dict[str, Any]:
     """The settings of the data set that replace a checkpoint's."""
     changes = settings.dataset.dump()
     return {key: value for key, value in changes.items() if key != "root" or value is not None}
@@ -311,14 +311,21 @@ def _check_convert(settings: Convert) -> None:
 
 def _check_export(settings: Export) -> None:
     out = Path(settings.out).expanduser().absolute()
-    if out.suffix != ".onnx":
-        raise ConfigError(f"out={settings.out} must end in .onnx, by which the file is recognised")
-    if out.exists():
-        raise ConfigError(f"{out} exists already: give another file by out=<file>")
+    if settings.format == "onnx" and out.suffix != ".onnx":
+        raise ConfigError(
+            f"out={settings.out} must end in .onnx, by which the file is recognised, or add format=folder"
+        )
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"{out} exists already: give another {settings.format} by out=<path>")
     path = find_checkpoint(settings.checkpoint)
     if path.suffix == ".onnx":
         raise ConfigError(f"checkpoint={settings.checkpoint} is an ONNX file already: give the run that it is from")
+    if (settings.precision == "int8") != (settings.images is not None):
+        raise ConfigError("precision=int8 and images go together: the values of some images set the range of integers")
+    if settings.push is not None and (settings.format != "folder" or settings.push.count("/") != 1):
+        raise ConfigError(f"push={settings.push}: expected owner/name, and format=folder")
     settings.out, settings.checkpoint = str(out), str(path)
+    _find_data(settings.dataset)
 
 
 _CHECKS: dict[type[Settings], Callable[[Any], None]] = {

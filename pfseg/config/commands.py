@@ -10,7 +10,7 @@ from pydantic import Field
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
-from pfseg.config.schema import Application, Evaluate, Train, TrainBase
+from pfseg.config.schema import Application, Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings, setting
 
 Output = Literal[
@@ -75,16 +75,22 @@ class Predict(Application):
 
 
 class Export(Settings):
-    """Write a trained network as one ONNX file, for ONNX Runtime and QGIS."""
+    """Write a trained network as one ONNX file, for ONNX Runtime and QGIS, or as a folder to share."""
 
     job: Literal["export"] = setting("the command")
     checkpoint: str = setting("run folder (its best checkpoint) or .safetensors file")
-    out: str = setting("file to write, *.onnx")
+    out: str = setting("file to write, *.onnx, or folder")
+    format: Literal["onnx", "folder"] = setting("folder: also weights, settings, scores and a model card, to share")
     size: t.Count | None = setting("side of its input in pixels; null: as in validation, or else training")
     dynamic_batch: bool = setting("whether any number of images goes in at once; some programs take one only")
     overlap: t.Decay = setting("share of a tile that the next one covers too, for programs that cut tiles")
     ground_resolution: t.Positive | None = setting("metres that a pixel covers; null: as the training images say")
+    precision: Literal["fp32", "fp16", "int8"] = setting("of the convolutions: int8 needs images")
+    images: str | None = setting("image, folder or pattern: images whose values int8 has to hold")
+    split: t.Split = setting("split of dataset.root that fp16 and int8 are scored on, beside fp32")
+    push: str | None = setting("repository owner/name on the Hugging Face Hub that a folder is uploaded to")
     trust: bool = setting("whether to run code that the checkpoint names and that isn't pfseg's own")
+    dataset: EvaluateData
 
 
 class Profile(Settings):
