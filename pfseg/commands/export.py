@@ -142,7 +142,7 @@ def _smaller(settings: Export, source: _Source, model: ModelProto) -> ModelProto
     reader = ImageReader(bands=record["bands"], stretch=record["stretch"], contrast=data.eval_contrast)
     files = find_images(str(settings.images), Path(settings.out))[1]
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
-    return to_integers(model, central_windows(files, reader, size, source.mean, _CALIBRATED))
+    return to_integers(model, central_windows([Path(file) for file in files], reader, size, source.mean, _CALIBRATED))
 
 
 def _loss(settings: Export, source: _Source, models: Mapping[str, ModelProto], console: Console) -> str:

@@ -29,7 +29,14 @@ _MOVED = {  # classes by `_target_`
 _LATER: dict[str, dict[str, Any]] = {
     "dataset": {"eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
-    "trainer": {"log_grad_norm": False, "bn_batches": 0, "deterministic": False},
+    "trainer": {
+        "log_grad_norm": False,
+        "bn_batches": 0,
+        "deterministic": False,
+        "freeze_backbone": 0,
+        "overfit": False,
+    },
+    "optimizer": {"decay_norms": True, "lr_factors": {}},
     "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
 _LATER_OF: dict[str, dict[str, Any]] = {  # the same by `_target_`
