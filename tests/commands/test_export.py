@@ -112,10 +112,14 @@ def test_prediction_needs_neither_jittor_nor_a_compiler(model: Path, images: Pat
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["out=m.pt"], "out=m.pt must end in .onnx"),
-        (["out={model}"], "model.onnx exists already: give another file by out=<file>"),
+        (["out=m.pt"], "out=m.pt must end in .onnx, by which"),
+        (["out={model}"], "model.onnx exists already: give another onnx by out=<path>"),
         (["checkpoint={model}", "out=m.onnx"], "model.onnx is an ONNX file already: give the run that it is from"),
         (["out=m.onnx", "checkpoint=gone"], "checkpoint=gone does not exist"),
+        (["out=m.onnx", "precision=int8"], "precision=int8 and images go together"),
+        (["out=m.onnx", "images=a"], "precision=int8 and images go together"),
+        (["out=m.onnx", "push=a/b"], "push=a/b: expected owner/name, and format=folder"),
+        (["out=m", "format=folder", "push=a"], "push=a: expected owner/name, and format=folder"),
         (["out=m.onnx", "size=32"], "size=32 is too small for this network: it takes 64 px a side at least"),
     ],
 )

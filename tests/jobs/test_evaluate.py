@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,22 @@ def test_scoring_an_onnx_file_needs_neither_jittor_nor_a_compiler(onnx_file: Pat
     environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, timeout=120)
     assert stored(tmp_path / "scores" / "results.json")["images"] == 4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_files_and_what_they_cost(
+    precision: str, checkpoints: list[Path], onnx_file: Path, town: Path, tmp_path: Path, capsys: Any
+):
+    given = [f"images={town / 'val' / 'images'}"] if precision == "int8" else []
+    out = export(checkpoints[0], tmp_path / "m.onnx", f"precision={precision}", f"dataset.root={town}", *given)
+    told = re.search(
+        rf"([\d.]+) in fp32, ([\d.]+) in {precision}: ([-+][\d.]+) on 4 images of val", capsys.readouterr().out
+    )
+    assert told and abs(float(told[3])) < 5
+    whole, made = onnx_file.stat().st_size, out.stat().st_size
+    assert made < {"fp16": 0.6, "int8": 0.35}[precision] * whole
+    found = evaluated(tmp_path / "scores", f"checkpoint={out}")
+    assert found["mIoU"] == pytest.approx(float(told[2]), abs=0.01)
 
 
 @pytest.mark.parametrize(
