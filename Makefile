@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 
 .PHONY: help install train test test-fast test-system torture check docs bench-data bench-eval bench-train bench-predict \
-	bench-tracking bench-scaling bench-launch gpu-bundle gpu-check
+	bench-tracking bench-scaling bench-launch bench-cpu gpu-bundle gpu-check
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -45,6 +45,9 @@ bench-eval: $(STAMP) ## time boundary scores beside the published way; inference
 
 bench-train: $(STAMP) ## time training steps of R50; beside PyTorch: TORCH=<python that has it>
 	$(VENV)/bin/python benchmarks/speed.py --train $(if $(TORCH),--torch $(TORCH)) $(ARGS)
+
+bench-cpu: $(STAMP) ## PFNet in each precision beside PyTorch in each mode: TORCH=<python that has it>, ARGS=--write
+	$(VENV)/bin/python benchmarks/cpu.py --torch $(TORCH) $(ARGS)
 
 bench-predict: $(STAMP) ## time and memory of maps of GeoTIFFs of 5,000 and 20,000 px a side
 	$(VENV)/bin/python benchmarks/predict.py $(ARGS)

@@ -290,7 +290,15 @@ class Ours:
         self.model = create_model("pfnet_r50", num_classes=16)
         self.model.head.ppm.bottleneck[3].p = 0.0  # the other network has no dropout
         sgd = run_settings.Sgd(
-            name="sgd", lr=1e-4, scale_lr="none", reference_batch=16, momentum=0.9, weight_decay=1e-4, nesterov=False
+            name="sgd",
+            lr=1e-4,
+            scale_lr="none",
+            reference_batch=16,
+            momentum=0.9,
+            weight_decay=1e-4,
+            nesterov=False,
+            decay_norms=True,
+            lr_factors={},
         )
         self.model.train()
         self.optimizer = build_optimizer(sgd, self.model)

@@ -35,16 +35,16 @@ _SCRIPTS = {"pfnet_r50": "torch_pfnet.py", "segnext_t": "torch_segnext.py"}
 class TorchNetwork:
     """The network in PyTorch, in a process of its own."""
 
-    def __init__(self, python: str, script: str, folder: Path) -> None:
-        command = [python, str(Path(__file__).with_name(script)), str(folder)]
+    def __init__(self, python: str, script: str, folder: Path, *options: str) -> None:
+        command = [python, str(Path(__file__).with_name(script)), str(folder), *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.name = self._read()
         self.logits = np.load(folder / "logits.npy")
 
-    def run(self) -> float:
-        """Seconds of a forward pass."""
+    def run(self, mode: str = "") -> float:
+        """Seconds of one piece of work, in a mode of those that the script knows."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{mode}\n")
         self._process.stdin.flush()
         return float(self._read())
 
@@ -74,13 +74,9 @@ def inference(model: Any, image: np.ndarray) -> Callable[[], float]:
     return run
 
 
-def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], float]:
-    """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
-    model.train()
-    for part in model.modules():
-        if isinstance(part, Random):
-            part.p = 0.0  # the other network leaves nothing out
-    sgd = run_settings.Sgd(
+def sgd(model: Any) -> Any:
+    """SGD as the other network has it."""
+    settings = run_settings.Sgd(
         name="sgd",
         lr=1e-4,
         scale_lr="none",
@@ -91,7 +87,16 @@ def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], fl
         decay_norms=True,
         lr_factors={},
     )
-    optimizer = build_optimizer(sgd, model)
+    return build_optimizer(settings, model)
+
+
+def training(model: Any, image: np.ndarray, mask: np.ndarray) -> Callable[[], float]:
+    """A function that trains a step (forward, cross entropy, backward, SGD) and returns its seconds."""
+    model.train()
+    for part in model.modules():
+        if isinstance(part, Random):
+            part.p = 0.0  # the other network leaves nothing out
+    optimizer = sgd(model)
     loss = CrossEntropy()
 
     def run() -> float:

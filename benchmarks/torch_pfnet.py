@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import sys
 import time
@@ -207,11 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--modes", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.folder
     model = load(folder)
     if arguments.serve:
         serve(model)
+    elif arguments.modes:
+        take_turns_in_modes(model, folder)
     else:
         take_turns(model, folder)
 
@@ -232,6 +236,43 @@ def take_turns(model: nn.Module, folder: Path, memory_format: torch.memory_forma
         run()
         sys.stdout.write(f"{time.perf_counter() - started}\n")
         sys.stdout.flush()
+
+
+def take_turns_in_modes(model: PFNet, folder: Path) -> None:
+    """Run once for each mode on the standard input: fp32, channels_last, or bf16 (autocast, channels last)."""
+    arrays = {path.stem: torch.from_numpy(np.load(path)) for path in folder.glob("*.npy")}
+    with torch.inference_mode():
+        np.save(folder / "logits.npy", model(arrays["image"]).numpy())
+    sys.stdout.write(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    sys.stdout.flush()
+    models = {torch.contiguous_format: model, torch.channels_last: copy.deepcopy(model)}
+    for line in sys.stdin:
+        mode = line.strip()
+        form = torch.contiguous_format if mode == "fp32" else torch.channels_last
+        own = models[form].to(memory_format=form)
+        image = arrays["image"].to(memory_format=form)
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16")
+        started = time.perf_counter()
+        if "mask" in arrays:
+            train_fully(own, cast, image, arrays["mask"].long(), arrays["edge"])
+        else:
+            with torch.inference_mode(), cast:
+                own(image)
+        sys.stdout.write(f"{time.perf_counter() - started}\n")
+        sys.stdout.flush()
+
+
+def train_fully(
+    model: PFNet, cast: torch.autocast, image: torch.Tensor, mask: torch.Tensor, edge: torch.Tensor
+) -> None:
+    """One training step with PFNet's loss; the optimizer is kept with the model."""
+    if not model.training:
+        model.optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    model.optimizer.zero_grad()
+    with cast:
+        logits, edges = model.with_edges(image)
+    pfnet_loss(logits.float(), [e.float() for e in edges], mask, edge).backward()
+    model.optimizer.step()
 
 
 def infer(model: nn.Module, image: torch.Tensor) -> None:

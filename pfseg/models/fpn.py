@@ -39,7 +39,7 @@ class FeaturePyramid(jt.nn.Module):
         merged: list[Var] = []
         for inner, feature in zip(reversed(self.inner), reversed(features), strict=True):
             lateral = getattr(self, inner)(feature)
-            merged.append(lateral + resize_nearest(merged[-1], maps.size(lateral)) if merged else lateral)
+            merged.append(maps.add(lateral, resize_nearest(merged[-1], maps.size(lateral))) if merged else lateral)
         return [getattr(self, outer)(level) for outer, level in zip(self.outer, reversed(merged), strict=True)]
 
 

@@ -48,7 +48,7 @@ class ConvReLU(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, H, h, w) to the same size, without negative values."""
-        return nn.relu(self.conv(x))
+        return maps.relu(self.conv(x))
 
 
 class Factorisation(Random):
@@ -103,7 +103,7 @@ class Hamburger(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, H, h, w) to the same size."""
-        return nn.relu(x + self.ham_out(self.factorise(x)))
+        return maps.relu(maps.add(x, self.ham_out(self.factorise(x))))
 
     def factorise(self, x: Var) -> Var:
         """The part of the maps x that few vectors explain."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from pfseg.models.network import Backbone
+from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.depthwise import DepthwiseConv2d
@@ -69,7 +70,7 @@ class Attention(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, C, h, w) to the same size."""
-        return self.proj_2(self.spatial_gating_unit(gelu(self.proj_1(x)))) + x
+        return maps.add(self.proj_2(self.spatial_gating_unit(gelu(self.proj_1(x)))), x)
 
 
 class DepthwiseLayer(jt.nn.Module):

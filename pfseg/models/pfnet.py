@@ -87,7 +87,7 @@ class PFNetHead(Head):
         for i in reversed(range(len(features) - 1)):
             lateral = self.fpn_in[i](features[i])
             fused, edge = self.fpn_out_align[i](fused, lateral)
-            fused = lateral + fused
+            fused = maps.add(lateral, fused)
             levels.append(self.fpn_out[i](fused))
             edges.append(edge)
         finest = maps.size(levels[-1])

@@ -44,11 +44,12 @@ class Bottle2neck(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, in_channels, h, w) to (N, 4*channels, h/stride, w/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        x, shortcut = maps.fork(x)
+        shortcut = shortcut if self.downsample is None else self.downsample(shortcut)
         *splits, last = maps.split(self.bn1(self.conv1(x)), self.width)
         outputs: list[Var] = []
         for split, convolution, norm in zip(splits, self.convs, self.bns, strict=True):
-            x = outputs[-1] + split if self.chained and outputs else split
+            x = maps.add(outputs[-1], split) if self.chained and outputs else split
             outputs.append(norm(convolution(x)))
         outputs.append(last if self.pool is None else self.pool(last))
         return self.bn3.add_relu(self.conv3(maps.concat(outputs)), shortcut)

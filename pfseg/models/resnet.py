@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pfseg.models.network import LayeredBackbone
+from pfseg.ops import maps
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.ops.convolution import Conv2d
 from pfseg.ops.layers import BatchNormReLU
@@ -31,7 +32,8 @@ class BasicBlock(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, in_channels, h, w) to (N, channels, h/stride, w/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        x, shortcut = maps.fork(x)
+        shortcut = shortcut if self.downsample is None else self.downsample(shortcut)
         x = self.bn1(self.conv1(x))
         return self.bn2.add_relu(self.conv2(x), shortcut)
 
@@ -53,7 +55,8 @@ class Bottleneck(jt.nn.Module):
 
     def execute(self, x: Var) -> Var:
         """Map (N, in_channels, h, w) to (N, 4*channels, h/stride, w/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        x, shortcut = maps.fork(x)
+        shortcut = shortcut if self.downsample is None else self.downsample(shortcut)
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
         return self.bn3.add_relu(self.conv3(x), shortcut)

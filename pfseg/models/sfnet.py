@@ -95,7 +95,7 @@ class SFNetHead(Head):
         levels, aux = [fused], []
         for i in reversed(range(len(features) - 1)):
             lateral = self.fpn_in[i](features[i])
-            fused = lateral + self.fpn_out_align[i](fused, lateral)
+            fused = maps.add(lateral, self.fpn_out_align[i](fused, lateral))
             levels.append(self.fpn_out[i](fused))
             if self.dsn is not None and self.is_training():
                 aux.append(self.dsn[i](fused))

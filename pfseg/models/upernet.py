@@ -53,7 +53,7 @@ class UPerNetHead(Head):
         levels: list[Var] = []
         for i in reversed(range(len(features) - 1)):
             lateral = self.fpn_in[i](features[i])
-            fused = lateral + resize(fused, maps.size(lateral), align_corners=False)
+            fused = maps.add(lateral, resize(fused, maps.size(lateral), align_corners=False))
             levels.insert(0, self.fpn_out[i](fused))
         finest = maps.size(fused)
         wide = [resize(level, finest, align_corners=False) for level in (*levels, coarsest)]

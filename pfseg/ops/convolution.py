@@ -160,7 +160,7 @@ class Conv2d(jt.nn.Conv):
         if kernels.maps_last():
             x, back = maps.enter(x)
             if not kernels.active():
-                return back(ConvolutionLast(self)(x, self.weight, self.bias))
+                return back(ConvolutionLast(self)(x, self.kernel, self.bias))
             packed = self._packed
             if packed is None and self.packs:
                 (packed,) = _pack([self])

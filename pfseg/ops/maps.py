@@ -173,6 +173,59 @@ def add_relu(a: Var, b: Var) -> Var:
     return y
 
 
+class _Add(jt.Function):
+    def execute(self, a: Var, b: Var) -> Var:
+        return kernels.run("maps_add", [(a.shape, a.dtype)], [a, b])[0]
+
+    def grad(self, upstream: Var) -> tuple[Var, Var]:
+        return upstream, upstream
+
+
+class _Fork(jt.Function):
+    def execute(self, x: Var) -> tuple[Var, Var]:
+        return x.clone(), x.clone()
+
+    def grad(self, *upstream: Var | None) -> Var | None:
+        given = [part for part in upstream if part is not None]
+        if len(given) < 2:
+            return given[0] if given else None
+        return kernels.run("maps_add", [(given[0].shape, given[0].dtype)], given)[0]
+
+
+class _Relu(jt.Function):
+    def execute(self, x: Var) -> Var:
+        (self.y,) = kernels.run("maps_relu", [(x.shape, x.dtype)], [x])
+        return self.y
+
+    def grad(self, upstream: Var) -> Var:
+        return kernels.run("maps_relu_gradient", [(upstream.shape, upstream.dtype)], [upstream, self.y])[0]
+
+
+def _rounds() -> bool:
+    """Whether maps are of 16 bits that Jittor's own operators would cut off instead of rounding: on a CPU."""
+    return _state["last"] and not kernels.active()
+
+
+def add(a: Var, b: Var) -> Var:
+    """The sum of two maps."""
+    y: Var = _Add()(a, b) if _rounds() else a + b
+    return y
+
+
+def fork(x: Var) -> tuple[Var, Var]:
+    """The same maps twice, for two users whose gradients are to be added up with rounding."""
+    if not _rounds():
+        return x, x
+    first, second = _Fork()(x)
+    return first, second
+
+
+def relu(x: Var) -> Var:
+    """max(x, 0) of maps."""
+    y: Var = _Relu()(x) if _rounds() else jt.nn.relu(x)
+    return y
+
+
 class _ScaleChannels(jt.Function):
     def execute(self, x: Var, factors: Var) -> Var:
         self.factors = factors

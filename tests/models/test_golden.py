@@ -10,6 +10,7 @@ from building import build_loss
 from pfseg import create_model
 from pfseg.models.pfnet import PyramidPooling
 from pfseg.models.pointflow import PointFlow
+from pfseg.ops import kernels
 from pfseg.ops.batchnorm import BatchNorm2d
 from pfseg.runtime import jt
 
@@ -86,6 +87,18 @@ def test_network(file, model, num_classes, variant, size):
     labels = logits.argmax(1)
     step = size[0] // stored["argmax"].shape[1]
     assert (labels[:, ::step, ::step] == stored["argmax"]).mean() > 0.999
+
+
+def test_network_in_16_bits(monkeypatch):
+    stored = golden.load("pfnet_r50_256")
+    network = golden.fill(create_model("pfnet_r50", num_classes=16))
+    image = np.random.default_rng(int(stored["input_seed"])).standard_normal((1, 3, 256, 256)).astype(np.float32)
+    monkeypatch.setitem(kernels._state, "precision", "bf16")
+    with jt.no_grad():
+        logits = network.predict(jt.array(image)).numpy()
+    step = 256 // stored["argmax"].shape[1]
+    assert 0.96 < (logits.argmax(1)[:, ::step, ::step] == stored["argmax"]).mean() < 1.0
+    assert 0.0 < golden.difference(logits[..., ::16, ::16], stored["logits"]) < 0.3
 
 
 def test_resnet101_has_the_published_keys():

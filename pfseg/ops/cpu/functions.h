@@ -41,7 +41,10 @@
     declare(last_maps_to_first) \
     declare(last_maps_join) \
     declare(last_maps_split) \
+    declare(last_maps_add) \
     declare(last_maps_add_relu) \
+    declare(last_maps_relu) \
+    declare(last_maps_relu_gradient) \
     declare(last_maps_scale_channels) \
     declare(last_maps_modulate) \
     declare(last_maps_modulate_gradient) \

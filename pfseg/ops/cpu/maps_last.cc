@@ -52,6 +52,18 @@ void exchange(const Array& whole, const Array* parts, int count, bool join) {
     }
 }
 
+// y = value(a, b) for each pair of values.
+template <class Value> void combine(const Array& a_array, const Array& b_array, const Array& y_array, Value value) {
+    with_type(a_array.type, [&](auto zero) {
+        using T = decltype(zero);
+        const T *a = as<T>(a_array), *b = as<T>(b_array);
+        T* y = as<T>(y_array);
+        const int64_t size = a_array.size();
+        #pragma omp parallel for simd
+        for (int64_t i = 0; i < size; i++) y[i] = from_float<T>(value(to_float(a[i]), to_float(b[i])));
+    });
+}
+
 }  // namespace
 
 // x (N, C, H, W) -> (N, H, W, C)
@@ -74,16 +86,24 @@ void last_maps_split(const Array* in, const Array* out, const Options& options) 
     exchange(in[0], out, int(options.at("count")), false);
 }
 
+// a, b -> a + b
+void last_maps_add(const Array* in, const Array* out, const Options&) {
+    combine(in[0], in[1], out[0], [](float a, float b) { return a + b; });
+}
+
 // a, b -> max(a + b, 0)
 void last_maps_add_relu(const Array* in, const Array* out, const Options&) {
-    with_type(in[0].type, [&](auto zero) {
-        using T = decltype(zero);
-        const T *a = as<T>(in[0]), *b = as<T>(in[1]);
-        T* y = as<T>(out[0]);
-        const int64_t size = in[0].size();
-        #pragma omp parallel for simd
-        for (int64_t i = 0; i < size; i++) y[i] = from_float<T>(std::max(to_float(a[i]) + to_float(b[i]), 0.0f));
-    });
+    combine(in[0], in[1], out[0], [](float a, float b) { return std::max(a + b, 0.0f); });
+}
+
+// x -> max(x, 0)
+void last_maps_relu(const Array* in, const Array* out, const Options&) {
+    combine(in[0], in[0], out[0], [](float x, float) { return std::max(x, 0.0f); });
+}
+
+// upstream, y of `last_maps_relu` -> gradient of x
+void last_maps_relu_gradient(const Array* in, const Array* out, const Options&) {
+    combine(in[0], in[1], out[0], [](float upstream, float y) { return y > 0 ? upstream : 0.0f; });
 }
 
 // x, factors (N, C) float32 -> x * factors

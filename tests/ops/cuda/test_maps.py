@@ -73,3 +73,19 @@ def test_channels_are_scaled_and_sums_are_cut_at_0(emulated):
     assert (z.numpy() == np.maximum(2 * x.numpy(), 0)).all()
     (gradient,) = jt.grad(y.sum(), [x])
     assert (gradient.numpy() == factors.numpy()[..., None, None] * np.ones((2, 24, 3, 3))).all()
+
+
+def test_sums_and_two_users_of_a_map(emulated):
+    x, y, *upstream = np.random.default_rng(0).integers(-128, 129, (4, 2, 5, 4, 3)).astype(np.float32) + 0.5
+    x, y, *upstream = (maps.to_first(maps.to_last(jt.array(v))).numpy() for v in (x, y, *upstream))
+    a, b = jt.array(x), jt.array(y)
+    with maps.channels_last():
+        first, second = maps.fork(maps.to_last(a))
+        total = maps.to_first(maps.add(first, maps.relu(maps.to_last(b))))
+        second = maps.to_first(second)
+    loss = (total * jt.array(upstream[0])).sum() + (second * jt.array(upstream[1])).sum()
+    got = [v.numpy() for v in (total, *jt.grad(loss, [a, b]))]
+    expected = [x + np.maximum(y, 0), upstream[0] + upstream[1], upstream[0] * (y > 0)]
+    for value, exact in zip(got, expected, strict=True):
+        assert np.abs(value - exact).max() <= TOLERANCE[emulated] / 2 * np.abs(exact).max()
+        assert abs((value - exact).mean()) <= TOLERANCE[emulated] * 5  # rounded, not cut off
