@@ -92,7 +92,12 @@ def run_job(
         variables = pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"})
         nodes = plan_nodes(settings)
         process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry, watch)
-        with handled(STOPPING, process.stop):
+
+        def stop(number: int) -> None:
+            if settings.job == "train" or number != signal.SIGUSR1:  # an evaluation may still end in time
+                process.stop(number)
+
+        with handled(STOPPING, stop):
             code = process.wait()
         return _ending(folder, settings, code, process.signum, telemetry)
     finally:

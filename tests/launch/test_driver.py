@@ -244,6 +244,13 @@ def test_a_run_that_stops_by_itself_ends_with_0(tmp_path: Path) -> None:
     assert stopped.value.exit_code == 0
 
 
+def test_an_evaluation_has_nothing_to_save(tmp_path: Path) -> None:
+    thread = threading.Thread(target=lambda: (trained(tmp_path), os.kill(os.getpid(), signal.SIGUSR1)))
+    thread.start()
+    assert run(tmp_path, job="evaluate", steps=20, seconds=0.1)["status"] == "done"
+    thread.join()
+
+
 def test_what_another_mpi_job_left_in_the_environment_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMIX_RANK", "3")
     monkeypatch.setenv("OMPI_MCA_pml", "ob1")
