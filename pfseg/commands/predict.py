@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from pfseg.commands.predictor import Predictor, load_predictor
 from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
-from pfseg.errors import DataError, PfsegError, unforeseen
-from pfseg.launch.driver import JobStopped
-from pfseg.prediction.folder import Task, find_images, open_record, plan
-from pfseg.prediction.maps import Maps
-from pfseg.prediction.rows import predict_resized, predict_rows
+from pfseg.devices import plan_ranks
+from pfseg.errors import DataError
+from pfseg.jobs.predict import Stopped, attempt, find_tasks
+from pfseg.jobs.predictor import Predictor, checkpoint_names, load_predictor
+from pfseg.launch.driver import JobStopped, run_job
+from pfseg.prediction.folder import Task, open_record
+from pfseg.prediction.shares import Shares
 from pfseg.signals import collected_signals
 from pfseg.tracking import terminal
+from pfseg.tracking.console import RunConsole
 from pfseg.tracking.terminal import ConsoleProgress
 
+_RANKS = ".pfseg"  # folder in that of the maps, where ranks share the images out
 # What changes the maps.
 _CHANGING = (
     "window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata", "percent", "region",
@@ -30,25 +34,45 @@ _CHANGING = (
 def run(settings: Predict) -> None:
     """Predict as configured."""
     console = terminal.console()
-    output = Path(settings.output)
-    root, images = find_images(settings.input, output, settings.asset)
-    tasks = plan(root, images, output, settings.outputs, settings.format)
-    predictor = load_predictor(settings)  # before anything is written
+    output, tasks = Path(settings.output), find_tasks(settings)
+    ranks, gpus = plan_ranks(settings)
     given = settings.dump()
-    record = {"checkpoint": predictor.name, **{key: given[key] for key in _CHANGING}}
+    record = {"checkpoint": checkpoint_names(settings), **{key: given[key] for key in _CHANGING}}
     if changes := dataset_changes(settings):
         record["dataset"] = changes
-    open_record(output, record, overwrite=settings.overwrite)
     left = [task for task in tasks if settings.overwrite or not task.done]
-    with ConsoleProgress(console, "predicting") as progress:
-        total = sum(task.size for task in tasks)
-        progress.begin(total, total - sum(task.size for task in left))
-        skipped = len(tasks) - len(left)
-        failures = _predict_all(left, predictor, progress, console, skipped, percent=settings.percent)
+    if ranks > 1:
+        open_record(output, record, overwrite=settings.overwrite)
+        failures = _in_ranks(settings, output / _RANKS, len(left), len(tasks))
+    else:
+        os.environ |= {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {"PFSEG_DEVICE": "cpu"}
+        predictor = load_predictor(settings)  # before anything is written
+        open_record(output, record, overwrite=settings.overwrite)
+        with ConsoleProgress(console, "predicting") as progress:
+            total = sum(task.size for task in tasks)
+            progress.begin(total, total - sum(task.size for task in left))
+            failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left), settings)
     before = f", {len(tasks) - len(left):,} were finished before" if len(left) < len(tasks) else ""
     terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
+
+
+def _in_ranks(settings: Predict, folder: Path, left: int, every: int) -> list[str]:
+    """Predict in several ranks; returns why some images could not be. A folder of ranks that failed tells of them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shares, shown = Shares(folder, 0), RunConsole()
+    try:
+        run_job(folder, settings, sinks=[shown])
+    except JobStopped as error:
+        done = every - left + len(shares.finished())
+        text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
+        raise JobStopped(text, error.exit_code) from None
+    finally:
+        shown.finish()
+    failures = [failure for failure in shares.finished() if failure]
+    shutil.rmtree(folder, ignore_errors=True)
+    return failures
 
 
 def _predict_all(
@@ -57,8 +81,7 @@ def _predict_all(
     progress: ConsoleProgress,
     console: Console,
     skipped: int,
-    *,
-    percent: bool,
+    settings: Predict,
 ) -> list[str]:
     """Predict image after image; returns why some could not be."""
     failures: list[str] = []
@@ -68,65 +91,15 @@ def _predict_all(
             def advance(share: float, size: int = task.size) -> None:
                 progress.advance(share * size)
                 if signals:
-                    raise _Stopped
+                    raise Stopped
 
             try:
-                notes = predict_image(task, predictor, advance, percent=percent)
-            except _Stopped:
+                notes, failure = attempt(task, predictor, advance, settings)
+            except Stopped:
                 done, every = skipped + number - len(failures), skipped + len(tasks)
                 text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
                 raise JobStopped(text, 128 + signals[0]) from None
-            except PfsegError as error:
-                if not isinstance(error, DataError):
-                    raise
-                failures.append(str(error))
-                notes = [f"failed: {error}"]
-            except Exception as error:  # whatever one image holds, the others are predicted
-                failures.append(unforeseen(task.image, error))
-                notes = [f"failed: {failures[-1]}"]
+            failures += [failure] if failure else []
             for note in notes:
                 terminal.line(console, note)
     return failures
-
-
-def predict_image(
-    task: Task, predictor: Predictor, progress: Callable[[float], None], *, percent: bool = False
-) -> list[str]:
-    """Predict one image and write its maps, all of them or none; returns warnings for the user.
-
-    `percent`: see `Maps`; `progress` is called with the share of the image that was finished since the last call.
-
-    Raises:
-        DataError: the image can't be read.
-        WriteError: a map can't be written.
-    """
-    with predictor.open(task.image) as image:
-        pixels = image.shape[0] * image.shape[1]
-        maps = Maps(
-            task.targets,
-            image,
-            predictor.classes,
-            geotiff=task.geotiff,
-            display=predictor.display,
-            percent=percent,
-        )
-        predict = partial(predict_resized, size=predictor.resize) if predictor.resize else predict_rows
-        rows = predict(
-            image,
-            sliding=predictor.sliding,
-            normalise=predictor.normalise,
-            wanted=task.targets,
-            progress=lambda count: progress(count / pixels),
-            black=predictor.record is not None,
-        )
-        try:
-            for each in rows:
-                maps.write(each)
-            maps.publish()
-        finally:
-            maps.discard()
-        return [*predictor.reader.pop_notes(), *maps.warnings]
-
-
-class _Stopped(Exception):
-    """A signal came."""

@@ -289,7 +289,10 @@ def _check_predict(settings: Predict) -> None:
         raise ConfigError("resize and window are both set: the image is either resized as a whole or cut into windows")
     settings.outputs = list(dict.fromkeys(settings.outputs))
     settings.output = _absolute(settings.output)
-    _find_checkpoints(settings)
+    paths = _find_checkpoints(settings)
+    settings.ranks = plan_ranks(settings)[0]
+    if settings.ranks > 1 and (exported := [path for path in paths if path.suffix == ".onnx"]):
+        raise ConfigError(f"ranks={settings.ranks}: {exported[0]} runs in one rank, as ONNX Runtime uses all cores")
 
 
 def _check_convert(settings: Convert) -> None:

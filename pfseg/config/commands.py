@@ -10,6 +10,7 @@ from pydantic import Field
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
+from pfseg.config.run_settings import Mpi
 from pfseg.config.schema import Application, Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings, setting
 
@@ -49,6 +50,9 @@ class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
+    gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
+    ranks: t.Ranks = setting("processes that share the images; auto: one per GPU, or one on the CPU")
+    launch: Mpi
     checkpoint: str | list[str] = setting(
         "run folder (its best checkpoint), .safetensors or .onnx file; several are averaged: [a,b,c]"
     )

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from pfseg.config.commands import Predict
 from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
@@ -51,7 +52,11 @@ class JobStopped(JobError):
 
 
 def run_job(
-    folder: Path, settings: Train | Evaluate, *, sinks: Sequence[Sink] = (), worker_module: str = "pfseg.launch.worker"
+    folder: Path,
+    settings: Train | Evaluate | Predict,
+    *,
+    sinks: Sequence[Sink] = (),
+    worker_module: str = "pfseg.launch.worker",
 ) -> dict[str, Any]:
     """Run one job in its folder, wait for its end, and return what it wrote into `result.json`.
 
@@ -192,7 +197,7 @@ class _Telemetry:
 
 
 def _ending(
-    folder: Path, settings: Train | Evaluate, code: int, signum: int | None, telemetry: _Telemetry
+    folder: Path, settings: Train | Evaluate | Predict, code: int, signum: int | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
     resume = "; nothing was saved"

@@ -30,8 +30,8 @@ def save_calibration(checkpoint: Path, found: Mapping[str, Any]) -> Path:
     return path
 
 
-def load_temperature(checkpoint: Path, digest: str) -> float | None:
-    """The temperature that was found for a checkpoint with this SHA-256; None if none was.
+def load_temperature(checkpoint: Path) -> float | None:
+    """The temperature that was found for a checkpoint; None if none was.
 
     Raises:
         CheckpointError: the file is damaged, or of another checkpoint of the same name.
@@ -48,7 +48,7 @@ def load_temperature(checkpoint: Path, digest: str) -> float | None:
             f"{path} is damaged ({type(error).__name__}: {error}): remove it, or write it again by pfseg evaluate "
             "calibrate=true"
         ) from error
-    if theirs != digest:
+    if theirs != digest_of(checkpoint):
         raise CheckpointError(
             f"{path} is of another {checkpoint.name}, which was written over since: calibrate again by pfseg evaluate "
             "calibrate=true, or give temperature=1"

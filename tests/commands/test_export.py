@@ -143,3 +143,8 @@ def test_a_network_that_became_another_is_not_written(
 def test_another_size_than_the_file_takes(given: str, model: Path, images: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model.onnx takes images of 96x96 px only: leave out scales and"):
         predicted(model, images, tmp_path / "out", given)
+
+
+def test_onnx_files_run_in_one_rank(model: Path, images: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"ranks=2: .*model.onnx runs in one rank, as ONNX Runtime uses all cores"):
+        predicted(model, images, tmp_path / "out", "ranks=2", "gpus=0")

@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pyogrio
 import pytest
 import rasterio
@@ -437,7 +438,7 @@ def test_checkpoints_that_do_not_go_together(checkpoint, predict, tmp_path, chan
 def test_a_fault_nobody_thought_of_ends_one_image(predict, tmp_path, monkeypatch):
     for name in "abc":
         write(tmp_path / "in" / f"{name}.png", picture(70, 70))
-    monkeypatch.setattr("pfseg.commands.predict.Maps", lambda *given, **more: _fail_for("b", *given, **more))
+    monkeypatch.setattr("pfseg.jobs.predict.Maps", lambda *given, **more: _fail_for("b", *given, **more))
     with pytest.raises(DataError, match=r"1 of 3 images .*; the first: .*b.png: unforeseen KeyError \('crs'\); please"):
         predict()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".pfseg.json", "a.png", "c.png"]
@@ -654,6 +655,40 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+def in_ranks(checkpoint: Path, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    given = [f"checkpoint={checkpoint}", "trust=true", f"input={folder / 'in'}", f"output={folder / 'out'}", "gpus=0"]
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "pfseg", "predict", *given, "ranks=2", *overrides]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=folder, **pipes)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_images(checkpoint, tmp_path):
+    """Killed in the middle, the same command does the rest; every map is that of one process, and written once."""
+    for number in range(8):
+        save_tif(tmp_path / "in" / f"{number}.tif", planes(picture(260, 300, number)), **UTM)
+    (tmp_path / "in" / "damaged.png").write_bytes(b"no image")
+    process, out = in_ranks(checkpoint, tmp_path, "window=64"), tmp_path / "out"
+    while len(list(out.glob("?.tif"))) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if child.environ().get("OMPI_COMM_WORLD_RANK") == "1").kill()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1 and "was killed (exit code 137)" in errors
+    before = {path: path.stat().st_mtime_ns for path in out.glob("?.tif")}
+    assert 3 <= len(before) < 8
+    told, errors = in_ranks(checkpoint, tmp_path, "window=64").communicate(timeout=200)
+    assert f"{8 - len(before)} images predicted into" in told and f"{len(before)} were finished before" in told
+    assert "error: 1 of 9 images could not be predicted; the first: " in errors and "damaged.png" in errors
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    for number in range(8):
+        with rasterio.open(out / f"{number}.tif") as file:
+            np.testing.assert_array_equal(file.read(1), picture(260, 300, number).argmax(2))
+    assert sorted(path.name for path in out.iterdir()) == [".pfseg.json", *(f"{number}.tif" for number in range(8))]
+
+
 def test_stopped_by_a_signal(checkpoint, tmp_path):
     write(tmp_path / "in" / "a.png", picture(100, 100))
     write(tmp_path / "in" / "b.png", picture(3000, 3000))

@@ -35,7 +35,6 @@ class Predictor(NamedTuple):
     reader: ImageReader
     display: list[int] | None  # see `pfseg.data.display`
     record: Record | None  # of `pfseg.data.inputs`; None for checkpoints that have none
-    name: str  # of the checkpoints, with a part of their checksums and their temperatures
 
     def open(self, path: PurePath) -> Image:
         """Open an image as those of the training were read; patches of a preparation as they are."""
@@ -55,7 +54,6 @@ class _Member(NamedTuple):
     classes: tuple[ClassInfo, ...]
     trained: Trained
     given: dict[str, Any]  # how its images are read: `bands` and `stretch`
-    digest: str
     temperature: float
 
     @property
@@ -71,8 +69,7 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that a network doesn't take, or checkpoints that don't go together.
     """
-    checkpoints = [settings.checkpoint] if isinstance(settings.checkpoint, str) else settings.checkpoint
-    members = [_load(Path(checkpoint), settings) for checkpoint in checkpoints]
+    members = [_load(path, settings) for path in _paths(settings)]
     for other in members[1:]:
         _check_alike(members[0], other)
     first = members[0]
@@ -111,20 +108,38 @@ def load_predictor(settings: Predict) -> Predictor:
             f"bands={list(reader.bands or ())} names {reader.channels} bands, but the network takes {takes}"
         )
     normalise, display = Normalise(data.mean or (), data.std or ()), display_positions(data)
-    record, name = trained[0].meta.get("input"), ", ".join(map(_name, members))
-    return Predictor(sliding, normalise, first.classes, settings.resize, reader, display, record, name)
+    record = trained[0].meta.get("input")
+    return Predictor(sliding, normalise, first.classes, settings.resize, reader, display, record)
+
+
+def checkpoint_names(settings: Predict) -> str:
+    """The checkpoints, with a part of their checksums and their temperatures; raises CheckpointError."""
+    names = []
+    for path in _paths(settings):
+        digest, temperature = digest_of(path), _temperature(path, settings)
+        softened = "" if temperature == 1 else f", temperature {temperature:.6g}"
+        names.append(f"{path.name} (sha256 {digest[:16]}{softened})")
+    return ", ".join(names)
+
+
+def _paths(settings: Predict) -> list[Path]:
+    given = settings.checkpoint
+    return [Path(each) for each in ([given] if isinstance(given, str) else given)]
+
+
+def _temperature(path: Path, settings: Predict) -> float:
+    return settings.temperature or load_temperature(path) or 1.0
 
 
 def _load(path: Path, settings: Predict) -> _Member:
-    changes, digest = dataset_changes(settings), digest_of(path)
+    changes = dataset_changes(settings)
     stored = training_settings(path, changes, trust=settings.trust)
     data, classes = stored.dataset, parse_classes(stored.dataset.classes)
     channels = len(data.mean or (0, 1, 2))
     trained = restore_network(path, stored.model, len(classes), channels, settings.precision, fold=True)
     stored_input = {key: getattr(data, key, None) for key in ("bands", "stretch")} | (trained.meta.get("input") or {})
     given = stored_input | {key: value for key, value in changes.items() if key in stored_input}
-    temperature = settings.temperature or load_temperature(path, digest) or 1.0
-    return _Member(path, stored, classes, trained, given, digest, temperature)
+    return _Member(path, stored, classes, trained, given, _temperature(path, settings))
 
 
 def _check_alike(first: _Member, other: _Member) -> None:
@@ -168,11 +183,6 @@ def _scaled(member: _Member, first: _Member) -> Network:
 
 def _statistics(member: _Member) -> list[np.ndarray]:
     return [np.array(values, np.float32)[:, None, None] for values in (member.data.mean, member.data.std)]
-
-
-def _name(member: _Member) -> str:
-    temperature = "" if member.temperature == 1 else f", temperature {member.temperature:.6g}"
-    return f"{member.path.name} (sha256 {member.digest[:16]}{temperature})"
 
 
 def _check_size(settings: Predict, path: Path, window: tuple[int, int], size: int, factor: float) -> None:
