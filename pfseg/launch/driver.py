@@ -77,7 +77,7 @@ def run_job(
     ranks, gpus = plan_ranks(settings)
     text = yaml.safe_dump(settings.dump(), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "resolved.yaml", text)
-    origin: Environment = {**environment(), "data": data_state(settings.dataset.root)}
+    origin: Environment = {**environment(), "data": data_state(getattr(settings.dataset, "root", None))}
     write_atomic(folder / "environment.json", json.dumps(origin, indent=2) + "\n")
     commands = folder / "command.txt"
     earlier = commands.read_text(encoding="utf-8") if commands.exists() else ""
