@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from pfseg.config.check import checked
+from pfseg.config.check import checked, find_checkpoint
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import Dataset, FolderData
@@ -23,6 +23,7 @@ from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Settings
+from pfseg.config.stored import training_settings
 from pfseg.config.targets import call, instantiate, locate
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
@@ -38,6 +39,7 @@ from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
 from pfseg.weights import published
 from pfseg.weights.checkpoint import load_meta
+from pfseg.weights.sources import is_source
 
 _NETWORK = "pfseg.models.network.SegmentationNetwork"
 _NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
@@ -46,7 +48,7 @@ _NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
 def create_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     in_channels: int = 3,
     variant: str = "pytorch",
     pretrained: str | Path | None = None,
@@ -55,7 +57,9 @@ def create_model(
     """Build a network of conf/model by its name: a Jittor module that maps (N, C, H, W) float32 to `SegOutput`.
 
     Args:
-        name: of a choice of `model`, such as `pfnet_r50`, `sfnet_r18` or a file of conf/model.
+        name: of a choice of `model`, such as `pfnet_r50`, `sfnet_r18` or a file of conf/model; or a model folder, run
+            folder, checkpoint, `hf://owner/name` or `wandb://entity/project/name:alias`, which says all the rest and
+            whose weights are loaded.
         num_classes: K.
         in_channels: bands of the images; weights of red, green and blue are spread over others than 3.
         variant: of PFNet, `pytorch` or `jittor`, see `pfseg.models.pfnet.VARIANTS`.
@@ -63,9 +67,16 @@ def create_model(
         config_dir: a further folder of YAML files; `conf` in the working folder is found without it.
 
     Raises:
-        ConfigError: unknown name.
-        CheckpointError: unusable `pretrained`.
+        ConfigError: unknown name, or no number of classes.
+        CheckpointError: unusable `pretrained` or checkpoint.
     """
+    if is_source(name) or Path(name).exists():
+        path = find_checkpoint(name)
+        stored = training_settings(path)
+        classes, mean = stored.dataset.classes, stored.dataset.mean
+        return restore_model(path, stored.model, len(classes), len(mean or (0, 1, 2)))[0]
+    if num_classes is None:
+        raise ConfigError(f"create_model({name!r}) needs num_classes: only a trained network knows its own")
     folder = Path(config_dir) if config_dir is not None else None
     choices = [f"model={name}"] + ([f"model.variant={variant}"] if variant != "pytorch" else [])
     composed = compose("profile", choices, folder=folder)

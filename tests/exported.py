@@ -39,6 +39,7 @@ def make_checkpoint(path: Path, *overrides: str) -> Path:
     weights["head.conv_last.1.bias"] -= np.median(logits, axis=(0, 2, 3))
     record = {"bands": [2, 1, 0], "stretch": [2.0, 98.0], "nodata": "black", "seen": None}
     meta: dict[str, Any] = {"config": settings.dump(), "progress": {"step": 7}, "epoch": 0, "input": record}
+    meta["scores"] = {"mIoU": 41.5, "IoU/roof": 40.25}
     save_checkpoint(path, weights, meta)
     return path
 

@@ -23,6 +23,7 @@ from pfseg.metrics.confusion import scores
 from pfseg.prediction.folder import find_images
 from pfseg.tracking import terminal
 from pfseg.tracking.terminal import ConsoleProgress
+from pfseg.weights.sources import push
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -62,14 +63,21 @@ def run(settings: Export) -> None:
         if settings.dataset.root or stored.dataset.root is None:
             rows["mIoU"] = _loss(settings, source, {"fp32": exported, settings.precision: smaller}, console)
         exported = smaller
-    out = Path(settings.out)
+    out, content = Path(settings.out), exported.SerializeToString()
     file = out if settings.format == "onnx" else out / "model.onnx"
-    write_atomic(file, exported.SerializeToString())
+    if settings.format == "folder":
+        from pfseg.export.folder import write_folder
+
+        write_folder(out, checkpoint, meta, classes, content)
+    else:
+        write_atomic(file, content)
     rows["file"] = f"{file.stat().st_size / 1e6:.1f} MB, {settings.precision}"
     table = terminal.table(title=shown(file))
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table)
+    if settings.push:
+        terminal.line(console, f"uploaded: {push(out, settings.push)}")
     terminal.line(console, f"map with it: pfseg predict checkpoint={shown(file)} input=<images> output=<folder>")
 
 

@@ -22,11 +22,13 @@ from pfseg.config.settings import Settings
 from pfseg.config.stored import check_fits, resumable, training_settings
 from pfseg.config.validation import as_typed, description, validate
 from pfseg.data.base import parse_classes
+from pfseg.data.cache import cache_folder
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
 from pfseg.errors import ConfigError
 from pfseg.weights import published
 from pfseg.weights.onnx_file import read_onnx
+from pfseg.weights.sources import fetch, is_source
 
 S = TypeVar("S", bound=Settings)
 _WEIGHTS = {"pretrained": "a backbone file", "init": "a checkpoint or weights of a whole network"}
@@ -345,12 +347,17 @@ _CHECKS: dict[type[Settings], Callable[[Any], None]] = {
 def find_checkpoint(checkpoint: str | Path) -> Path:
     """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
 
+    It may also be a model folder, or be shared by others; see `pfseg.weights.sources.fetch`.
+
     Raises:
-        ConfigError: neither such a file nor a run folder with a checkpoint.
+        ConfigError: neither such a file nor a folder with a checkpoint.
+        CheckpointError: what others share can't be downloaded.
     """
+    if is_source(str(checkpoint)):
+        checkpoint = fetch(str(checkpoint), cache_folder())
     path = Path(checkpoint).expanduser().absolute()
-    files = [path, path / "checkpoints" / "best.safetensors", path / "checkpoints" / "last.safetensors"]
-    for file in files:
+    below = ("checkpoints/best", "checkpoints/last", "model", "best", "last")  # of a run, a model folder, an artifact
+    for file in (path, *(path / f"{name}.safetensors" for name in below)):
         if file.is_file() and file.suffix in (".safetensors", ".onnx"):
             return file
     if path.is_file():
@@ -361,7 +368,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     elif path.is_dir():
         fault = (
             "holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
-            "outputs/<name>/<date>/<time>, that has saved at least once"
+            "outputs/<name>/<date>/<time>, that has saved at least once, or a model folder with model.safetensors"
         )
     else:
         fault = f"does not exist (looked in {path}): give a run folder or a .safetensors file"

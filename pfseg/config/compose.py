@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pfseg.config.validation import as_typed, nearest, unknown_key
 from pfseg.errors import ConfigError
 from pfseg.files import load_yaml
+from pfseg.weights.sources import is_source
 
 VERSION_BASE = "1.3"
 DEFAULT_BACKBONE = "resnet50"
@@ -178,8 +179,8 @@ def spell(value: Any) -> str:
 
 
 def run_folder(checkpoint: str | Sequence[str]) -> str:
-    """Folder that an evaluation writes below: the checkpoint's run, or folder; `outputs` for several checkpoints."""
-    if not isinstance(checkpoint, str):
+    """Folder that an evaluation writes below: the checkpoint's run or folder; `outputs` for several or shared ones."""
+    if not isinstance(checkpoint, str) or is_source(checkpoint):
         return "outputs"
     path = Path(checkpoint).expanduser().absolute()
     if path.is_file():

@@ -14,17 +14,20 @@ import numpy as np
 import onnx
 import pytest
 import rasterio
+import yaml
 from data.fakes import write
 from exported import CLASSES, export, make_checkpoint
 from rasterio.transform import from_origin
 from runs import ROOT
 
+from pfseg import create_model
 from pfseg.commands.export import run
 from pfseg.commands.predict import run as run_predict
 from pfseg.config.check import check
 from pfseg.config.compose import compose
 from pfseg.errors import CheckpointError, ConfigError
 from pfseg.export.comparison import Agreement
+from pfseg.weights.transfer import export_weights
 
 UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
 
@@ -107,6 +110,51 @@ def test_prediction_needs_neither_jittor_nor_a_compiler(model: Path, images: Pat
     environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(ROOT)])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, timeout=120)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".pfseg.json", "scene.tif", "picture.png"}
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of a run that has drawn samples."""
+    samples = checkpoint.parent.parent / "samples"
+    samples.mkdir()
+    for name in ("step_000003.png", "step_000010.png", "step_000010_0_pred.png"):
+        (samples / name).write_bytes(name.encode())
+    return export(checkpoint, tmp_path_factory.mktemp("shared") / "model", "format=folder")
+
+
+def test_a_folder_to_share(folder: Path, checkpoint: Path):
+    names = ["README.md", "classes.csv", "config.yaml", "metrics.json", "model.json", "model.onnx", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "picture.png"])
+    assert (folder / "picture.png").read_bytes() == b"step_000010.png"
+    assert (folder / "classes.csv").read_text().splitlines()[3] == "7,tree,#00a000"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["name"] == "pfnet_r18"
+    told = json.loads((folder / "metrics.json").read_text())
+    assert told == {"scores": {"mIoU": 41.5, "IoU/roof": 40.25}, "step": 7, "index": None}
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    described = yaml.safe_load(head)
+    assert (described["library_name"], described["pipeline_tag"]) == ("pfseg", "image-segmentation")
+    assert described["model-index"][0]["results"][0]["metrics"] == [{"type": "mean_iou", "name": "mIoU", "value": 41.5}]
+    assert "| 7 | tree | `#00a000` |" in text and "| IoU of roof | 40.25 |" in text and "](picture.png)" in text
+    assert "3 bands (2, 1, 0 of the files, from 0)" in text and "stretched by `[2.0, 98.0]`" in text
+
+
+def test_a_folder_is_used_by_its_path(folder: Path, checkpoint: Path, images: Path, tmp_path: Path):
+    network, trained = create_model(str(folder)), create_model(str(checkpoint))
+    weights, expected = export_weights(network), export_weights(trained)
+    assert all((weights[key] == value).all() for key, value in expected.items()) and network.num_classes == 3
+    first, second = (predicted(each, images, tmp_path / each.name) for each in (folder, checkpoint.parent.parent))
+    assert (first / "scene.tif").read_bytes() == (second / "scene.tif").read_bytes()
+    with pytest.raises(ConfigError, match=r"create_model\('pfnet_r18'\) needs num_classes: only a trained network"):
+        create_model("pfnet_r18")
+    with pytest.raises(ConfigError, match=r"model exists already: give another folder by out=<path>"):
+        export(checkpoint, folder, "format=folder")
+
+
+def test_a_folder_is_uploaded_where_asked(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    uploaded = []
+    monkeypatch.setattr("pfseg.commands.export.push", lambda *given: uploaded.append(given) or "address")
+    export(checkpoint, tmp_path / "model", "format=folder", "push=owner/name")
+    assert uploaded == [(tmp_path / "model", "owner/name")]
 
 
 @pytest.mark.parametrize(
