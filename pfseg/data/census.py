@@ -60,14 +60,15 @@ class Census:
         `effective_number`: the inverse of (1 - b^n) / (1 - b) for n pixels (Cui et al., CVPR 2019), b being 1 - 1 / N
         for N pixels in a class on average.
         """
-        found = self.pixels > 0
+        weights, found = np.ones(len(self.classes)), self.pixels > 0
+        if not found.any():
+            return weights
         pixels = self.pixels[found].astype(np.float64)
         if rule == "median_frequency":
             inverse = self.images[found] / pixels
         else:
             inverse = 1 / -np.expm1(-pixels / pixels.mean())  # b^n is exp(-n / N) but for 1 / N
-        weights = np.ones(len(self.classes))
-        weights[found] = inverse / inverse.mean() if found.any() else 1.0
+        weights[found] = inverse / inverse.mean()
         return weights
 
     def warnings(self) -> list[str]:
