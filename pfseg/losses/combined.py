@@ -54,12 +54,12 @@ class PFNetLoss:
         edge_weight: float,
         ignore_index: int,
         global_reduction: bool,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        terms: Mapping[str, Term] | None = None,
-        aux_weight: float = 0.4,
-        aux_min_kept: int | None = None,
-        point_weight: float = 1.0,
+        class_weights: Sequence[float] | None,
+        label_smoothing: float,
+        terms: Mapping[str, Term],
+        aux_weight: float,
+        aux_min_kept: int | None,
+        point_weight: float,
     ) -> None:
         options: dict[str, Any] = {"ignore_index": ignore_index, "global_reduction": global_reduction}
         self.plain = CrossEntropy(**options)
@@ -71,7 +71,7 @@ class PFNetLoss:
         self.segmentation = segmentation or self.soft or (self.hard if ohem else self.plain)
         self.edge = EdgeLoss(edge, global_reduction=global_reduction)
         self.aux = OhemCrossEntropy(ohem_threshold, aux_min_kept, **options) if aux_min_kept else self.plain
-        self.terms, self.ignore_index = dict(terms or {}), ignore_index
+        self.terms, self.ignore_index = dict(terms), ignore_index
         self.edge_weight, self.seg_weight = edge_weight, seg_weight
         self.aux_weight, self.point_weight = aux_weight, point_weight
 

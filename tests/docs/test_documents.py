@@ -13,6 +13,7 @@ from test_architecture import FLOORS
 
 from pfseg.commands.app import COMMANDS
 from pfseg.config.commands import SCHEMAS
+from pfseg.config.compose import networks
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -50,7 +51,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
 def known_keys(command: str) -> tuple[set[str], dict[str, set[str]]]:
     """Every key that the files of conf/ set for a command, and the choices of each group."""
     keys: set[str] = set()
-    choices: dict[str, set[str]] = {}
+    choices: dict[str, set[str]] = {"model": set(networks())}
     for path in (ROOT / "conf").rglob("*.yaml"):
         group = path.parent.relative_to(ROOT / "conf").as_posix()
         if group == ".":
