@@ -188,7 +188,9 @@ class BatchNorm2d(jt.nn.Module):
         if self.folded:
             if residual is not None:
                 return maps.add_relu(x, residual)
-            return maps.relu(x) if relu else x
+            if not relu:
+                return x
+            return jt.maximum(x, 0.0) if kernels.active() else maps.relu(x)
         momentum = None if self.frozen or not self.is_training() else self._next_momentum()
         sync = self.sync and world_size() > 1
         normalise = _NormaliseMaps(self.eps, momentum, relu, sync, [self.running_mean, self.running_var])

@@ -121,14 +121,22 @@ template <class T, bool RELU, bool RESIDUAL>
 void gradient(const Maps& maps, const T* x, const float* mean, Passed<T, RELU, RESIDUAL> passed, const float* means,
               T* x_gradient, T* residual_gradient) {
     const int64_t C = maps.channels;
-    #pragma omp parallel for
-    for (int64_t p = 0; p < maps.positions; p++)
-        #pragma omp simd
-        for (int64_t c = 0; c < C; c++) {
-            const float d = to_float(x[p * C + c]) - mean[c], g = passed(p * C + c, c, d);
-            x_gradient[p * C + c] = from_float<T>(passed.scale[c] * (g - means[c] - d * means[C + c]));
-            if (RESIDUAL) residual_gradient[p * C + c] = from_float<T>(g);
+    #pragma omp parallel
+    {
+        const auto own = passed;  // shared, the compiler would read its pointers again after each store
+        const float *totals = means, *products = means + C, *centre = mean;
+        #pragma omp for
+        for (int64_t p = 0; p < maps.positions; p++) {
+            const T* from = x + p * C;
+            T *to = x_gradient + p * C, *more = residual_gradient + (RESIDUAL ? p * C : 0);
+            #pragma omp simd
+            for (int64_t c = 0; c < C; c++) {
+                const float d = to_float(from[c]) - centre[c], g = own(p * C + c, c, d);
+                to[c] = from_float<T>(own.scale[c] * (g - totals[c] - d * products[c]));
+                if (RESIDUAL) more[c] = from_float<T>(g);
+            }
         }
+    }
 }
 
 // Call `work` with a value of the maps' type, and the options relu and residual as constants.
