@@ -24,8 +24,11 @@ import numpy as np
 from speed import TorchNetwork, sgd
 
 from pfseg import create_model
+from pfseg.config.check import checked
+from pfseg.config.compose import compose
+from pfseg.config.schema import Train
+from pfseg.config.targets import instantiate
 from pfseg.inference.folding import fold_batchnorm
-from pfseg.losses import PFNetLoss
 from pfseg.ops import kernels
 from pfseg.runtime import jt
 
@@ -52,17 +55,7 @@ def work_of(model: Any, arrays: dict[str, np.ndarray], training: bool) -> Callab
     else:
         model.eval()
         fold_batchnorm(model)
-    loss = PFNetLoss(
-        segmentation=None,
-        ohem=True,
-        ohem_threshold=0.7,
-        min_kept=10000,
-        seg_weight=1.0,
-        edge="bce",
-        edge_weight=1.0,
-        ignore_index=255,
-        global_reduction=False,
-    )
+    loss = instantiate(checked(compose("train", ["loss=pfnet", "gpus=0", "ranks=1"]), Train).loss)
 
     def run(precision: str) -> float:
         kernels.set_precision(precision)
