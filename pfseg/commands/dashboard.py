@@ -37,10 +37,10 @@ def run(settings: Dashboard) -> None:
 def _only(option: str, runs: Sequence[Run]) -> str:
     """What all runs have as `logger.wandb.<option>`; empty where they have none."""
     key = f"logger.wandb.{option}"
-    values = sorted({run.settings.get(key) or "" for run in runs})
+    values = sorted({str(run.settings.get(key) or "") for run in runs})
     if len(values) > 1:
         raise ConfigError(f"the runs differ in {key} ({', '.join(values)}): give one with {option}=")
-    return str(values[0])
+    return values[0]
 
 
 def _save(runs: Sequence[Run], entity: str, project: str) -> str:

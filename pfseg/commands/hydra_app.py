@@ -156,8 +156,8 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
         raise JobError("not started: the sweep was told to stop")
     try:
         settings = check(cfg)
-        launcher = cast(dict[str, Any], OmegaConf.to_container(job.launcher))
-        if "BasicLauncher" not in launcher["_target_"]:
+        launcher = cast(dict[str, str | int | None], OmegaConf.to_container(job.launcher))
+        if "BasicLauncher" not in str(launcher["_target_"]):
             os.environ["TTY_COMPATIBLE"] = "0"  # jobs side by side share a terminal: plain lines, no bars
         assert isinstance(settings, Job)
         with lease(settings, launcher, lambda text: _say(f"job {job.job.num}: {text}")):
@@ -172,7 +172,7 @@ def _sweep_job(work: Run, cfg: DictConfig) -> float | None:
 class KeepSettings(Callback):
     """Leaves `.hydra/config.pickle` in a run's folder, which Hydra's `--experimental-rerun` starts from."""
 
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+    def on_job_start(self, config: DictConfig, **_: object) -> None:
         """Write the file."""
         if config.hydra.output_subdir is not None:
             folder = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir

@@ -102,7 +102,7 @@ def _find_scenes(data: FolderData) -> SceneList:
     return usable
 
 
-def _settings(data: FolderData) -> dict[str, Any]:
+def _settings(data: FolderData) -> dict[str, object]:
     """Whatever changes the patches."""
     classes = parse_classes(data.classes)
     table = [[info.name, list(info.color), value] for info, value in zip(classes, class_ids(classes), strict=True)]

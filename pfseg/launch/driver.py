@@ -162,7 +162,7 @@ class _Telemetry:
         if not self._alive and (seconds := time.monotonic() - self._started) >= SILENCE_SECONDS:
             self.tell("waiting", seconds)
 
-    def tell(self, method: str, *args: Any) -> None:
+    def tell(self, method: str, *args: object) -> None:
         """Call each sink; leave out for good one that fails: it must not end a training."""
         for sink in list(self.sinks):
             try:

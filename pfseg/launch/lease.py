@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pfseg.devices import JobSettings, plan_ranks, visible_gpus
 from pfseg.files import lock
@@ -22,7 +21,9 @@ _LOOK_SECONDS = 0.2  # between looks at what has become free
 
 
 @contextmanager
-def lease(settings: JobSettings, launcher: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
+def lease(
+    settings: JobSettings, launcher: Mapping[str, str | int | None], tell: Callable[[str], None]
+) -> Iterator[None]:
     """Hold what a job uses, and leave it in the environment for the job's ranks.
 
     With GPUs these are the GPUs; `gpus=<number>` takes whichever are free first. Without, cores: all of them for jobs
@@ -81,7 +82,7 @@ def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Itera
         yield [name for name in names if name in held]
 
 
-def _share(launcher: Mapping[str, Any], ranks: int, cores: int) -> int:
+def _share(launcher: Mapping[str, str | int | None], ranks: int, cores: int) -> int:
     """Cores of one job on the CPU, by how many jobs the launcher runs at once."""
     target, threads = str(launcher.get("_target_", "")), os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():

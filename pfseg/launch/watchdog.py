@@ -45,7 +45,7 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def tell(**row: Any) -> None:
+def tell(**row: object) -> None:
     """Send a row to the driver, in one write so that rows of several ranks don't mix."""
     with suppress(OSError):  # nobody listens any more
         os.write(1, f"\n{_MARK}{json.dumps(row)}\n".encode())

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def _listen() -> None:
     tell(listens=True)
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: Mapping[str, object]) -> None:
     """Write `result.json`, which tells the driver that the job came to its end."""
     write_atomic(folder / "result.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
 

@@ -118,8 +118,9 @@ def _class_scores(shown: Sequence[_Shown]) -> dict[str, list[tuple[int, Run, flo
 
 
 def _class_colors(run: Run) -> dict[str, str]:
+    classes = run.settings.get("dataset.classes")
     try:
-        return {info.name: info.hex_color for info in parse_classes(run.settings.get("dataset.classes") or [])}
+        return {info.name: info.hex_color for info in parse_classes(classes if isinstance(classes, list) else [])}
     except (ConfigError, AttributeError, TypeError):  # none, or a damaged file
         return {}
 

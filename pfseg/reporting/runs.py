@@ -55,7 +55,7 @@ class Run:
 
     folder: Path  # absolute
     name: str  # short and unique among the runs read together
-    settings: dict[str, Any] = field(default_factory=dict)  # resolved, by dotted key, and each group's choice
+    settings: dict[str, object] = field(default_factory=dict)  # resolved, by dotted key, and each group's choice
     overridden: frozenset[str] = frozenset()  # keys that were given on the command line
     status: str = "lost"  # finished, running, stopped, failed or lost
     detail: str = ""  # why it failed or ended, in one line
@@ -256,12 +256,11 @@ def _first_line(text: str) -> str:
     return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Settings by dotted key; lists stay whole."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
-        nested = isinstance(value, dict) and value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -26,7 +26,7 @@ class SeedGroup:
     """Runs that differ only in `seed`."""
 
     label: str  # what sets the group apart from the others shown
-    settings: dict[str, Any]  # the values of the shown settings, the seed left out
+    settings: dict[str, object]  # the values of the shown settings, the seed left out
     runs: list[Run]  # finished ones, two at least
     left_out: int = 0  # how many more are not finished or have no score
 
@@ -41,12 +41,12 @@ class SeedGroup:
         return self.spread([point.miou if point else None for point in points])
 
     @property
-    def by_seed(self) -> dict[int, float]:
+    def by_seed(self) -> dict[str, float]:
         """Best mIoU by seed, the mean where a seed was run more than once."""
-        scores: defaultdict[int, list[float]] = defaultdict(list)
+        scores: defaultdict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             assert run.best is not None and run.best.miou is not None, "only scored runs are grouped"
-            scores[run.settings.get("seed", 0)].append(run.best.miou)
+            scores[as_typed(run.settings.get("seed"))].append(run.best.miou)
         return {seed: spread(values).mean for seed, values in scores.items()}
 
     def spread(self, scores: Sequence[float | None]) -> Spread | None:

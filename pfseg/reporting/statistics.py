@@ -42,7 +42,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> Difference | None:
     """Compare scores by seed over the seeds that both have, by the paired t test; None with fewer than two of them."""
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2:
