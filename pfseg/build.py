@@ -38,7 +38,7 @@ from pfseg.devices import check_precision, rank, world_size
 from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
 from pfseg.weights import published
-from pfseg.weights.checkpoint import load_meta
+from pfseg.weights.checkpoint import Meta, load_meta
 from pfseg.weights.sources import is_source
 
 _NETWORK = "pfseg.models.network.SegmentationNetwork"
@@ -252,7 +252,7 @@ def _build_backbone(settings: Settings, published: Mapping[str, Any], given: Map
     )
 
 
-def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, dict[str, Any]]:
+def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, Meta]:
     """The network of a checkpoint with its weights, and the checkpoint's metadata; raises CheckpointError."""
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
     from pfseg.weights.transfer import load_weights
@@ -271,7 +271,7 @@ class Trained(NamedTuple):
     output_stride: int  # sides of batches are multiples of it
     min_size: int  # smallest side that it takes in pixels
     size: int | None  # the only side that it takes; None for any
-    meta: dict[str, Any]  # of the checkpoint
+    meta: Meta  # of the checkpoint
 
 
 def restore_network(

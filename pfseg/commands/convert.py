@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.text import Text
@@ -24,7 +24,7 @@ from pfseg.data.base import parse_classes
 from pfseg.errors import CheckpointError, ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
-from pfseg.weights.checkpoint import read_meta, save_checkpoint
+from pfseg.weights.checkpoint import Meta, read_meta, save_checkpoint
 from pfseg.weights.matching import match_weights
 from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes
@@ -94,8 +94,8 @@ def run(settings: Convert) -> None:
 
 
 def _make_checkpoint(
-    settings: Convert, weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    settings: Convert, weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None
+) -> tuple[dict[str, np.ndarray], Meta]:
     """Arrays and metadata of a checkpoint that can be evaluated."""
     path = Path(settings.file)
     if meta is not None:
@@ -150,7 +150,7 @@ def _training(settings: Convert, contents: Contents) -> Train:
     return training
 
 
-def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None) -> list[tuple[str, str]]:
     statistics = {name for name in weights if name.endswith(("running_mean", "running_var"))}
     parameters = sum(array.size for name, array in weights.items() if name not in statistics)
     types = sorted({array.dtype.name for array in weights.values()})

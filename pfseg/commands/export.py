@@ -23,6 +23,7 @@ from pfseg.metrics.confusion import scores
 from pfseg.prediction.folder import find_images
 from pfseg.tracking import terminal
 from pfseg.tracking.terminal import ConsoleProgress
+from pfseg.weights.checkpoint import Meta
 from pfseg.weights.sources import push
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class _Source(NamedTuple):
 
     checkpoint: Path
     stored: Train
-    meta: dict[str, Any]
+    meta: Meta
     classes: tuple[ClassInfo, ...]
     mean: Sequence[float]
     std: Sequence[float]

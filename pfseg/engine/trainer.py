@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from pfseg.models.network import SegmentationNetwork
 from pfseg.ops.layers import Random
 from pfseg.runtime import jt, rank, world_size
 from pfseg.tracking.records import RecordWriter
-from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
+from pfseg.weights.checkpoint import Meta, Progress, load_checkpoint, save_checkpoint
 from pfseg.weights.transfer import Arrays, Var, export_weights, load_weights
 
 DIVERGED = "what was saved before is whole. Lower optimizer.lr, add schedule.warmup_steps or set trainer.clip_grad"
@@ -105,7 +105,7 @@ class Trainer:
     folder: Path  # of the run
     records: RecordWriter | None  # None on ranks other than 0
     seed: int
-    meta: dict[str, Any]  # stored with every checkpoint: config, versions
+    meta: Meta  # stored with every checkpoint: config, versions
     state: TrainingState = field(default_factory=TrainingState)
     status: str | None = None  # why it ended: done, stopped, out_of_time or early_stop
     losses: dict[str, float] = field(default_factory=dict)  # terms of the last step that they were read at
@@ -238,8 +238,9 @@ class Trainer:
         for key, value in arrays.items():
             if not np.isfinite(value).all():  # saved, it would replace weights that training can go on with
                 raise JobError(f"{key} is not finite after step {self.state.step}; {DIVERGED}")
-        standing = {"progress": asdict(self.state), "scores": self.scores, "epoch": self.epoch, "seed": self.seed}
-        save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, standing | self.meta)
+        progress, scores = cast(Progress, asdict(self.state)), cast(dict[str, float | None], self.scores)
+        standing: Meta = {"progress": progress, "scores": scores, "epoch": self.epoch, "seed": self.seed}
+        save_checkpoint(self.folder / "checkpoints" / f"{name}.safetensors", arrays, {**standing, **self.meta})
 
     def restore(self, path: Path) -> None:
         """Continue from a `last` checkpoint; raises CheckpointError if it is of another run."""
@@ -249,7 +250,8 @@ class Trainer:
         load_optimizer(self.optimizer, arrays, str(path))
         if self.average:
             self.average.load(arrays)
-        self.state, self.scores = TrainingState(**meta.get("progress", {})), meta.get("scores", {})
+        standing: Any = meta.get("progress", {})
+        self.state, self.scores = TrainingState(**standing), cast(dict[str, float], meta.get("scores", {}))
 
     def record(self, event: str, **fields: Any) -> None:
         """Write a row."""

@@ -37,19 +37,23 @@ class Progress(TypedDict, total=False):
 
 
 class Meta(TypedDict, total=False):
-    """The metadata of a checkpoint; others only tell people something."""
+    """The metadata of a checkpoint; the last ones only tell people something."""
 
     config: dict[str, Any]
     progress: Progress
     epoch: int
     scores: dict[str, float | None]
     input: dict[str, Any] | None
+    seed: int
+    pfseg: str
+    jittor: str
+    source: dict[str, str]
 
 
 _META = TypeAdapter(Meta)
 
 
-def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: Meta) -> None:
     """Write `path` (.safetensors) and its JSON file, or leave the previous ones intact and raise WriteError."""
     text = json.dumps(plain(meta), indent=1, allow_nan=False)
     data = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata={_HEADER: text})
@@ -64,14 +68,14 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, A
         raise WriteError(f"checkpoint not saved{earlier}: {error}") from error
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Meta]:
     """All arrays and the metadata of a checkpoint; raises CheckpointError."""
     meta, keys = _read_header(path)
     with safe_open(path, framework="np") as file:
         return {key: file.get_tensor(key) for key in keys}, meta
 
 
-def load_meta(path: Path) -> dict[str, Any]:
+def load_meta(path: Path) -> Meta:
     """The metadata of a checkpoint, or of one that was exported to ONNX, with its `config`; raises CheckpointError."""
     meta = _parse(path, read_onnx(path).header) if path.suffix == SUFFIX else _read_header(path)[0]
     if "config" not in meta:
@@ -79,14 +83,14 @@ def load_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def read_meta(path: Path) -> dict[str, Any] | None:
+def read_meta(path: Path) -> Meta | None:
     """The metadata of a checkpoint, with its `config`; None for any other file."""
     with suppress(CheckpointError):
         return load_meta(path)
     return None
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_header(path: Path) -> tuple[Meta, list[str]]:
     try:
         with safe_open(path, framework="np") as file:
             header, keys = file.metadata() or {}, list(file.keys())
@@ -102,9 +106,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
     return _parse(path, header[_HEADER]), keys
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path, text: str) -> Meta:
     try:
-        meta: dict[str, Any] = parse_json(text)
+        meta: Meta = parse_json(text)
         _META.validate_python(meta, strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
