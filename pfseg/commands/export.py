@@ -18,6 +18,7 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, PfsegError
+from pfseg.export.metadata import describe, ground_resolution
 from pfseg.files import shown, write_atomic
 from pfseg.metrics.confusion import scores
 from pfseg.prediction.folder import find_images
@@ -85,7 +86,6 @@ def run(settings: Export) -> None:
 def _export(settings: Export, source: _Source, model: Any) -> tuple[ModelProto, dict[str, str]]:
     """The network as ONNX, checked against itself in Jittor; and what to tell the user."""
     from pfseg.export.comparison import compare
-    from pfseg.export.metadata import describe
     from pfseg.export.model import to_onnx
     from pfseg.inference.folding import JittorNetwork
 
@@ -122,8 +122,6 @@ def _size(settings: Export, stored: Train, least: int) -> int:
 
 
 def _resolution(stored: Train) -> float | None:
-    from pfseg.export.metadata import ground_resolution
-
     try:
         return ground_resolution(build_dataset(stored.dataset, "train").image_files())
     except PfsegError:  # the images of the training aren't here
