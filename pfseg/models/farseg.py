@@ -6,7 +6,6 @@ As in Z-Zheng/FarSeg. Shapes: c1..c4 the backbone's maps at strides 4, 8, 16, 32
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pfseg.models.fpn import FeaturePyramid, Upsample
 from pfseg.models.network import Head, HeadOutput
@@ -70,7 +69,6 @@ class FarSegHead(Head):
     """FarSeg; see `FarSegSettings`."""
 
     strides = (4, 8, 16, 32)
-    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, fpn_dim: int, dim: int) -> None:
         super().__init__()

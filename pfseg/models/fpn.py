@@ -7,7 +7,6 @@ the same; D = fpn_dim, E = dim; K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pfseg.models import initial
 from pfseg.models.network import Head, HeadOutput
@@ -97,7 +96,6 @@ class FPNHead(Head):
 
     align_corners = False
     strides = (4, 8, 16, 32)
-    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, fpn_dim: int, dim: int) -> None:
         super().__init__()

@@ -121,7 +121,7 @@ class Head(jt.nn.Module):
     channels_last = False
     align_corners = True
     strides: tuple[int, ...] | None = None
-    backbone_options: ClassVar[Mapping[str, Any]] = {}
+    backbone_options: ClassVar[Mapping[str, Any]] = {"output_stride": 32, "dilation": "none"}
 
     def auxiliary(self, in_channels: int, num_classes: int) -> jt.nn.Module | None:
         """A second head for the map before the coarsest, which training alone uses; its weights are `aux.*`."""

@@ -6,7 +6,6 @@ As in CSAILVision/semantic-segmentation-pytorch. Shapes: c1..c4 the backbone's m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pfseg.models import initial
 from pfseg.models.network import Head, HeadOutput
@@ -27,7 +26,6 @@ class UPerNetHead(Head):
 
     channels_last = True
     align_corners = False
-    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, fpn_dim: int, pool_dim: int, pool_sizes: Sequence[int]

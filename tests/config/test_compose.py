@@ -34,8 +34,8 @@ def checked(*overrides: str) -> dict[str, Any]:
 
 
 def options(group: str) -> list[str]:
-    more = networks() if group == "model" else {}
-    return sorted({*more, *(path.stem for path in (CONF / group).glob("*.yaml"))})
+    heads = {head for head, _ in networks().values()} if group == "model" else set()
+    return sorted({*heads, *(path.stem for path in (CONF / group).glob("*.yaml"))})
 
 
 GROUPS = ("model", "model/backbone", "model/head", "loss", "loss/term", "optimizer", "schedule", "augment", "logger")
