@@ -2,7 +2,7 @@
 
 Reads PyTorch's `.pth` (zip and legacy), Jittor's `.pkl` and safetensors without executing anything in them. A `.pth` or
 `.pkl` doesn't say which data and which variant of the network it was trained with: a checkpoint, which does, is made
-with `variant` and `dataset`.
+with `variant` and `dataset`. Checkpoints of other projects are recognised, see `pfseg.weights.foreign`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pfseg.config.check import checked
 from pfseg.config.commands import Convert
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
+from pfseg.config.validation import as_typed
 from pfseg.data.base import parse_classes
 from pfseg.errors import CheckpointError, ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import Meta, read_meta, save_checkpoint
+from pfseg.weights.foreign import Foreign, recognise
 from pfseg.weights.matching import match_weights
 from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes
@@ -74,10 +76,10 @@ def run(settings: Convert) -> None:
     """Show what a weights file holds, and convert it if the settings say so."""
     path = Path(settings.file)
     weights = read_weights(path)
-    contents, meta = identify(weights), read_meta(path)
+    contents, meta, foreign = identify(weights), read_meta(path), recognise(weights)
     console = terminal.console()
     table = terminal.table(title=str(path))
-    for name, text in _rows(weights, contents, meta):
+    for name, text in _foreign_rows(weights, foreign) if foreign else _rows(weights, contents, meta):
         table.add_row(Text(name, style="bold"), text)
     console.print(table)
     if settings.to is None or settings.out is None:
@@ -86,7 +88,7 @@ def run(settings: Convert) -> None:
     if settings.to == "pth":
         write_atomic(out, torch_bytes(weights))
     else:
-        save_checkpoint(out, *_make_checkpoint(settings, weights, contents, meta))
+        save_checkpoint(out, *_make_checkpoint(settings, weights, foreign or contents, meta))
     terminal.line(console, f"written: {shown(out.absolute())}")
     if settings.to == "safetensors":
         command = f"pfseg evaluate checkpoint={shown(out.absolute())} dataset.root=<folder>"
@@ -94,7 +96,7 @@ def run(settings: Convert) -> None:
 
 
 def _make_checkpoint(
-    settings: Convert, weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None
+    settings: Convert, weights: dict[str, np.ndarray], contents: Contents | Foreign, meta: Meta | None
 ) -> tuple[dict[str, np.ndarray], Meta]:
     """Arrays and metadata of a checkpoint that can be evaluated."""
     path = Path(settings.file)
@@ -102,10 +104,10 @@ def _make_checkpoint(
         raise CheckpointError(f"{path} is a checkpoint of pfseg already: pfseg evaluate takes it as it is")
     if contents.model is None or contents.num_classes is None:
         raise CheckpointError(
-            f"{path} holds no whole PFNet on one of its backbones, which a checkpoint needs; a backbone alone "
-            "is given to pfseg train as it is, by model.pretrained=<file>"
+            f"{path} holds no whole PFNet on one of its backbones, nor another project's network that pfseg knows, "
+            "which a checkpoint needs; a backbone alone is given to pfseg train as it is, by model.pretrained=<file>"
         )
-    if settings.variant is None:
+    if settings.variant is None and isinstance(contents, Contents):
         raise ConfigError(_CHOOSE_VARIANT)
     if settings.dataset is None:
         raise ConfigError(
@@ -116,7 +118,8 @@ def _make_checkpoint(
 
     training = _training(settings, contents)
     network = build_model(training.model, contents.num_classes, len(training.dataset.mean or (0, 1, 2)))
-    match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights)
+    rename = contents.rename if isinstance(contents, Foreign) else None
+    match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights, rename)
     if match.missing or match.mismatched or match.widened:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
@@ -131,10 +134,13 @@ def _make_checkpoint(
     }
 
 
-def _training(settings: Convert, contents: Contents) -> Train:
+def _training(settings: Convert, contents: Contents | Foreign) -> Train:
     """The settings of a training on the given data set; the data may lie anywhere, or not be there at all."""
-    network = {"fpn_dim": contents.fpn_dim, "match_dim": contents.match_dim, "variant": settings.variant}
-    given = [f"model={contents.model}", *(f"model.{key}={value}" for key, value in network.items())]
+    if isinstance(contents, Foreign):
+        network = contents.settings
+    else:
+        network = {"fpn_dim": contents.fpn_dim, "match_dim": contents.match_dim, "variant": settings.variant}
+    given = [f"model={contents.model}", *(f"model.{key}={as_typed(value)}" for key, value in network.items())]
     given += ["gpus=0", "ranks=1", "logger=none", "dataset.crop_size=448"]  # the least that both variants take
     training = checked(compose("train", given), Train)
     assert settings.dataset is not None
@@ -150,15 +156,24 @@ def _training(settings: Convert, contents: Contents) -> Train:
     return training
 
 
-def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None) -> list[tuple[str, str]]:
+def _size_rows(weights: dict[str, np.ndarray]) -> list[tuple[str, str]]:
     statistics = {name for name in weights if name.endswith(("running_mean", "running_var"))}
     parameters = sum(array.size for name, array in weights.items() if name not in statistics)
     types = sorted({array.dtype.name for array in weights.values()})
-    rows = [
+    return [
         ("arrays", f"{len(weights)}, of them {len(statistics)} running statistics of BatchNorm"),
         ("parameters", f"{parameters:,} ({parameters / 1e6:.2f} M), {', '.join(types)}"),
-        ("backbone", contents.backbone),
     ]
+
+
+def _foreign_rows(weights: dict[str, np.ndarray], foreign: Foreign) -> list[tuple[str, str]]:
+    options = "".join(f" model.{key}={as_typed(value)}" for key, value in foreign.settings.items())
+    model = ("model", f"{foreign.title}, model={foreign.model}{options}")
+    return [*_size_rows(weights), model, ("classes", str(foreign.num_classes)), ("not in the file", "data set")]
+
+
+def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None) -> list[tuple[str, str]]:
+    rows = [*_size_rows(weights), ("backbone", contents.backbone)]
     if contents.num_classes is None:
         return [*rows, ("head", "none of PFNet: a backbone alone goes to model.pretrained")]
     rows += [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -120,6 +121,7 @@ class LightHam(Head):
 
     channels_last = True
     align_corners = False
+    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, channels: int, rank: int, dropout: float
