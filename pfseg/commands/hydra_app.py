@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -29,6 +29,7 @@ from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
+from pfseg.files import cannot_write
 from pfseg.launch.lease import lease
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
@@ -77,6 +78,8 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
             hydra.main(version_base=VERSION_BASE, config_path=source, config_name=name)(task)()
     except FAULTS as error:
         raise explain(error, name, overrides, folder, config_path, sweep=args.multirun) from error
+    except OSError as error:  # of Hydra's own files
+        raise cannot_write(Path(error.filename or "the run folder"), error) from error
     if failures:
         if not isinstance(failures[0], PfsegError):
             sys.stderr.write("".join(traceback.format_exception(failures[0])))
@@ -196,7 +199,8 @@ def _keep_failure(error: Exception) -> str:
     text = f"error: {' '.join(str(error).splitlines())}\n" if user else "".join(traceback.format_exception(error))
     folder = Path(job.runtime.output_dir)
     if job.output_subdir and getattr(error, "exit_code", 1) in (1, 2) and folder.is_dir():
-        (folder / "error.txt").write_text(text, encoding="utf-8")
+        with suppress(OSError):
+            (folder / "error.txt").write_text(text, encoding="utf-8")
     return text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import pytest
+from runs import TINY, command
 
 import pfseg
 from pfseg.commands.app import COMMANDS, main
@@ -63,3 +65,17 @@ def test_a_rank_of_mpirun_does_not_start_another_job(
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     assert ended("train") == 2
     assert "started by mpirun, which pfseg does by itself: type `pfseg train ranks=4 ...`" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert command("train", *TINY, "hydra.run.dir=/dev/null/run") == 1
+    error = capsys.readouterr().err
+    assert error == "error: /dev/null/run can't be written (Not a directory); check the folder and its permissions\n"
+
+
+def test_an_error_that_cannot_be_kept_is_still_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "error.txt").mkdir()
+    logger = "+logger.mine={_target_: fractions.Fraction, wrong: 1}"
+    assert command("train", *TINY, logger, f"hydra.run.dir={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: logger.mine: fractions.Fraction can't be built: ") and error.count("\n") == 1
