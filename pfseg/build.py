@@ -22,7 +22,7 @@ from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
-from pfseg.config.settings import Settings
+from pfseg.config.settings import Settings, Target
 from pfseg.config.stored import training_settings
 from pfseg.config.targets import call, instantiate, locate
 from pfseg.data.archives.folders import find_in_folders
@@ -230,7 +230,7 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     given = {} if in_channels == 3 else {"in_channels": in_channels}
     with on_processor():
         backbone, target = keywords.get("backbone"), locate(settings.target)
-        if isinstance(backbone, Settings):
+        if isinstance(backbone, Settings | Mapping):
             keywords["backbone"] = _build_backbone(backbone, getattr(target, "backbone_options", {}), given)
         else:
             keywords |= given
@@ -244,12 +244,20 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     return model
 
 
-def _build_backbone(settings: Settings, published: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _named(settings: Settings | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The `_target_` of a group of settings, which is a mapping below a class of the user's own, and the others."""
+    if isinstance(settings, Settings):
+        return cast(Target, settings).target, settings.values()
+    return settings["_target_"], {key: value for key, value in settings.items() if key != "_target_"}
+
+
+def _build_backbone(
+    settings: Settings | Mapping[str, Any], published: Mapping[str, Any], given: Mapping[str, Any]
+) -> Any:
     """Build a backbone; settings that are null become those of the published network, if it has any."""
-    values = settings.values()
-    return instantiate(
-        settings, **{key: value for key, value in published.items() if values.get(key, key) is None}, **given
-    )
+    target, values = _named(settings)
+    chosen = {key: value for key, value in published.items() if key in values and values[key] is None}
+    return call(target, {**values, **chosen, **given})
 
 
 def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, Meta]:
@@ -314,7 +322,7 @@ def load_initial(model: Any, settings: Model) -> str:
     if settings.pretrained:
         backbone = cast(PFNetSettings, settings).backbone
         path = on_every_rank(_pretrained_file(settings.pretrained, backbone))
-        kind = locate(backbone.target)
+        kind = locate(_named(backbone)[0])
         return load_backbone(model, path, getattr(kind, "rename_pretrained", None), getattr(kind, "fresh", ()))
     return "training from random weights; model.pretrained=imagenet or a file starts from those of a trained backbone"
 
@@ -325,7 +333,7 @@ def _pretrained_file(given: str, backbone: Any) -> Path:
 
     if given != published.NAME:
         return Path(given)
-    address = published.address(backbone.target, backbone.values())
+    address = published.address(*_named(backbone))
     return published.fetch(address) if rank() == 0 else published.place(address)
 
 

@@ -125,3 +125,26 @@ def test_points_differ_from_step_to_step_and_from_sample_to_sample():
     again = network(image).points.coordinates.numpy()
     network.head.choice.generator = np.random.default_rng(0)
     np.testing.assert_array_equal(network(image).points.coordinates.numpy(), again)
+
+
+def test_a_head_of_ones_own_on_any_backbone(tmp_path, monkeypatch):
+    """One YAML file and one module in the working folder make `plain_r18`, `plain_mscan_t` and so on."""
+    folder = tmp_path / "conf" / "model" / "head"
+    folder.mkdir(parents=True)
+    text = "# @package model\ndefaults: [common, _self_]\n_target_: plain_head.PlainHead\nwidth: 3\n"
+    (folder / "plain.yaml").write_text(text)
+    (tmp_path / "plain_head.py").write_text(
+        "from pfseg.models.network import Head\n"
+        "from pfseg.runtime import jt\n\n\n"
+        "class PlainHead(Head):\n"
+        "    def __init__(self, in_channels, num_classes, width):\n"
+        "        super().__init__()\n"
+        "        self.layers = jt.nn.Conv(in_channels[-1], num_classes, width, padding=width // 2)\n\n"
+        "    def execute(self, features):\n"
+        "        return self.layers(features[-1]), ()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = create_model("plain_r18", num_classes=3, in_channels=4)
+    assert network.backbone.feature_strides == (4, 8, 16, 32) and rates(network.backbone) == [[1, 1], [1, 1]]
+    assert tuple(network(jt.zeros((1, 4, 64, 96))).logits.shape) == (1, 3, 64, 96)
