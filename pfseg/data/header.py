@@ -32,26 +32,26 @@ class Header(NamedTuple):
     grey_step: int = 1  # OpenCV multiplies the values of a grey PNG of less than 8 bits with it: 1 bit gives 0 and 255
 
 
-def read_header(data: Bytes) -> Header | None:
-    """Examine the content of a file; None for other formats.
+def read_header(data: Bytes, *, whole: bool = True) -> Header | None:
+    """Examine the content of a file; None for other formats. Unless `whole`, its end is not looked for.
 
     Raises:
         DataError: it ends too early, or is damaged; says how, to follow the name of the file.
     """
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
-            return _read_png(data)
-        return _read_jpeg(data) if data[:2] == b"\xff\xd8" else None
+            return _read_png(data, b"IEND" if whole else b"IDAT")
+        return _read_jpeg(data, whole) if data[:2] == b"\xff\xd8" else None
     except struct.error:
         raise DataError(f"is truncated (its head is incomplete in {len(data)} bytes)") from None
 
 
-def _read_png(data: Bytes) -> Header:
+def _read_png(data: Bytes, last: bytes) -> Header:
     palette: tuple[int, ...] = ()
     width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
     step = 255 // ((1 << depth) - 1) if kind == 0 and 0 < depth < 8 else 1
     place, name, orientation = 8, b"", 1
-    while name != b"IEND":
+    while name != last:
         if place + 12 > len(data):
             raise DataError(f"is truncated (its end marker is missing after {len(data)} bytes)")
         length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
@@ -69,7 +69,7 @@ def _read_png(data: Bytes) -> Header:
     return Header(height, width, orientation, palette, _CHANNELS.get(kind, 3), depth, step)
 
 
-def _read_jpeg(data: Bytes) -> Header | None:
+def _read_jpeg(data: Bytes, whole: bool) -> Header | None:
     place, orientation = 2, 1
     size: tuple[int, int, int] | None = None
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
@@ -84,7 +84,7 @@ def _read_jpeg(data: Bytes) -> Header | None:
             orientation = _orientation(data[place + 10 : place + 2 + struct.unpack_from(">H", data, place + 2)[0]])
         place += 2 + struct.unpack_from(">H", data, place + 2)[0]
     # A thumbnail in the head has an end marker of its own: only what follows the image's first scan counts.
-    if data.find(b"\xff\xd9", place) < 0:
+    if whole and data.find(b"\xff\xd9", place) < 0:
         raise DataError(f"is truncated (its end marker is missing after {len(data)} bytes)")
     return Header(*size[:2], orientation, channels=size[2]) if size else None
 

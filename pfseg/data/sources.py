@@ -46,7 +46,7 @@ def open_source(path: PurePath) -> Source:
 def shape_of(path: Path) -> tuple[int, int]:
     """Rows and columns of a file as it is stored, from its head where the format has one; raises DataError."""
     with naming(path):
-        if path.suffix.lower() not in GEOGRAPHIC and (header := _header(path, read_bytes(path, 0))):
+        if path.suffix.lower() not in GEOGRAPHIC and (header := _header(path, read_bytes(path, 0), whole=False)):
             return header.height, header.width
         source = open_source(path)
         source.close()
@@ -56,7 +56,7 @@ def shape_of(path: Path) -> tuple[int, int]:
 def plain_kind(path: Path) -> tuple[str, int] | None:
     """Type and channels of a PNG or JPEG of 8 bits by its head alone; None for all other files; raises DataError."""
     with naming(path):
-        header = None if path.suffix.lower() in GEOGRAPHIC else _header(path, read_bytes(path, 0))
+        header = None if path.suffix.lower() in GEOGRAPHIC else _header(path, read_bytes(path, 0), whole=False)
         return ("uint8", header.channels) if header and header.bits <= 8 else None
 
 
@@ -82,9 +82,9 @@ def decode(path: Path) -> tuple[np.ndarray, Header | None]:
         return _decode(path, data), header
 
 
-def _header(path: Path, data: Bytes) -> Header | None:
+def _header(path: Path, data: Bytes, *, whole: bool = True) -> Header | None:
     try:
-        return read_header(data)
+        return read_header(data, whole=whole)
     except DataError as error:
         raise DataError(f"{path} {error}; {AGAIN}") from None
 

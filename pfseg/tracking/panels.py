@@ -111,7 +111,7 @@ def save_reliability(path: Path, before: Calibration, after: Calibration) -> Non
     """
     step, font = _CHART // len(before.pixels), _font(13)
     side = step * len(before.pixels)
-    page, draw = _paper(2 * side + 5 * _MARGIN + 40, side + 110)
+    page, draw = _paper(2 * side + 5 * _MARGIN + 40, side + 134)
     for number, (title, found) in enumerate((("before", before), ("after", after))):
         left, top = _MARGIN + 40 + number * (side + 2 * _MARGIN), _MARGIN + 28
         text = f"{title}: ECE {found.ece:.2f} %, NLL {found.nll:.3f}, Brier {found.brier:.3f}"
