@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -121,7 +120,6 @@ class LightHam(Head):
 
     channels_last = True
     align_corners = False
-    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, channels: int, rank: int, dropout: float

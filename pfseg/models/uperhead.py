@@ -7,7 +7,6 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pfseg.models import initial
 from pfseg.models.auxiliary import AuxiliaryHead
@@ -27,7 +26,6 @@ class UPerHead(Head):
 
     channels_last = True
     align_corners = False
-    backbone_options: ClassVar = {"output_stride": 32, "dilation": "none"}
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int, dropout: float) -> None:
         super().__init__()
