@@ -72,13 +72,13 @@ def test_either_kind_of_points_alone(points: dict[str, int]):
     assert found.deviation < 1e-4 and found.same == 1
 
 
-@pytest.mark.parametrize("bias", [0, 60, -60])
+@pytest.mark.parametrize("bias", [0, 17, -33])
 def test_of_equal_certainties_the_first_counts(bias: float):
     """Where the certainty is 0 or 1 up to rounding, the points would be others in another order."""
     network = golden.fill(build_pfnet("pfnet_r18", **SMALL))
     for flow in network.head.fpn_out_align:
         convolution = flow.point_matcher.match_conv
-        convolution.weight.assign(convolution.weight * (3 if bias else 0))
+        convolution.weight.assign(convolution.weight * (1 if bias else 0))
         convolution.bias.assign(jt.array([float(bias)]))
     found = agreement(network, noise(1, 3, 96, 96))
     assert found.deviation < 1e-4 and found.same == 1
