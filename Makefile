@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 
 .PHONY: help install train test test-fast test-system torture check docs bench-data bench-eval bench-train bench-predict \
-	bench-tracking bench-scaling bench-launch bench-cpu gpu-bundle gpu-check
+	bench-tracking bench-onnx bench-scaling bench-launch bench-cpu gpu-bundle gpu-check
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -54,6 +54,9 @@ bench-predict: $(STAMP) ## time and memory of maps of GeoTIFFs of 5,000 and 20,0
 
 bench-tracking: $(STAMP) ## time training steps with and without loggers
 	$(VENV)/bin/python benchmarks/tracking.py $(ARGS)
+
+bench-onnx: $(STAMP) ## time a window in Jittor and in ONNX Runtime, in turns
+	$(VENV)/bin/python benchmarks/onnx_speed.py $(ARGS)
 
 bench-scaling: $(STAMP) ## time two ranks of one thread beside one rank of two, and sums over ranks
 	$(VENV)/bin/python benchmarks/scaling.py $(ARGS)

@@ -18,6 +18,7 @@ from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, PfsegError
+from pfseg.export.folder import index_hash, shareable, write_folder
 from pfseg.export.metadata import describe, ground_resolution
 from pfseg.files import shown, write_atomic
 from pfseg.metrics.confusion import scores
@@ -58,6 +59,9 @@ def run(settings: Export) -> None:
     classes, mean, std = parse_classes(data.classes), data.mean or (0.0,) * 3, data.std or (1.0,) * 3
     model, meta = restore_model(checkpoint, stored.model, len(classes), len(mean))
     model.eval()
+    index = index_hash(meta)
+    if settings.format == "folder":
+        meta = shareable(meta)
     source = _Source(checkpoint, stored, meta, classes, mean, std)
     exported, rows = _export(settings, source, model)
     if settings.precision != "fp32":
@@ -68,9 +72,7 @@ def run(settings: Export) -> None:
     out, content = Path(settings.out), exported.SerializeToString()
     file = out if settings.format == "onnx" else out / "model.onnx"
     if settings.format == "folder":
-        from pfseg.export.folder import write_folder
-
-        write_folder(out, checkpoint, meta, classes, content)
+        write_folder(out, checkpoint, meta, classes, content, index)
     else:
         write_atomic(file, content)
     rows["file"] = f"{file.stat().st_size / 1e6:.1f} MB, {settings.precision}"

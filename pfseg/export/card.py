@@ -61,6 +61,7 @@ def model_card(
     record = meta.get("input") or {}
     about = data.get("about") or {}
     scores = {key: value for key, value in found["scores"].items() if "/" not in key and value is not None}
+    scores.pop("kappa", None)  # no percentage
     head: dict[str, Any] = {
         "library_name": "pfseg",
         "pipeline_tag": "image-segmentation",

@@ -17,25 +17,35 @@ from pfseg.data.inputs import INDEX
 from pfseg.export.card import model_card
 from pfseg.files import plain, write_atomic
 from pfseg.reporting.table import csv_text
-from pfseg.weights.checkpoint import SECTIONS, save_checkpoint
+from pfseg.weights.checkpoint import SECTIONS, Meta, save_checkpoint
 
 WEIGHTS, ONNX, PICTURE = "model.safetensors", "model.onnx", "picture.png"
 
 
+def shareable(meta: Meta) -> Meta:
+    """Metadata without the paths of this machine."""
+    config = dict(meta["config"])
+    for group, keys in (("dataset", ("root",)), ("model", ("pretrained", "init"))):
+        config[group] = config[group] | {key: None for key in keys if key in config[group]}
+    shared = meta.copy()
+    shared["config"] = config | {"resume": None}
+    return shared
+
+
 def write_folder(
-    out: Path, checkpoint: Path, meta: Mapping[str, Any], classes: Sequence[ClassInfo], onnx: bytes
+    out: Path, checkpoint: Path, meta: Meta, classes: Sequence[ClassInfo], onnx: bytes, index: str | None
 ) -> None:
-    """Write a model folder; `onnx` is the exported file.
+    """Write a model folder; `onnx` is the exported file, `index` the hash of the training data's index.
 
     Raises:
         WriteError: a file can't be written.
     """
     with safe_open(checkpoint, framework="np") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if not key.startswith(SECTIONS)}
-    found = {"scores": meta.get("scores", {}), "step": meta.get("progress", {}).get("step"), "index": index_hash(meta)}
+    found = {"scores": meta.get("scores", {}), "step": meta.get("progress", {}).get("step"), "index": index}
     rows = [[label, info.name, info.hex_color] for label, info in zip(class_ids(classes), classes, strict=True)]
     picture = find_picture(checkpoint)
-    save_checkpoint(out / WEIGHTS, weights, dict(meta))
+    save_checkpoint(out / WEIGHTS, weights, meta)
     write_atomic(out / ONNX, onnx)
     write_atomic(out / "config.yaml", yaml.safe_dump(meta["config"], sort_keys=False, allow_unicode=True))
     write_atomic(out / "classes.csv", csv_text(["id", "name", "color"], rows))

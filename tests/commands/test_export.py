@@ -27,6 +27,8 @@ from pfseg.config.check import check
 from pfseg.config.compose import compose
 from pfseg.errors import CheckpointError, ConfigError
 from pfseg.export.comparison import Agreement
+from pfseg.export.folder import WEIGHTS
+from pfseg.weights.checkpoint import load_meta
 from pfseg.weights.transfer import export_weights
 
 UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
@@ -127,7 +129,10 @@ def test_a_folder_to_share(folder: Path, checkpoint: Path):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "picture.png"])
     assert (folder / "picture.png").read_bytes() == b"step_000010.png"
     assert (folder / "classes.csv").read_text().splitlines()[3] == "7,tree,#00a000"
-    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["name"] == "pfnet_r18"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["name"] == "pfnet_r18"
+    for meta in (config, entries(folder / "model.onnx")["pfseg"]["config"], load_meta(folder / WEIGHTS)["config"]):
+        assert meta["dataset"]["root"] is None, "a path of this machine"
     told = json.loads((folder / "metrics.json").read_text())
     assert told == {"scores": {"mIoU": 41.5, "IoU/roof": 40.25}, "step": 7, "index": None}
     _, head, text = (folder / "README.md").read_text().split("---\n", 2)
