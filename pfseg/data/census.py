@@ -5,7 +5,6 @@ Shapes: mask (H, W), integers; any value but 0 to K - 1 has no class.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy as np
 from pfseg.data.base import IGNORE, ClassInfo, SegmentationDataset, class_ids
 from pfseg.data.inputs import INDEX, spread
 from pfseg.errors import DataError
+from pfseg.files import parse_json
 
 _MASKS = 200  # are read of a data set without an index, or as many as _SECONDS allow
 _SECONDS = 5.0
@@ -119,7 +119,7 @@ def indexed_census(classes: Sequence[ClassInfo], root: Path, split: str) -> Cens
     """The counts that a preparation left; None if there are none, or of other classes."""
     census = Census(classes)
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        index = json.loads((root / INDEX).read_text(encoding="utf-8"))
+        index = parse_json((root / INDEX).read_bytes())
         if [row["name"] for row in index["classes"]] == [info.name for info in classes]:
             for row in index["splits"][split]["patches"]:
                 if "pixels" in row:

@@ -9,7 +9,6 @@ and in run folders and checkpoints `mean` and `std` too.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from pfseg.data.cache import stat_of
 from pfseg.data.reader import Image, ImageReader, percentiles_of
 from pfseg.data.sources import plain_kind
 from pfseg.errors import DataError
+from pfseg.files import parse_json
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 def prepared_record(folder: Path) -> Record | None:
     """The record of the preparation that wrote a folder; None if none did, or one of an earlier version."""
     with suppress(OSError, ValueError, AttributeError):
-        record: Record | None = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("input")
+        record: Record | None = parse_json((folder / INDEX).read_bytes()).get("input")
         return record
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pfseg import __version__, build
 from pfseg.config.schema import Train
+from pfseg.config.stored import check_fits, training_settings
 from pfseg.config.targets import instantiate
 from pfseg.data.base import find_overlap
 from pfseg.data.census import Census, count_masks
@@ -82,6 +83,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     )
     if settings.resume:
         last = on_every_rank(folder / "checkpoints" / "last.safetensors")
+        check_fits(last, training_settings(last, trust=True), settings)
         trainer.restore(last)
         if records:
             records.drop_after(trainer.state.step)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from data.fakes import tif, write
 
+from pfseg.data.census import indexed_census
 from pfseg.data.inputs import make_record, misfit, patch_bands, patch_folder, pooled_range, prepared_record, survey
 from pfseg.data.reader import ImageReader
 from pfseg.errors import DataError
@@ -118,3 +119,9 @@ def test_bands_that_patches_lack(tmp_path, kept, bands):
     text = "hold the bands {} of the files that they were cut from, not {}: prepare them".format(*map(re.escape, named))
     with pytest.raises(DataError, match=text):
         patch_bands(tmp_path, bands)
+
+
+def test_an_index_that_is_nested_too_deeply_is_none(tmp_path: Path):
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    assert prepared_record(tmp_path) is None
+    assert indexed_census((), tmp_path, "train") is None

@@ -15,6 +15,7 @@ from pfseg.data.preparation.files import Stamp, stamp_fault, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
 from pfseg.data.tiling import Window
 from pfseg.errors import DataError
+from pfseg.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_index(out: Path) -> PatchIndex:
     """Read `index.json`; raises DataError if there is none, or it is damaged."""
     path = out / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_bytes())
         layout = Layout(**index["layout"])
         rows = ((split, row) for split, part in index["splits"].items() for row in part["patches"])
         patches = [_parse_row(layout, split, row) for split, row in rows]
