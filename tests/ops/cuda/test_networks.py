@@ -33,10 +33,7 @@ def step(model, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
 NARROW = {  # widths of the heads, so that the emulation takes seconds
     "pfnet_r18": {},
     "upernet_r18": {"fpn_dim": 32, "pool_dim": 16},
-    "pspnet_r18": {"dim": 32, "aux_dim": 16},
     "deeplabv3plus_r18": {"dim": 32, "fine_dim": 16, "aux_dim": 16, "dilations": [2, 3]},
-    "ccnet_r18": {"dim": 32, "aux_dim": 16},
-    "farseg_r18": {"fpn_dim": 32, "dim": 32},
     "sfnet_r18": {"fpn_dim": 32},
     "pointrend_r18": {"fpn_dim": 32, "dim": 32, "point_dim": 32, "train_points": 32},
 }
@@ -53,10 +50,11 @@ def test_training_step_as_on_a_cpu(emulated, name):
     if name == "pointrend_r18":  # the same points both times
         model.head.choice.draw = lambda n, *shape: np.random.default_rng(0).random((n, *shape))
     state = {key: var.numpy() for key, var in model.state_dict().items()}
-    values, gradients = step(model, 96)
+    size = 96 if name == "pfnet_r18" else 64
+    values, gradients = step(model, size)
     model.load_state_dict(state)
     with plain_cpu():
-        expected_values, expected_gradients = step(model, 96)
+        expected_values, expected_gradients = step(model, size)
     for key, value in values.items():
         assert golden.difference(value, expected_values[key]) < 1e-3, key
     floor = 1e-6 * max(map(np.linalg.norm, expected_gradients.values()))  # biases before BatchNorm have no gradient
