@@ -10,9 +10,10 @@ import numpy as np
 
 from pfseg.export.backbones import layered_backbone
 from pfseg.export.graph import Graph, Translator, Value
-from pfseg.export.layers import adaptive_average, concat, reshape, resize, transpose
+from pfseg.export.layers import adaptive_average, concat, conv_module, reshape, resize, transpose
 from pfseg.models import lightham
 from pfseg.models.ccnet import CCNetHead, CrissCrossAttention
+from pfseg.models.deeplab import DeepLabV3PlusHead, SeparableConv
 from pfseg.models.network import LayeredBackbone, SegmentationNetwork
 from pfseg.models.pfnet import PFNetHead, PyramidPooling
 from pfseg.models.pspnet import PoolingModule, PSPNetHead
@@ -154,6 +155,21 @@ def criss_cross(graph: Graph, module: CrissCrossAttention, x: Value) -> Value:
     return graph.add("Add", graph.add("Mul", total, module.gamma.numpy()), x)
 
 
+def deeplab_head(graph: Graph, module: DeepLabV3PlusHead, features: Sequence[Value]) -> Value:
+    """Separable convolutions at several dilations, refined by the finest map."""
+    x, fine = features[-1], graph.call(module.c1_bottleneck, features[0])
+    parts = [_wide(graph, graph.call(module.image_pool, x), x), *(graph.call(part, x) for part in module.aspp_modules)]
+    coarse = _wide(graph, graph.call(module.bottleneck, concat(graph, parts)), fine)
+    logits: Value = graph.call(module.conv_seg, graph.call(module.sep_bottleneck, concat(graph, [coarse, fine])))
+    return logits
+
+
+def separable_conv(graph: Graph, module: SeparableConv, x: Value) -> Value:
+    """A depthwise and a 1x1 convolution, each with BatchNorm and ReLU."""
+    first = module.depthwise_conv
+    return conv_module(graph, module.pointwise_conv, graph.call(first.bn, graph.call(first.conv, x)))
+
+
 def light_ham(graph: Graph, module: lightham.LightHam, features: Sequence[Value]) -> Value:
     """SegNeXt's head."""
     x = concat(graph, [_wide(graph, level, features[1]) for level in features[1:]])
@@ -212,6 +228,8 @@ TRANSLATORS: dict[type, Translator] = {
     PoolingModule: pooling_module,
     UPerNetHead: upernet_head,
     UPerHead: uper_head,
+    DeepLabV3PlusHead: deeplab_head,
+    SeparableConv: separable_conv,
     CCNetHead: ccnet_head,
     CrissCrossAttention: criss_cross,
     lightham.LightHam: light_ham,

@@ -22,7 +22,7 @@ from pfseg.runtime import Var, jt
 nn = jt.nn
 
 
-class _Depthwise(jt.nn.Module):
+class NormedDepthwise(jt.nn.Module):
     """3x3 convolution of each channel by itself, batch norm, ReLU."""
 
     def __init__(self, channels: int, dilation: int) -> None:
@@ -31,6 +31,7 @@ class _Depthwise(jt.nn.Module):
         self.bn = BatchNormReLU(channels)
 
     def execute(self, x: Var) -> Var:
+        """Map (N, C, h, w) to the same size."""
         y: Var = self.bn(self.conv(x))
         return y
 
@@ -40,7 +41,7 @@ class SeparableConv(jt.nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
-        self.depthwise_conv = _Depthwise(in_channels, dilation)
+        self.depthwise_conv = NormedDepthwise(in_channels, dilation)
         self.pointwise_conv = ConvModule(in_channels, out_channels, 1)
 
     def execute(self, x: Var) -> Var:
