@@ -136,6 +136,7 @@ def everything() -> str:
 def test_settings_in_the_text_exist():
     groups = "dataset|model|loss|optimizer|schedule|augment|logger|launch|trainer"
     keys = known_keys("train")[0] | {"dataset.splits.train", "optimizer.lrr"}  # a key of the reader, a misspelling
+    keys |= {"model.onnx", "model.safetensors", "model.json"}  # files
     for key in set(re.findall(rf"`((?:{groups})\.[\w.]+\w)(?:=[^`]*)?`", everything())):
         assert key in keys, key
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pfseg.data.base import Scene, class_ids
 from pfseg.data.preparation.cutting import Cutter, SceneRecord
 from pfseg.data.preparation.files import Stamp, stamp_fault, write_file
 from pfseg.data.preparation.layout import INDEX, Layout
+from pfseg.data.sources import decode
 from pfseg.data.tiling import Window
 from pfseg.errors import DataError
 from pfseg.files import parse_json
@@ -106,24 +108,24 @@ def read_index(out: Path) -> PatchIndex:
 def find_faults(out: Path, src: Path | None, *, workers: int) -> Iterator[str | None]:
     """Check every patch that `index.json` names by its checksum, and look for files that it does not name.
 
-    With `src` the files of the archive that the patches were cut from are checked too.
+    Patches of the first versions, which noted no checksums, are decoded instead. With `src` the files of the archive
+    that the patches were cut from are checked too.
 
     Yields:
         For each file None, or what is wrong with it.
 
     Raises:
-        DataError: no index, a damaged one, or one without checksums.
+        DataError: no index, or a damaged one.
     """
     index = read_index(out)
-    named = {file: stamp for patch in index.patches for file, stamp in zip(patch.files, patch.stamps, strict=False)}
-    if index.patches and not named:
-        raise DataError(
-            f"{out / INDEX} is of an earlier version, without checksums: give the command without verify=only, which "
-            "makes the patches again"
-        )
+    named: dict[str, Stamp | None] = {
+        file: stamp for patch in index.patches for file, stamp in zip_longest(patch.files, patch.stamps)
+    }
     files = [(out, *item) for item in named.items()] + [(src, *item) for item in index.sources.items() if src]
 
-    def fault(folder: Path, file: str, stamp: Stamp) -> str | None:
+    def fault(folder: Path, file: str, stamp: Stamp | None) -> str | None:
+        if stamp is None:
+            return _decoding_fault(folder / file)
         found = stamp_fault(folder / file, stamp)
         return found and f"{folder / file if folder == src else file} {found}"
 
@@ -134,6 +136,14 @@ def find_faults(out: Path, src: Path | None, *, workers: int) -> Iterator[str | 
     for name in index.layout.lists.values():
         if not (out / name).is_file():
             yield f"{name} is missing"
+
+
+def _decoding_fault(path: Path) -> str | None:
+    try:
+        decode(path)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _parse_row(layout: Layout, split: str, row: Mapping[str, Any]) -> IndexedPatch:

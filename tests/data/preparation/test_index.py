@@ -114,7 +114,7 @@ def test_files_that_were_read_are_checked_too(tmp_path: Path, capsys: pytest.Cap
         run(both)
 
 
-def test_verification_without_checksums(tmp_path: Path):
+def test_patches_of_the_first_versions_are_decoded(tmp_path: Path):
     out = tmp_path / "out"
     isaid(tmp_path / "src")
     prepared("isaid", tmp_path / "src", out, *SIZES)
@@ -124,8 +124,12 @@ def test_verification_without_checksums(tmp_path: Path):
             del row["files"]
     del index["sources"]
     (out / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"index.json is of an earlier version, without checksums: give the command"):
-        run(check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"])))
+    only = check(compose("prepare", ["dataset=isaid", f"out={out}", "verify=only"]))
+    run(only)
+    path = next((out / "train").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"1 faults, .* first: {path}"):
+        run(only)
 
 
 def test_verification_of_an_unfinished_folder(tmp_path: Path):
