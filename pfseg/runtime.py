@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import ssl
 import sys
 import threading
 import warnings
@@ -158,6 +159,7 @@ def _import_jittor() -> Any:
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
+    recursion, https = sys.getrecursionlimit(), ssl._create_default_https_context
     with pinned:
         if cuda:
             toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
@@ -170,6 +172,9 @@ def _import_jittor() -> Any:
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
+    # With Jittor's, files that are nested without end overflow the stack, and downloads trust any server.
+    sys.setrecursionlimit(recursion)
+    ssl._create_default_https_context = https
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Jittor's end this process on Ctrl-C, and when a child is killed
             signal.signal(number, handler or signal.SIG_DFL)

@@ -8,7 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jittor_utils
 import numpy as np
 import pytest
 
@@ -50,6 +49,8 @@ def test_links_into_a_deleted_environment_are_replaced(prefix, tmp_path):
 
 
 def test_jittor_home_of_an_earlier_process_is_not_taken(monkeypatch, tmp_path):
+    import jittor_utils  # not before pfseg.runtime, which undoes what it changes
+
     (tmp_path / ".cache" / "jittor").mkdir(parents=True)
     (tmp_path / ".cache" / "jittor" / "config.json").write_text(f'{{"JITTOR_HOME": "{tmp_path / "earlier"}"}}')
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -108,6 +109,15 @@ def test_jittor_does_not_take_over_ctrl_c(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "goes on\n", done.stderr
+
+
+def test_jittor_leaves_the_limit_of_recursion_and_the_trust_in_servers() -> None:
+    code = (
+        "import ssl, sys; before = sys.getrecursionlimit(), ssl._create_default_https_context; import pfseg.runtime;"
+        "assert before == (sys.getrecursionlimit(), ssl._create_default_https_context)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_full_gpu_says_what_to_lower():

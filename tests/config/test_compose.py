@@ -344,7 +344,7 @@ def test_evaluate_finds_the_checkpoint(run: Path):
     for value, text in {
         "nowhere": "checkpoint=nowhere does not exist",
         str(run / ".hydra"): r"holds no checkpoints/best\.safetensors",
-        str(run / ".hydra" / "overrides.yaml"): r"must be a run folder or a \.safetensors file",
+        str(run / ".hydra" / "overrides.yaml"): r"must be a run folder, a \.safetensors file of a run or",
         "???": "checkpoint is not set: add checkpoint=<run folder",
     }.items():
         with pytest.raises(ConfigError, match=text):
