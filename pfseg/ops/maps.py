@@ -222,8 +222,11 @@ def fork(x: Var) -> tuple[Var, Var]:
 
 def relu(x: Var) -> Var:
     """max(x, 0) of maps."""
-    y: Var = _Relu()(x) if _rounds() else jt.nn.relu(x)
-    return y
+    if _rounds():
+        y: Var = _Relu()(x)
+        return y
+    zero = jt.zeros_like(x)  # bfloat16 is not compared with a float32
+    return jt.ternary(x > zero, x, zero)
 
 
 class _ScaleChannels(jt.Function):
