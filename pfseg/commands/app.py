@@ -44,7 +44,8 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
         command: its name; None takes the first argument.
         argv: arguments; None takes those of the process.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
         signal.signal(signal.SIGINT, _leave)
     try:
         code = run(command, list(sys.argv[1:] if argv is None else argv))
@@ -57,6 +58,9 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
     except BrokenPipeError:  # `pfseg settings | head`
         sys.stderr.close()
         code = 141
+    finally:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_what_cannot_be_understood_is_one_line(arguments: list[str], message: st
     assert ended(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_ctrl_c_is_as_before_when_a_command_has_ended(capsys: pytest.CaptureFixture[str]):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit):
+            main(argv=["--version"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_rank_of_mpirun_does_not_start_another_job(
