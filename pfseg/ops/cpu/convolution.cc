@@ -3,7 +3,6 @@
 // x (N, C, H, W), w (K, C, h, w), y (N, K, H', W'). oneDNN may ask for layouts of its own; such copies lie in the caller's
 // scratch memory where it is large enough.
 
-#include <dnnl.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "functions.h"
+#include "onednn.h"
 
 namespace pfseg {
 namespace cpu {
@@ -19,13 +19,6 @@ namespace cpu {
 namespace {
 
 using dnnl::memory;
-const auto TRAINING = dnnl::prop_kind::forward_training;
-const auto F32 = memory::data_type::f32;
-
-dnnl::engine& cpu() {
-    static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    return engine;
-}
 
 struct Convolution {
     memory::dims x, w, y, stride, padding, dilation;
@@ -67,19 +60,6 @@ struct Convolution {
         return {{algorithm, any(x), any(w), any(y), stride, dilation, padding, padding}, cpu(), hint};
     }
 };
-
-// Primitives are kept, and with them the working memory that oneDNN shares among them: taking it anew from the system
-// for each call costs up to half of a Winograd convolution's time.
-template <class Kind, class Make> const Kind& keep(const Convolution& c, int64_t variant, Make make) {
-    static std::map<std::vector<int64_t>, Kind> known;
-    std::vector<int64_t> key{variant, (int64_t)c.algorithm};
-    for (auto* part : {&c.x, &c.w, &c.y, &c.stride, &c.padding, &c.dilation})
-        key.insert(key.end(), part->begin(), part->end());
-    auto entry = known.find(key);
-    if (entry != known.end()) return entry->second;
-    if (known.size() == 1000) known.clear();
-    return known.emplace(key, Kind(make())).first->second;
-}
 
 // Memory for copies in oneDNN's layouts, handed out piece by piece.
 struct Scratch {
@@ -135,7 +115,7 @@ template <class Kind> struct Call {
 // y = x * w + bias, and max(0, y) where `relu` is set; `bias` (K,) may be null.
 void forward(Convolution c, const float* x, const float* w, const float* bias, bool relu, float* y, Scratch scratch) {
     using Kind = dnnl::convolution_forward;
-    Call<Kind> call{keep<Kind>(c, 2 * bool(bias) + relu, [&] { return c.forward(bias, relu); }), scratch};
+    Call<Kind> call{keep<Kind>(c, {2 * bool(bias) + relu}, [&] { return c.forward(bias, relu); }), scratch};
     call.input(DNNL_ARG_SRC, c.x, x);
     call.input(DNNL_ARG_WEIGHTS, c.w, w);
     if (bias) call.input(DNNL_ARG_BIAS, {c.w[0]}, bias);
@@ -145,7 +125,7 @@ void forward(Convolution c, const float* x, const float* w, const float* bias, b
 // The gradient of x.
 void gradient_x(Convolution c, const float* upstream, const float* w, float* x_gradient, Scratch scratch) {
     using Kind = dnnl::convolution_backward_data;
-    Call<Kind> call{keep<Kind>(c, 0, [&] { return c.backward<Kind>(); }), scratch};
+    Call<Kind> call{keep<Kind>(c, {0}, [&] { return c.backward<Kind>(); }), scratch};
     call.input(DNNL_ARG_DIFF_DST, c.y, upstream);
     call.input(DNNL_ARG_WEIGHTS, c.w, w);
     call.run(DNNL_ARG_DIFF_SRC, c.x, x_gradient);
@@ -154,7 +134,7 @@ void gradient_x(Convolution c, const float* upstream, const float* w, float* x_g
 // The gradient of w.
 void gradient_w(Convolution c, const float* upstream, const float* x, float* w_gradient, Scratch scratch) {
     using Kind = dnnl::convolution_backward_weights;
-    Call<Kind> call{keep<Kind>(c, 0, [&] { return c.backward<Kind>(); }), scratch};
+    Call<Kind> call{keep<Kind>(c, {0}, [&] { return c.backward<Kind>(); }), scratch};
     call.input(DNNL_ARG_DIFF_DST, c.y, upstream);
     call.input(DNNL_ARG_SRC, c.x, x);
     call.run(DNNL_ARG_DIFF_WEIGHTS, c.w, w_gradient);

@@ -3,12 +3,11 @@
 // x (N, H, W, C) and y (N, H', W', K) are float32 or bfloat16, w (K, C, h, w) and its gradient float32. Products are of
 // bfloat16, which oneDNN then reads and writes as they lie, or with the option `wide` of float32; sums are float32.
 
-#include <dnnl.hpp>
-
 #include <map>
 #include <unordered_map>
 #include <vector>
 
+#include "onednn.h"
 #include "values.h"
 
 namespace pfseg {
@@ -18,13 +17,7 @@ namespace {
 
 using dnnl::memory;
 using Tag = memory::format_tag;
-const auto TRAINING = dnnl::prop_kind::forward_training;
-const auto F32 = memory::data_type::f32, BF16 = memory::data_type::bf16;
-
-dnnl::engine& cpu() {
-    static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    return engine;
-}
+const auto BF16 = memory::data_type::bf16;
 
 memory::data_type type_of(const Array& array) { return array.type == Type::float32 ? F32 : BF16; }
 
@@ -81,18 +74,6 @@ struct Convolution {
     }
 };
 
-// Primitives are kept, as in `convolution.cc`.
-template <class Kind, class Make> const Kind& keep(const Convolution& c, int64_t variant, Make make) {
-    static std::map<std::vector<int64_t>, Kind> known;
-    std::vector<int64_t> key{variant, int64_t(c.algorithm), int64_t(c.type), int64_t(c.y_type)};
-    for (auto* part : {&c.x, &c.w, &c.y, &c.stride, &c.padding, &c.dilation})
-        key.insert(key.end(), part->begin(), part->end());
-    auto entry = known.find(key);
-    if (entry != known.end()) return entry->second;
-    if (known.size() == 1000) known.clear();
-    return known.emplace(key, Kind(make())).first->second;
-}
-
 // One execution of a primitive: arrays go in and come out as the caller has them, by way of the scratch memory where
 // oneDNN wants another layout or type.
 template <class Kind> struct Call {
@@ -144,7 +125,7 @@ void last_convolution_forward(const Array* in, const Array* out, const Options& 
     using Kind = dnnl::convolution_forward;
     Convolution c(in[0], in[1], out[0], options);
     const bool bias = options.at("bias"), relu = options.at("relu");
-    Call<Kind> call(keep<Kind>(c, 2 * bias + relu, [&] { return c.forward(bias, relu); }), out[1]);
+    Call<Kind> call(keep<Kind>(c, {2 * bias + relu, int64_t(c.type), int64_t(c.y_type)}, [&] { return c.forward(bias, relu); }), out[1]);
     call.input(DNNL_ARG_SRC, call.plain(c.x, in[0], Tag::nhwc));
     call.input(DNNL_ARG_WEIGHTS, call.plain(c.w, in[1], Tag::abcd));
     if (bias) call.input(DNNL_ARG_BIAS, call.plain({c.w[0]}, in[2], Tag::a));
@@ -155,7 +136,7 @@ void last_convolution_forward(const Array* in, const Array* out, const Options& 
 void last_convolution_gradient_x(const Array* in, const Array* out, const Options& options) {
     using Kind = dnnl::convolution_backward_data;
     Convolution c(out[0], in[1], in[0], options);
-    Call<Kind> call(keep<Kind>(c, 0, [&] { return c.backward_x(); }), out[1]);
+    Call<Kind> call(keep<Kind>(c, {0, int64_t(c.type), int64_t(c.y_type)}, [&] { return c.backward_x(); }), out[1]);
     call.input(DNNL_ARG_DIFF_DST, call.plain(c.y, in[0], Tag::nhwc));
     call.input(DNNL_ARG_WEIGHTS, call.plain(c.w, in[1], Tag::abcd));
     call.run(DNNL_ARG_DIFF_SRC, call.plain(c.x, out[0], Tag::nhwc));
@@ -165,7 +146,7 @@ void last_convolution_gradient_x(const Array* in, const Array* out, const Option
 void last_convolution_gradient_w(const Array* in, const Array* out, const Options& options) {
     using Kind = dnnl::convolution_backward_weights;
     Convolution c(in[1], out[0], in[0], options);
-    Call<Kind> call(keep<Kind>(c, 0, [&] { return c.backward_w(); }), out[1]);
+    Call<Kind> call(keep<Kind>(c, {0, int64_t(c.type), int64_t(c.y_type)}, [&] { return c.backward_w(); }), out[1]);
     call.input(DNNL_ARG_DIFF_DST, call.plain(c.y, in[0], Tag::nhwc));
     call.input(DNNL_ARG_SRC, call.plain(c.x, in[1], Tag::nhwc));
     call.run(DNNL_ARG_DIFF_WEIGHTS, call.plain(c.w, out[0], Tag::abcd));

@@ -1,26 +1,14 @@
 // Separable linear resampling on a CPU: resizing, average pooling, and the gradients of both.
-//
-// A matrix whose rows are 0 outside a short range is held as `weights` (rows, k) and `starts` (rows,) int32:
-// output cell i is the sum over j < k of weights[i, j] * input[starts[i] + j].
 
 #include <algorithm>
 #include <vector>
 
-#include "functions.h"
+#include "band.h"
 
 namespace pfseg {
 namespace cpu {
 
 namespace {
-
-struct Band {
-    int64_t rows, k;
-    const float* weights;
-    const int32_t* starts;
-
-    Band(const Array& weights, const Array& starts)
-        : rows(weights.shape[0]), k(weights.shape[1]), weights(floats(weights)), starts(integers(starts)) {}
-};
 
 // Map `planes` maps x (H, W) to y (vertical.rows, horizontal.rows), each thread line by line.
 void resample(int64_t planes, int64_t H, int64_t W, const float* x, Band vertical, Band horizontal, float* y) {

@@ -3,22 +3,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "band.h"
 #include "values.h"
 
 namespace pfseg {
 namespace cpu {
 
 namespace {
-
-// Rows of a matrix that are 0 outside a short range; see `resampling.cc`.
-struct Band {
-    int64_t rows, k;
-    const float* weights;
-    const int32_t* starts;
-
-    Band(const Array& weights, const Array& starts)
-        : rows(weights.shape[0]), k(weights.shape[1]), weights(floats(weights)), starts(integers(starts)) {}
-};
 
 // Rows first, into a line of float32 that stays in the cache, then columns.
 template <class T>
