@@ -329,8 +329,6 @@ def load_initial(model: Any, settings: Model) -> str:
 
 def _pretrained_file(given: str, backbone: Any) -> Path:
     """The file of `model.pretrained`, which rank 0 downloads if it is public weights that aren't there yet."""
-    from pfseg.runtime import rank
-
     if given != published.NAME:
         return Path(given)
     address = published.address(*_named(backbone))

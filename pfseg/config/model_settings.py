@@ -91,20 +91,23 @@ class HeadSettings(Model, extra="forbid"):
     backbone: Backbone
 
 
-class FPNSettings(HeadSettings):
+class PyramidSettings(HeadSettings):
+    """What semantic FPN has, and what is built on it."""
+
+    fpn_dim: t.Count = setting("channels of the feature pyramid")
+    dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
+
+
+class FPNSettings(PyramidSettings):
     """Semantic FPN (Kirillov et al., CVPR 2019)."""
 
     target: Literal["pfseg.models.fpn.FPNHead"] = _head()
-    fpn_dim: t.Count = setting("channels of the feature pyramid")
-    dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
 
 
-class PointRendSettings(HeadSettings):
+class PointRendSettings(PyramidSettings):
     """PointRend on semantic FPN (Kirillov et al., CVPR 2020)."""
 
     target: Literal["pfseg.models.pointrend.PointRendHead"] = _head()
-    fpn_dim: t.Count = setting("channels of the feature pyramid")
-    dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
     point_dim: t.Count = setting("channels of the layers that classify points")
     train_points: t.Count = setting("points of an image that training classifies")
     points: t.Count = setting("points that prediction classifies anew in each of two doublings of the logits")
