@@ -104,7 +104,7 @@ def run_job(
 
         with handled(STOPPING, stop):
             code = process.wait()
-        return _ending(folder, settings, code, process.signum, telemetry)
+        return _ending(folder, settings, code, process, telemetry)
     finally:
         telemetry.close()
 
@@ -197,7 +197,7 @@ class _Telemetry:
 
 
 def _ending(
-    folder: Path, settings: Train | Evaluate | Predict, code: int, signum: int | None, telemetry: _Telemetry
+    folder: Path, settings: Train | Evaluate | Predict, code: int, process: Mpirun | None, telemetry: _Telemetry
 ) -> dict[str, Any]:
     """Return the result, or raise what the ranks left behind."""
     resume = "; nothing was saved"
@@ -209,6 +209,7 @@ def _ending(
     errors = telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if errors:
         raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry, resume)
+    signum = process.signum if process else None
     exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
@@ -216,9 +217,9 @@ def _ending(
         if row.get("status") != "stopped":
             return row
         raise JobStopped(f"stopped at step {row.get('step', '?')}{resume}", exit_code)
-    if signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1, -signal.SIGKILL):
+    if process and signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1, -signal.SIGKILL):
         early = "stopped before the first step" if settings.job == "train" else "stopped"
-        raise JobStopped(f"{'killed' if telemetry.listening else early}{resume}", exit_code)
+        raise JobStopped(f"{early if process.early else 'killed'}{resume}", exit_code)
     if tail := "\n".join(telemetry.tail).strip():
         telemetry.tell("message", tail, "error")
     cause = _cause(139 if telemetry.crashed else code, telemetry.lost_rank)

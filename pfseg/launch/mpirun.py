@@ -48,6 +48,7 @@ class Mpirun:
 
     Attributes:
         signum: the first signal that asked this process to stop, None without one.
+        early: whether the ranks were ended by it before they listened: there was nothing to save.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Mpirun:
         watch: Watch,
     ) -> None:
         self.signum: int | None = None
+        self.early = False
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
@@ -91,9 +93,11 @@ class Mpirun:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_SECONDS)  # back at once when it ends
                 self._listener.poll()
-                if self._impatient:
+                if self.signum is not None and not announced and not self._listener.listening:
+                    self.early = True  # compiling can take minutes
+                if self._impatient or self.early:
                     self._kill()
-                if self.signum is not None and not announced and not self._impatient:
+                elif self.signum is not None and not announced:
                     announced = True
                     self._process.send_signal(signal.SIGUSR1)
                     text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
@@ -114,7 +118,6 @@ class Mpirun:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._first = signum, now
-            self._impatient = not self._listener.listening  # compiling can take minutes, and there is nothing to save
         elif signum == signal.SIGINT and now - self._first > 0.5:  # sooner it is the same key press, passed on twice
             self._impatient = True
 
