@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_settings_exist(path: Path):
                 assert set(re.findall(r"\w+", value)) <= choices[key] | names | {"null"}, word
             elif not key.startswith("loss.segmentation."):  # of the reader's own loss
                 assert key.replace("/", ".") in keys or key in choices, f"pfseg {command}: {word}"
+
+
+def test_every_choice_command_and_extra_is_listed():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    tree = page.partition("```\nconf/\n")[2].partition("```")[0]
+    for group in (path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        line = re.search(rf"^  {group.name}/(.*\n(?:   .*\n)*)", tree, re.M)
+        assert line, group.name
+        if group.name not in ("experiment", "model"):  # on other pages
+            assert {path.stem for path in group.glob("*.yaml")} <= set(re.findall(r"\w+", line[1])), group.name
+    start = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `pfseg (\w+)`", start, re.M)) == set(COMMANDS)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"`pfseg\[(\w+)\]`", start)) == set(extras) - {"dev", "docs"}
 
 
 def everything() -> str:
