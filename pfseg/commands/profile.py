@@ -9,6 +9,7 @@ import resource
 
 from pfseg.build import build_model
 from pfseg.config.commands import Profile
+from pfseg.errors import ConfigError
 from pfseg.tracking import terminal
 
 
@@ -19,6 +20,10 @@ def run(settings: Profile) -> None:
 
     model = build_model(settings.model, settings.classes, settings.bands)
     (height, width), batch = settings.size, settings.batch_size
+    if min(height, width) < (least := getattr(model, "min_size", 1)):
+        raise ConfigError(
+            f"size={min(height, width)} is too small for {settings.model.name}, which takes {least} px a side at least"
+        )
     stages, whole = count(model, (batch, settings.bands, height, width))  # folding adds biases
     folded = fold_batchnorm(model) if settings.fold else 0
     clock(model, (batch, settings.bands, height, width), stages, whole, settings.rounds)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
+from pfseg.errors import ConfigError
 from pfseg.ops import maps
 from pfseg.ops.convolution import PackedWeights
 from pfseg.ops.resampling import plane_resize, resize_to_image
@@ -157,12 +158,12 @@ class SegmentationNetwork(jt.nn.Module):
         self._packed = PackedWeights()
 
     def features(self, image: Var) -> Sequence[Var]:
-        """The backbone's maps of an image (N, 3, H, W), fine to coarse; raises ValueError below `min_size`."""
+        """The backbone's maps of an image (N, 3, H, W), fine to coarse; raises ConfigError below `min_size`."""
         with self._packed.of(self):
             return self._maps(image, last=False)
 
     def execute(self, image: Var) -> SegOutput:
-        """Segment an image (N, 3, H, W); raises ValueError below `min_size`."""
+        """Segment an image (N, 3, H, W); raises ConfigError below `min_size`."""
         size = image.shape[2:]
         logits, edges, aux, points = self._outputs(image, auxiliary=True)
         return SegOutput(logits, tuple(plane_resize(edge, size) for edge in edges), aux, points)
@@ -192,7 +193,7 @@ class SegmentationNetwork(jt.nn.Module):
         """The backbone's maps, on a GPU (N, H, W, C) with `last`."""
         height, width = image.shape[2:]
         if min(height, width) < self.min_size:
-            raise ValueError(
+            raise ConfigError(
                 f"input of {height}x{width} px is too small: {self._describe()} needs at least {self.min_size} px a "
                 "side; pad the image or use a larger crop (config: dataset.crop_size)"
             )

@@ -74,3 +74,5 @@ def test_the_command(capsys):
     assert re.search(r"images/s, peak memory \d\.\d\d GiB, 38 BatchNorms folded into convolutions", told)
     with pytest.raises(ConfigError, match=r"rounds=0: expected a whole number of at least 1"):
         check(compose("profile", ["rounds=0"]))
+    with pytest.raises(ConfigError, match=r"^size=33 is too small for pfnet_r18, which takes 64 px a side at least$"):
+        profile(check(compose("profile", ["model=pfnet_r18", "size=33"])))

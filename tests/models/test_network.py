@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pfseg.errors import ConfigError
 from pfseg.models.network import Backbone, Head, SegmentationNetwork
 from pfseg.ops.convolution import Conv2d
 from pfseg.runtime import jt
@@ -72,7 +73,7 @@ def test_a_module_of_five_layers_is_a_backbone():
 
 
 def test_too_small_an_input(network):
-    with pytest.raises(ValueError, match=r"input of 17x3 px is too small: Small needs at least 4 px a side; pad the"):
+    with pytest.raises(ConfigError, match=r"input of 17x3 px is too small: Small needs at least 4 px a side; pad the"):
         network(jt.zeros((1, 3, 17, 3)))
 
 

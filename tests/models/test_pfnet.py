@@ -32,10 +32,10 @@ def test_any_size_from_64_px(small, size):
 
 
 def test_too_small_an_input_names_the_minimum(small):
-    with pytest.raises(ValueError, match=r"input of 63x80 px is too small: variant 'pytorch' needs at least 64 px"):
+    with pytest.raises(ConfigError, match=r"input of 63x80 px is too small: variant 'pytorch' needs at least 64 px"):
         small(jt.zeros((1, 3, 63, 80)))
     network = create_model("pfnet_r18", num_classes=3, variant="jittor")
-    with pytest.raises(ValueError, match=r"variant 'jittor' needs at least 448 px a side.*dataset.crop_size"):
+    with pytest.raises(ConfigError, match=r"variant 'jittor' needs at least 448 px a side.*dataset.crop_size"):
         network(jt.zeros((1, 3, 416, 448)))
 
 
