@@ -46,7 +46,7 @@ def run(settings: Preview) -> None:
     pixels, samples, ignored = census.shares()
     terminal.line(console, f"{census.masks} training samples, drawn from {len(dataset)}:", "bold")
     console.print(terminal.class_table(dataset.classes, pixels.tolist(), samples.tolist(), "samples"))
-    console.print(f"{out}: {len(rows)} of them, {100 * ignored:.2g} % of all pixels are ignored", soft_wrap=True)
+    console.print(f"{out}: {len(rows)} of them, {100 * ignored:.3g} % of all pixels are ignored", soft_wrap=True)
     for warning in census.warnings():
         terminal.line(console, f"warning: {warning}", "yellow")
 

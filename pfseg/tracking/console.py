@@ -107,7 +107,7 @@ class RunConsole(Sink):
 
     def on_masks(self, row: Row) -> None:
         """Show what masks hold."""
-        ignored = f", {100 * row['ignored']:.2g} % of their pixels without a class" if row["ignored"] else ""
+        ignored = f", {100 * row['ignored']:.3g} % of their pixels without a class" if row["ignored"] else ""
         self._line(f"{row['masks']:,} training masks{ignored}:")
         classes = parse_classes(row["classes"])
         self.console.print(terminal.class_table(classes, row["pixels"], row["images"], "images"))

@@ -68,7 +68,7 @@ def save_preview(path: Path, rows: Sequence[SampleRow], classes: Sequence[ClassI
         edges = (plain * 0.35 * (1 - line) + 255 * line).astype(np.uint8)
         labels, counts = np.unique(mask[mask != IGNORE], return_counts=True)
         largest = np.argsort(-counts, kind="stable")[:3]
-        note = ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.2g} %" for i in largest)
+        note = ", ".join(f"{classes[labels[i]].name} {100 * counts[i] / mask.size:.3g} %" for i in largest)
         strips.append((name, note or "ignored", [plain, over, edges]))
     _save_sheet(path, ("image", "mask", "edges"), strips, classes, [mask for _, mask, _, _ in rows])
 

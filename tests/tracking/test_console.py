@@ -132,6 +132,20 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ignored", "told"),
+    [
+        (0, ""),
+        (0.9968, ", 99.7 % of their pixels without a class"),
+        (0.0098, ", 0.98 % of their pixels without a class"),
+    ],
+)
+def test_what_masks_hold_is_told_before_training(ignored: float, told: str) -> None:
+    console, file = make()
+    console.on_masks({"masks": 1200, "ignored": ignored, "classes": CLASSES, "pixels": [10, 30], "images": [600, 1200]})
+    assert file.getvalue().splitlines()[0] == f"1,200 training masks{told}:"
+
+
+@pytest.mark.parametrize(
     "row", [{**TRAIN, "train/eta_s": None}, {"event": "train", "step": 1, "epoch": 0}, {"event": "?"}]
 )
 def test_missing_figures_do_no_harm(row: dict[str, Any]) -> None:
