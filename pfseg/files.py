@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
+from pydantic_core import to_jsonable_python
 
 from pfseg.errors import WriteError, one_line
 
@@ -106,15 +106,11 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 def plain(value: object) -> Any:
     """Turn tuples, paths and array scalars into what JSON knows, and NaN and infinity into None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+    def other(item: object) -> object:
+        return item.item() if hasattr(item, "item") else str(item)
+
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=other)
 
 
 def parse_json(text: str | bytes) -> Any:

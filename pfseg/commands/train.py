@@ -10,7 +10,6 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -22,6 +21,7 @@ from pfseg.errors import PfsegError
 from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.launch.slurm import submit, write_script
+from pfseg.launch.worker import Result
 from pfseg.tracking import terminal
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.loggers import RunContext, make_loggers
@@ -62,7 +62,7 @@ def submit_script(settings: Train | Evaluate, launch: Slurm) -> float:
     return math.nan
 
 
-def drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
+def drive(settings: Train | Evaluate, folder: Path) -> Result:
     """Run a job in `folder` and show its telemetry; returns its result.
 
     Raises:

@@ -30,8 +30,8 @@ from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
 from pfseg.tracking.panels import save_confusion, save_panels, save_reliability
-from pfseg.tracking.records import RecordWriter
-from pfseg.tracking.samples import MapFiles, save_maps
+from pfseg.tracking.records import MapFiles, RecordWriter
+from pfseg.tracking.samples import save_maps
 from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import load_meta
 

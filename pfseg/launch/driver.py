@@ -7,21 +7,15 @@ answer by their output.
 
 from __future__ import annotations
 
-import collections
 import importlib
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -30,17 +24,13 @@ from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.launch.mpirun import POLL_SECONDS, STOPPING, Mpirun
+from pfseg.launch.mpirun import STOPPING, Mpirun
 from pfseg.launch.provenance import Environment, command_line, data_state, environment
-from pfseg.launch.watchdog import Watch, told
-from pfseg.launch.worker import pack_config, write_result
+from pfseg.launch.telemetry import Telemetry
+from pfseg.launch.watchdog import RankError, Watch
+from pfseg.launch.worker import Result, pack_config, write_result
 from pfseg.signals import handled
-from pfseg.tracking.records import Follower, Sink
-
-SILENCE_SECONDS = 3.0  # without a row or a compile line for so long, sinks hear that the job is still starting
-_COMPILING = re.compile(r"Compiling ([\w ]+)\((\d+)/(\d+)\)\s+used:(?:.*?\beta:\s*([\d.e+]+))?")
-_NOISE = "contact information is unknown in file"  # of mpirun, at each word for ranks of which some are on this host
-_LOST_RANK = re.compile(r"process rank (\d+)")
+from pfseg.tracking.records import Sink
 
 
 class JobStopped(JobError):
@@ -57,7 +47,7 @@ def run_job(
     *,
     sinks: Sequence[Sink] = (),
     worker_module: str = "pfseg.launch.worker",
-) -> dict[str, Any]:
+) -> Result:
     """Run one job in its folder, wait for its end, and return what it wrote into `result.json`.
 
     Each rank is `python -m worker_module`, whose `job(config, folder, stop)` does the work; their output is kept in
@@ -87,7 +77,7 @@ def run_job(
     shutil.rmtree(folder / "errors", ignore_errors=True)
 
     watch = Watch(ranks, getattr(settings.launch, "timeout", None))
-    telemetry = _Telemetry(folder, sinks, watch)
+    telemetry = Telemetry(folder, sinks, watch)
     try:
         if settings.launch.name == "inline":
             work = importlib.import_module(worker_module).job
@@ -96,7 +86,7 @@ def run_job(
             return _ending(folder, settings, 0, None, telemetry)
         variables = pack_config(text) | ({} if gpus else {"PFSEG_DEVICE": "cpu"})
         nodes = plan_nodes(settings)
-        process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry, watch)
+        process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry)
 
         def stop(number: int) -> None:
             if settings.job == "train" or number != signal.SIGUSR1:  # an evaluation may still end in time
@@ -109,96 +99,9 @@ def run_job(
         telemetry.close()
 
 
-class _Telemetry:
-    """What the driver hears from the ranks: rows of the records file and lines of output."""
-
-    def __init__(self, folder: Path, sinks: Sequence[Sink], watch: Watch) -> None:
-        self.sinks, self.watch = list(sinks), watch
-        self.errors: list[dict[str, Any]] = []  # of ranks on hosts without the folder
-        self.tail: collections.deque[str] = collections.deque(maxlen=30)
-        self.lost_rank: str | None = None
-        self.crashed = False
-        self.listening = False
-        self._follower = Follower(folder / "metrics.jsonl")
-        self._log = open(folder / "worker.log", "ab", buffering=0)
-        self._compiled: tuple[str, int, int, float | None] | None = None
-        self._started, self._alive = time.monotonic(), False
-
-    def line(self, text: str) -> None:
-        """Take one line of the ranks' output; called by the reading thread."""
-        if counts := _COMPILING.search(text):
-            what = "Jittor" if "core" in counts[1] else "operators"
-            self._compiled = (what, int(counts[2]), int(counts[3]), float(counts[4]) if counts[4] else None)
-            self.watch.progress()
-        elif row := told(text):
-            if "listens" in row:
-                self.listening = True
-            elif "traceback" in row:
-                self.errors.append(row)
-            else:
-                self.watch.hear(row)
-        elif text.strip() and _NOISE not in text:
-            self.watch.progress()
-            self.tail.append(text)
-            self.crashed = self.crashed or "Caught segfault" in text  # Jittor's handler, which then exits with 1
-            if lost := _LOST_RANK.search(text):
-                self.lost_rank = lost[1]
-            self.log(text)
-
-    def log(self, text: str) -> None:
-        """Append to `worker.log`; where the disk is full, `tail` still holds the last lines."""
-        with suppress(OSError):
-            self._log.write(f"{text}\n".encode())
-
-    def poll(self) -> None:
-        """Hand on what has come since the last call."""
-        if counts := self._compiled:
-            self._compiled, self._alive = None, True
-            self.tell("compiling", *counts)
-        for row in self._follower.rows():
-            self._alive = True
-            self.watch.progress()
-            self.tell("record", row)
-        if not self._alive and (seconds := time.monotonic() - self._started) >= SILENCE_SECONDS:
-            self.tell("waiting", seconds)
-
-    def tell(self, method: str, *args: object) -> None:
-        """Call each sink; leave out for good one that fails: it must not end a training."""
-        for sink in list(self.sinks):
-            try:
-                getattr(sink, method)(*args)
-            except Exception as error:
-                self.sinks.remove(sink)
-                text = f"{type(sink).__name__} failed and is left out from here on: {type(error).__name__}: {error}"
-                self.log(text)
-                self.tell("message", text, "warning")
-
-    @contextmanager
-    def in_background(self) -> Iterator[None]:
-        """Follow the records in a thread while the job runs in this process."""
-        done = threading.Event()
-
-        def follow() -> None:
-            while not done.wait(POLL_SECONDS):
-                self.poll()
-
-        thread = threading.Thread(target=follow, name="pfseg-records", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            self.poll()
-
-    def close(self) -> None:
-        """Close the log."""
-        self._log.close()
-
-
 def _ending(
-    folder: Path, settings: Train | Evaluate | Predict, code: int, process: Mpirun | None, telemetry: _Telemetry
-) -> dict[str, Any]:
+    folder: Path, settings: Train | Evaluate | Predict, code: int, process: Mpirun | None, telemetry: Telemetry
+) -> Result:
     """Return the result, or raise what the ranks left behind."""
     resume = "; nothing was saved"
     if settings.job == "train" and any((folder / "checkpoints").glob("last.*")):
@@ -206,17 +109,16 @@ def _ending(
     if hung := telemetry.watch.hung():
         raise JobError(f"{hung}{resume}")
     files = sorted((folder / "errors").glob("rank*.json"))
-    errors = telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    if errors:
+    if errors := telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]:
         raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry, resume)
     signum = process.signum if process else None
     exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
-        row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        if row.get("status") != "stopped":
-            return row
-        raise JobStopped(f"stopped at step {row.get('step', '?')}{resume}", exit_code)
+        done: Result = json.loads(result.read_text(encoding="utf-8"))
+        if done.get("status") != "stopped":
+            return done
+        raise JobStopped(f"stopped at step {done.get('step', '?')}{resume}", exit_code)
     if process and signum is not None and code in (128 + signal.SIGUSR1, -signal.SIGUSR1, -signal.SIGKILL):
         early = "stopped before the first step" if settings.job == "train" else "stopped"
         raise JobStopped(f"{early if process.early else 'killed'}{resume}", exit_code)
@@ -226,7 +128,7 @@ def _ending(
     raise JobError(f"{cause}; full output: {shown(folder / 'worker.log')}")
 
 
-def _failure(error: dict[str, Any], folder: Path, telemetry: _Telemetry, resume: str) -> JobError:
+def _failure(error: RankError, folder: Path, telemetry: Telemetry, resume: str) -> JobError:
     if error["user"]:
         failure = JobError(error["message"] + (resume if error["type"] == WriteError.__name__ else ""))
     else:

@@ -14,37 +14,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
 from pfseg.devices import Nodes
 from pfseg.errors import JobError
 from pfseg.files import lock, program
-from pfseg.launch.watchdog import Watch, die_with_parent
+from pfseg.launch.telemetry import POLL_SECONDS, Telemetry
+from pfseg.launch.watchdog import die_with_parent
 
-POLL_SECONDS = 0.2
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}  # the driver's exit codes
 _TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "NCCL_")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
 
 
-class Listener(Protocol):
-    """What hears of the ranks while `Mpirun.wait` waits; `listening`: whether they would save if they were stopped."""
-
-    listening: bool
-
-    def line(self, text: str) -> None: ...  # noqa: D102  # of output, from another thread
-    def poll(self) -> None: ...  # noqa: D102  # a moment has passed
-    def tell(self, method: str, *args: str) -> None: ...  # noqa: D102  # calls a method of the sinks
-
-
 class Mpirun:
     """mpirun, found beside this Python or on the PATH, and its ranks, from start to end.
 
-    Each rank's Python is given `arguments` and these `variables`; `listener` hears of the ranks, `watch`
-    finds out that they hang. Raises JobError if mpirun is not installed.
+    Each rank's Python is given `arguments` and these `variables`; `telemetry` hears of the ranks, and finds out that
+    they hang. Raises JobError if mpirun is not installed.
 
     Attributes:
         signum: the first signal that asked this process to stop, None without one.
@@ -57,15 +46,14 @@ class Mpirun:
         ranks: int,
         nodes: Nodes,
         variables: dict[str, str],
-        listener: Listener,
-        watch: Watch,
+        telemetry: Telemetry,
     ) -> None:
         self.signum: int | None = None
         self.early = False
         self._impatient = False
         self._first, self._ranks_seen = 0.0, time.monotonic()
         self._held = ExitStack()
-        self._listener, self._watch = listener, watch
+        self._telemetry = telemetry
         env = _environment(variables)
         command = [*_command(ranks, nodes, env), sys.executable, *arguments]
         # In the folder that all jobs share by default, one that ends makes another fail that starts just then. Of this
@@ -92,8 +80,8 @@ class Mpirun:
             while self._process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_SECONDS)  # back at once when it ends
-                self._listener.poll()
-                if self.signum is not None and not announced and not self._listener.listening:
+                self._telemetry.poll()
+                if self.signum is not None and not announced and not self._telemetry.listening:
                     self.early = True  # compiling can take minutes
                 if self._impatient or self.early:
                     self._kill()
@@ -101,7 +89,7 @@ class Mpirun:
                     announced = True
                     self._process.send_signal(signal.SIGUSR1)
                     text = f"{signal.Signals(self.signum).name}: saving and leaving; once more Ctrl-C kills at once"
-                    self._listener.tell("message", text, "warning")
+                    self._telemetry.tell("message", text, "warning")
                 if (now := time.monotonic()) - ticked > _TICK_SECONDS:
                     ticked = now
                     self._tick()
@@ -110,7 +98,7 @@ class Mpirun:
             self._process.wait()
             self._held.close()
         self._reader.join(timeout=5)
-        self._listener.poll()
+        self._telemetry.poll()
         return self._process.returncode
 
     def stop(self, signum: int) -> None:
@@ -128,7 +116,7 @@ class Mpirun:
             with suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._process.stdin.fileno(), b"\n")
         self._end_leftovers()
-        if self._watch.look(lambda: self._process.send_signal(signal.SIGUSR2)):
+        if self._telemetry.watch.look(lambda: self._process.send_signal(signal.SIGUSR2)):
             self._kill()
 
     def _kill(self, processes: Iterable[psutil.Process] | None = None) -> None:
@@ -163,8 +151,8 @@ class Mpirun:
         while chunk := os.read(self._process.stdout.fileno(), 65536):
             *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
             for line in lines:
-                self._listener.line(line.decode(errors="replace"))
-        self._listener.line(pending.decode(errors="replace"))
+                self._telemetry.line(line.decode(errors="replace"))
+        self._telemetry.line(pending.decode(errors="replace"))
         self._process.stdout.close()
 
 

@@ -14,13 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from rich.text import Text
 
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import load_yaml, shown, write_atomic
 from pfseg.launch.driver import JobStopped
 from pfseg.reporting.runs import Run, find_runs, read_runs
-from pfseg.reporting.table import STYLES, csv_text
+from pfseg.reporting.table import build_table, csv_text, print_table
 from pfseg.signals import handled
 from pfseg.tracking import terminal
 
@@ -65,34 +64,21 @@ def summarise(folder: Path) -> list[Run]:
         runs = read_runs(find_runs([str(folder)]))
     except ConfigError:  # none has started
         return []
-    overrides = [_overrides(run) for run in runs]
-    shared = set.intersection(*map(set, overrides)) if len(runs) > 1 else set()
-    best = max((run.best.miou or 0.0 for run in runs if run.best), default=None)
-    table = terminal.table("job", "overrides", "best mIoU", "time", "status", numbers=("job", "best mIoU", "time"))
-    rows: list[list[object]] = []
-    for run, own in zip(runs, overrides, strict=True):
-        job, all_own = run.folder.name, " ".join(own)
-        miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
-        seconds = None if run.seconds is None else round(run.seconds, 3)
-        rows.append([job, all_own, run.status, miou, step, run.steps, seconds, run.detail, str(run.folder)])
-        score = Text(terminal.number(miou), "bold" if miou is not None and miou == best else "")
-        differing = " ".join(text for text in own if text not in shared) or "-"
-        table.add_row(job, differing, score, terminal.duration(run.seconds), Text(run.status, STYLES[run.status]))
-    write_atomic(folder / "multirun.csv", csv_text(_COLUMNS, rows))
+    write_atomic(folder / "multirun.csv", csv_text(_COLUMNS, map(_row, runs)))
     console = terminal.console()
-    console.print(table)
-    for run in runs:
-        if run.status != "finished" and run.detail:
-            terminal.line(console, f"{run.folder.name}: {run.detail}", STYLES[run.status])
+    print_table(build_table(runs, "run:asc"), console)
     terminal.line(console, f"written: {_csv(folder)}", "dim")
     return runs
 
 
-def _overrides(run: Run) -> list[str]:
+def _row(run: Run) -> list[object]:
+    overrides: object = None
     with suppress(ValueError):
         overrides = load_yaml(run.folder / ".hydra" / "overrides.yaml")
-        return [str(text) for text in overrides] if isinstance(overrides, list) else []
-    return []
+    words = " ".join(map(str, overrides)) if isinstance(overrides, list) else ""
+    miou, step = (run.best.miou, run.best.step) if run.best else (None, None)
+    seconds = None if run.seconds is None else round(run.seconds, 3)
+    return [run.folder.name, words, run.status, miou, step, run.steps, seconds, run.detail, run.folder]
 
 
 def _csv(folder: Path) -> str:

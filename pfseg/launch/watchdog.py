@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import psutil
 
@@ -45,17 +45,39 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def tell(**row: object) -> None:
-    """Send a row to the driver, in one write so that rows of several ranks don't mix."""
+class RankError(TypedDict):
+    """Why a rank failed, as `errors/rank<k>.json` holds it."""
+
+    rank: int
+    time: float  # unix seconds
+    type: str  # of the exception
+    message: str
+    traceback: str
+    user: bool  # whether its message says all that the user needs
+    exit_code: int
+
+
+class Word(TypedDict, total=False):
+    """What a rank tells the driver."""
+
+    listens: bool  # it would save its state if it were told to stop
+    progress: bool
+    error: RankError
+    rank: int
+    host: str
+    at: str  # the line of code that it is at
+
+
+def tell(word: Word) -> None:
+    """Send a word to the driver, in one write so that those of several ranks don't mix."""
     with suppress(OSError):  # nobody listens any more
-        os.write(1, f"\n{_MARK}{json.dumps(row)}\n".encode())
+        os.write(1, f"\n{_MARK}{json.dumps(word)}\n".encode())
 
 
-def told(line: str) -> dict[str, Any] | None:
-    """Read a line of the ranks' output; None for one that is no row of `tell`."""
+def told(line: str) -> Word | None:
+    """Read a line of the ranks' output; None for one that no `tell` wrote."""
     with suppress(ValueError):  # of another line, or mixed with other output
-        row = json.loads(line.partition(_MARK)[2])
-        return row if isinstance(row, dict) else None
+        return cast(Word, json.loads(line.partition(_MARK)[2]))
     return None
 
 
@@ -68,7 +90,7 @@ def accompany(rank: int, limit: float) -> None:
     After `limit` seconds without a word from the driver it ends a rank on another host, which a cut connection leaves
     alone there; on the driver's own host the kernel ends it together with the driver.
     """
-    tell(rank=rank, host=socket.gethostname())
+    tell({"rank": rank, "host": socket.gethostname()})
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # for the process beside
     dumps, dump = os.pipe()
     own, daemon = os.getpid(), os.getppid()
@@ -95,7 +117,7 @@ def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> No
         if time.monotonic() - measured > beat:
             measured = time.monotonic()
             if meter.busy():
-                tell(progress=rank)
+                tell({"progress": True})
         ready = select.select(sources, [], [], 0.2)[0]
         if dumps in ready:
             part = os.read(dumps, 1 << 16)
@@ -103,7 +125,7 @@ def _serve(rank: int, dumps: int, limit: float, daemon: int, process: int) -> No
                 return
             dump += part
         elif dump:
-            tell(rank=rank, host=socket.gethostname(), at=_place(dump.decode(errors="replace")))
+            tell({"rank": rank, "host": socket.gethostname(), "at": _place(dump.decode(errors="replace"))})
             dump = b""
         if 0 in ready:
             if os.read(0, 4096):
@@ -176,16 +198,16 @@ class Watch:
 
     def __init__(self, ranks: int, limit: float | None) -> None:
         self._ranks, self._limit = ranks, limit
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._words: dict[int, Word] = {}
         self._idle, self._looked = 0.0, time.monotonic()
         self._asked = False
 
-    def hear(self, row: dict[str, Any]) -> None:
-        """Take a row that a rank told; called by the reading thread."""
-        if "progress" in row:
+    def hear(self, word: Word) -> None:
+        """Take what a rank told; called by the reading thread."""
+        if "progress" in word:
             self.progress()
         else:
-            self._rows[row["rank"]] = row
+            self._words[word["rank"]] = word
 
     def progress(self) -> None:
         """Hear of progress; called by any thread."""
@@ -210,8 +232,8 @@ class Watch:
             return None
         places: dict[str, list[str]] = {}
         for rank in range(self._ranks):
-            row = self._rows.get(rank)
-            where = f"on host {row['host']}: {row.get('at', 'no answer')}" if row else "not started"
+            word = self._words.get(rank)
+            where = f"on host {word['host']}: {word.get('at', 'no answer')}" if word else "not started"
             places.setdefault(where, []).append(str(rank))
         listed = "; ".join(f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} {at}" for at, ranks in places.items())
         return f"no progress for {self._limit:g} s (config: launch.timeout): {listed}"

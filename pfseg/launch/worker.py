@@ -25,19 +25,21 @@ from typing import Any
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.files import plain, write_atomic
-from pfseg.launch.watchdog import accompany, die_with_parent, tell
+from pfseg.launch.watchdog import RankError, accompany, die_with_parent, tell
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
-Job = Callable[[dict[str, Any], Path, Callable[[], bool]], dict[str, Any]]
+Config = dict[str, Any]  # resolved settings, as `resolved.yaml` holds them
+Result = Mapping[str, Any]  # what becomes `result.json`: its `status`, and figures
+Job = Callable[[Config, Path, Callable[[], bool]], Result]
 
 
-def job(config: dict[str, Any], folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+def job(config: Config, folder: Path, stop: Callable[[], bool]) -> Result:
     """Do the job that `config` describes; see `pfseg.jobs`."""
     from pfseg.config.commands import load  # loading processes need not
 
     settings = load(config)
-    done: dict[str, Any] = importlib.import_module(f"pfseg.jobs.{config['job']}").run(settings, folder, stop)
-    return done
+    result: Result = importlib.import_module(f"pfseg.jobs.{config['job']}").run(settings, folder, stop)
+    return result
 
 
 def pack_config(text: str) -> dict[str, str]:
@@ -45,11 +47,11 @@ def pack_config(text: str) -> dict[str, str]:
     return {_CONFIG: base64.b64encode(zlib.compress(text.encode())).decode()}
 
 
-def take_config() -> dict[str, Any]:
+def take_config() -> Config:
     """Take the configuration out of the environment, which later children then don't inherit."""
     import yaml
 
-    config: dict[str, Any] = yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
+    config: Config = yaml.safe_load(zlib.decompress(base64.b64decode(os.environ.pop(_CONFIG))))
     return config
 
 
@@ -92,15 +94,15 @@ def stop() -> bool:
 
 @cache
 def _listen() -> None:
-    tell(listens=True)
+    tell({"listens": True})
 
 
-def write_result(folder: Path, result: Mapping[str, object]) -> None:
+def write_result(folder: Path, result: Result) -> None:
     """Write `result.json`, which tells the driver that the job came to its end."""
     write_atomic(folder / "result.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
 
 
-def _choose_devices(config: dict[str, Any]) -> None:
+def _choose_devices(config: Config) -> None:
     """Give each rank of a host its share of the cores, and a GPU of its own."""
     local_rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
     local_size = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
@@ -117,22 +119,21 @@ def _choose_devices(config: dict[str, Any]) -> None:
 
 
 def _report(folder: Path, rank: int, error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error))
-    row = {
+    report: RankError = {
         "rank": rank,
         "time": time.time(),
         "type": type(error).__name__,
         "message": str(error),
-        "traceback": text,
+        "traceback": "".join(traceback.format_exception(error)),
         "user": isinstance(error, PfsegError),
         "exit_code": getattr(error, "exit_code", 1),
     }
     try:
         if not (folder / "resolved.yaml").exists():
             raise FileNotFoundError(folder)
-        write_atomic(folder / "errors" / f"rank{rank}.json", json.dumps(row, indent=2) + "\n")
+        write_atomic(folder / "errors" / f"rank{rank}.json", json.dumps(report, indent=2) + "\n")
     except (PfsegError, FileNotFoundError):  # a full disk, or another host
-        tell(**row)
+        tell({"error": report})
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
 from pfseg.errors import ConfigError
 from pfseg.files import load_json, load_yaml
-from pfseg.tracking.records import Row, read_records
+from pfseg.tracking.records import ConfusionRow, Row, StartRow, ValRow, figures, number, read_records
 
 FRESH_SECONDS = 900.0  # a run of another host that wrote so recently counts as running: its processes can't be seen
 _ENDS = {"done": "finished", "early_stop": "finished", "out_of_time": "finished", "stopped": "stopped"}
@@ -151,11 +151,7 @@ def _read(folder: Path, name: str, logs: Collection[Path]) -> Run:
     _read_settings(run)
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().count(b"\n") if path.exists() else 0  # without a torn last one
-    rows = [
-        row
-        for row in read_records(path)
-        if isinstance(row.get("event"), str) and isinstance(row.get("step"), int) and number(row.get("time"))
-    ]
+    rows = read_records(path)
     run.unreadable += max(0, lines - len(rows))  # a running run may have added some in between
     for row in rows:
         _take(run, row)
@@ -198,31 +194,21 @@ def _yaml_of(run: Run, name: str) -> Any:
 def _take(run: Run, row: Row) -> None:
     event, step = row["event"], row["step"]
     if event == "start":
-        run.total = row["steps"] if isinstance(row.get("steps"), int) and row["steps"] > 0 else None
-        parameters, macs = number(row.get("parameters")), number(row.get("macs"))
+        start = cast(StartRow, row)
+        parameters, macs = start.get("parameters"), start.get("macs")
+        run.total = start.get("steps") or None
         run.parameters, run.macs = parameters and parameters / 1e6, macs and macs / 1e9
     elif event == "train":
-        run.train.append((step, _values(row, "train/")))
+        run.train.append((step, figures(row, "train/")))
     elif event == "val":
-        panels = row.get("panels")
-        picture = run.folder / panels if isinstance(panels, str) else None
+        panels = cast(ValRow, row).get("panels")
+        picture = run.folder / panels if panels else None
         panel = picture if picture and picture.is_file() else None
-        run.validations.append(ValidationPoint(step, _values(row, "val/"), panel))
+        run.validations.append(ValidationPoint(step, figures(row, "val/"), panel))
     elif event == "confusion" and run.validations and run.validations[-1].step == step:
-        run.validations[-1].confusion = _matrix(row.get("confusion"))
+        run.validations[-1].confusion = cast(ConfusionRow, row)["confusion"]
     if event in ("train", "val", "end"):
         run.steps = max(run.steps, step)
-
-
-def _values(row: Row, prefix: str) -> Values:
-    return {key.removeprefix(prefix): number(value) for key, value in row.items() if key.startswith(prefix)}
-
-
-def _matrix(value: object) -> list[list[int]] | None:
-    """A square matrix of counts; None for anything else."""
-    if not (isinstance(value, list) and value and all(isinstance(r, list) and len(r) == len(value) for r in value)):
-        return None
-    return value if all(isinstance(count, int) and count >= 0 for row in value for count in row) else None
 
 
 def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[str, str]:
@@ -235,9 +221,9 @@ def _status(folder: Path, rows: Sequence[Row], logs: Collection[Path]) -> tuple[
         first = min(errors, key=lambda error: number(error.get("time")) or math.inf)
         kind = "" if first.get("user") else f"{first.get('type', 'error')}: "
         return "failed", kind + _first_line(str(first["message"]))
-    final: Row = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
+    final: Mapping[str, object] = next((row for row in reversed(rows) if row["event"] in ("start", "end")), {})
     result = load_json(folder / "result.json")
-    ending = (result if isinstance(result, dict) else final if final.get("event") == "end" else {}).get("status")
+    ending = str((result if isinstance(result, dict) else final).get("status"))
     if ending in _ENDS:
         return _ENDS[ending], _DETAILS.get(ending, "")
     if (text := folder / "error.txt").is_file():
@@ -262,10 +248,3 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
-
-
-def number(value: object) -> float | None:
-    """A finite number as a float; None for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None

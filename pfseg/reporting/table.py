@@ -13,10 +13,11 @@ from rich.text import Text
 
 from pfseg.config.validation import as_typed, unknown_key
 from pfseg.errors import ConfigError
-from pfseg.reporting.runs import Run, number
+from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import SeedGroup, differing, group_seeds
 from pfseg.reporting.statistics import Spread
 from pfseg.tracking import terminal
+from pfseg.tracking.records import number
 
 Cell = str | float | Spread | None
 Cells = dict[str, Cell]  # by the key of their column

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import differing
-from pfseg.tracking.records import numbers, read_records
+from pfseg.tracking.records import ValRow, numbers, read_records
 from pfseg.tracking.wandb import CONFUSION
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
@@ -33,8 +33,9 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
             if row["event"] == "confusion":
                 names.add("val/confusion_table")
             if row["event"] == "val":
-                names |= {"val/classes", "val/IoU_bars_table"} | ({"val/samples"} if row.get("panels") else set())
-                samples = row.get("samples") or []
+                val = cast(ValRow, row)
+                names |= {"val/classes", "val/IoU_bars_table"} | ({"val/samples"} if val.get("panels") else set())
+                samples = val.get("samples", [])
                 names |= {"val/masks", "val/boundaries"} if samples else set()
                 if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
                     names.add("val/edges")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.bar import Bar
@@ -21,12 +22,25 @@ from pfseg.config.validation import as_typed
 from pfseg.data.base import parse_classes
 from pfseg.files import shown
 from pfseg.tracking import terminal
-from pfseg.tracking.records import Row, Sink, boundary_scores, class_names
+from pfseg.tracking.records import (
+    EndRow,
+    MasksRow,
+    MessageRow,
+    ProgressRow,
+    Row,
+    Sink,
+    StartRow,
+    ValRow,
+    boundary_scores,
+    class_names,
+    figures,
+)
 
 _COLUMNS = ("IoU", "precision", "recall", "F1")
 _MEANS = {"IoU": "mIoU", "F1": "mF1"}  # of columns whose mean has a name of its own
 _OTHERS = {"OA": ".2f", "mAcc": ".2f", "fwIoU": ".2f", "kappa": ".4f", "loss": ".4f"}
 _STYLES = {"warning": "yellow", "error": "red"}
+Scores = Mapping[str, float | None]  # of a validation, by name
 
 
 class RunConsole(Sink):
@@ -37,7 +51,7 @@ class RunConsole(Sink):
         self.console = console or terminal.console()
         self.live = self.console.is_terminal
         self._colors: dict[str, str] = {}
-        self._start: dict[str, Any] = {}
+        self._steps, self._steps_per_epoch = 0, 0  # 0: unknown
         self._lr: float | None = None  # as configured
         self._split: str | None = None  # that is evaluated; None in a training
         self._last: dict[str, tuple[float, str]] = {}
@@ -81,31 +95,31 @@ class RunConsole(Sink):
             self._progress.stop()
             self._progress, self._tasks = None, {}
 
-    def on_start(self, row: Row) -> None:
+    def on_start(self, row: StartRow) -> None:
         """Say what the job works on, or where it goes on."""
         self._hide("wait")
-        self._start = row
-        ranks = int(row.get("ranks") or 1)
-        machine = f"{len(row.get('classes') or [])} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}"
+        self._steps, self._steps_per_epoch = row.get("steps", 0), row.get("steps_per_epoch", 0)
+        ranks = row.get("ranks", 1)
+        machine = f"{len(row.get('classes', []))} classes, {row.get('device', '?')}, {ranks} rank{'s' * (ranks > 1)}"
         if self._split:
             self._line(f"evaluating {row.get('images_val', '?')} images of split {self._split}, {machine}", "bold")
             return
         whole, size = row.get("global_batch"), row.get("batch_size")
         batch = f"global batch {whole or '?'}"
         if whole and size and whole != size:
-            accumulated = int(whole) // (int(size) * ranks)
+            accumulated = whole // (size * ranks)
             batch += f" ({size} per rank{f', {accumulated} accumulated' if accumulated > 1 else ''})"
         self._line(
             f"{row.get('images_train', '?')} training and {row.get('images_val', '?')} validation images, {machine}, "
             f"{batch}, {row.get('steps', '?')} steps",
             "bold",
         )
-        if (base := row.get("base_lr")) not in (None, self._lr):
+        if (base := row.get("base_lr")) is not None and base != self._lr:
             self._line(f"learning rate {base:.3g}: optimizer.lr scaled to this global batch")
         if row["step"]:
             self._line(f"continuing after step {row['step']}")
 
-    def on_masks(self, row: Row) -> None:
+    def on_masks(self, row: MasksRow) -> None:
         """Show what masks hold."""
         ignored = f", {100 * row['ignored']:.3g} % of their pixels without a class" if row["ignored"] else ""
         self._line(f"{row['masks']:,} training masks{ignored}:")
@@ -115,64 +129,65 @@ class RunConsole(Sink):
     def on_train(self, row: Row) -> None:
         """Show losses, speed and the time left."""
         self._hide("wait", "progress")
-        step, steps, per_epoch = row["step"], self._start.get("steps"), self._start.get("steps_per_epoch")
-        loss, rate = terminal.number(row.get("train/loss"), ".4f"), terminal.number(row.get("train/lr"), ".2e")
-        speed, left = terminal.number(row.get("train/images_per_s"), ".1f"), terminal.duration(row.get("train/eta_s"))
+        step, steps, per_epoch, values = row["step"], self._steps, self._steps_per_epoch, figures(row, "train/")
+        loss, rate = terminal.number(values.get("loss"), ".4f"), terminal.number(values.get("lr"), ".2e")
+        speed, left = terminal.number(values.get("images_per_s"), ".1f"), terminal.duration(values.get("eta_s"))
         epoch = f"epoch {row['epoch'] + 1}" + (f"/{-(-steps // per_epoch)}" if steps and per_epoch else "")
         at = f"step {step:{len(str(steps))}}/{steps}" if steps else f"step {step}"
         if not self.live:
             self._line(f"{at}  {epoch}  loss {loss}  lr {rate}  {speed} images/s  left {left}")
             return
         facts = f"loss [b]{loss}[/]  lr {rate}  {speed} images/s"
-        self._bar("epoch", epoch, step - row["epoch"] * per_epoch if per_epoch else None, per_epoch, facts)
-        self._bar("run", at, step, steps, f"left [b]{left}[/]  since {self._elapsed()}{self._best}")
+        self._bar("epoch", epoch, step - row["epoch"] * per_epoch, per_epoch or None, facts)
+        self._bar("run", at, step, steps or None, f"left [b]{left}[/]  since {self._elapsed()}{self._best}")
 
-    def on_progress(self, row: Row) -> None:
+    def on_progress(self, row: ProgressRow) -> None:
         """Show how far a validation or an evaluation is."""
-        self._bar("progress", str(row.get("text", "working")), row.get("done"), row.get("total"))
+        self._bar("progress", row["text"], row["done"], row["total"])
 
-    def on_message(self, row: Row) -> None:
+    def on_message(self, row: MessageRow) -> None:
         """Show a message of a rank."""
-        self.message(str(row.get("text", "")), str(row.get("level", "info")))
+        self.message(row["text"], row.get("level", "info"))
 
-    def on_val(self, row: Row) -> None:
+    def on_val(self, row: ValRow) -> None:
         """Show the scores of a validation as tables."""
         self._hide("wait", "progress")
-        best = bool(row.get("best"))
+        scores, exclude, best = figures(row, "val/"), row.get("exclude", []), row.get("best")
         if best:
-            self._best = f"  best mIoU [b]{terminal.number(row.get('val/mIoU'), '.2f')}[/]"
+            self._best = f"  best mIoU [b]{terminal.number(scores.get('mIoU'))}[/]"
         title = f"validation after epoch {row['epoch'] + 1}, step {row['step']}{'  ★ best so far' if best else ''}"
         self._line(title, "bold green" if best else "bold")
-        self.console.print(self._score_table(row, "class", _COLUMNS, bars=self.live))
-        if boundary := boundary_scores(row):
-            self.console.print(self._score_table(row, "boundary", boundary))
-        present = {name: form for name, form in _OTHERS.items() if f"val/{name}" in row}
-        self._line("   ".join(f"{name} {terminal.number(row[f'val/{name}'], form)}" for name, form in present.items()))
-        if row.get("panels"):
-            path = str(row["panels"])
+        self.console.print(self._score_table(scores, exclude, "class", _COLUMNS, bars=self.live))
+        if boundary := boundary_scores(scores):
+            self.console.print(self._score_table(scores, exclude, "boundary", boundary))
+        others = {name: terminal.number(scores[name], form) for name, form in _OTHERS.items() if name in scores}
+        self._line("   ".join(f"{name} {value}" for name, value in others.items()))
+        if path := row.get("panels"):
             self._line(f"samples: {shown(self.folder / path) if self.folder else path}", "dim")
 
-    def on_end(self, row: Row) -> None:
+    def on_end(self, row: EndRow) -> None:
         """Say how the job ended."""
         self.finish()
         status = {"done": "finished", "early_stop": "stopped early: no better mIoU"}.get(row["status"], row["status"])
         self._line(f"{status} at step {row['step']} after {self._elapsed()}", "bold")
 
-    def _score_table(self, row: Row, head: str, columns: Sequence[str], bars: bool = False) -> Table:
+    def _score_table(
+        self, scores: Scores, exclude: Sequence[str], head: str, columns: Sequence[str], bars: bool = False
+    ) -> Table:
         """A line for each class and one of the means, with bars of the first column where asked for."""
         heads = [column.removeprefix("boundary_") for column in columns]
         table = terminal.table(head, *heads, numbers=heads)
         if bars:
             table.add_column("", width=20)
-        for name in (names := class_names(row)):
+        for name in (names := class_names(scores)):
             color = self._colors.get(name)
             label = Text.assemble(("■ ", color), name) if color and self.live else Text(name)
-            values = [row.get(f"val/{column}/{name}") for column in columns]
+            values = [scores.get(f"{column}/{name}") for column in columns]
             bar = [Bar(100, 0, values[0] or 0, color=color or "green")] if bars else []
             table.add_row(label, *map(terminal.number, values), *bar)
         table.add_section()
-        kept = [name for name in names if name not in row.get("exclude", ())]
-        table.add_row("mean", *(terminal.number(_mean(row, column, kept)) for column in columns), style="bold")
+        kept = [name for name in names if name not in exclude]
+        table.add_row("mean", *(terminal.number(_mean(scores, column, kept)) for column in columns), style="bold")
         return table
 
     def _elapsed(self) -> str:
@@ -218,12 +233,12 @@ class RunConsole(Sink):
         terminal.line(self.console, text, style)
 
 
-def _mean(row: Row, column: str, names: Sequence[str]) -> float | None:
+def _mean(scores: Scores, column: str, names: Sequence[str]) -> float | None:
     """The mean of a score over the classes `names`, as recorded or else worked out."""
-    if (key := f"val/{_MEANS.get(column, column)}") in row:
-        return float(row[key]) if row[key] is not None else None
-    values = [value for name in names if (value := row.get(f"val/{column}/{name}")) is not None]
-    return sum(values) / len(values) if values else None
+    if (key := _MEANS.get(column, column)) in scores:
+        return scores[key]
+    values = [value for name in names if (value := scores.get(f"{column}/{name}")) is not None]
+    return fmean(values) if values else None
 
 
 def _grow(tree: Tree, values: Mapping[str, Any]) -> None:

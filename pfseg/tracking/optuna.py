@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pfseg.tracking.records import Row, Sink
+from pfseg.tracking.records import Sink, StartRow, ValRow, figures
 
 TRIAL = "PFSEG_TRIAL"  # variable with the trial's id in the storage
 PRUNED = "pruned_at_epoch"  # attribute of a trial that was stopped
@@ -36,16 +36,17 @@ class TrialReporter(Sink):
         self._best = 0.0
         self.pruned = False
 
-    def on_start(self, row: Row) -> None:
+    def on_start(self, row: StartRow) -> None:
         """Note how long the run is."""
         self._steps = row.get("steps")
 
-    def on_val(self, row: Row) -> None:
+    def on_val(self, row: ValRow) -> None:
         """Report a validation, and stop the job where the pruner says so."""
-        if self.pruned or row.get("val/mIoU") is None:
+        miou = figures(row, "val/").get("mIoU")
+        if self.pruned or miou is None:
             return
         epoch = row["epoch"] + 1
-        self._best = max(self._best, row["val/mIoU"])
+        self._best = max(self._best, miou)
         self._trial.report(self._best, epoch)
         heard = callable(signal.getsignal(_STOP))  # not with launch=inline
         if row["step"] != self._steps and self._trial.should_prune() and heard:

@@ -91,8 +91,7 @@ def save_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
         draw.text((top + _CELL // 2 - 8, label - 8 - round(font.getlength(name))), name, _INK, upright)
         for column, share in enumerate(shares[row]):
             left = label + column * _CELL
-            color = np.round((1 - share) * np.array(_PAPER) + share * np.array(_HEAT)).astype(int)
-            fill = tuple(color.tolist()) if confusion[row].any() else _NOTHING
+            fill = _shade(share) if confusion[row].any() else _NOTHING
             draw.rectangle((left, top, left + _CELL - 2, top + _CELL - 2), fill)
             if round(100 * share):
                 middle = (left + _CELL // 2 - 1, top + _CELL // 2 - 1)
@@ -118,11 +117,10 @@ def save_reliability(path: Path, before: Calibration, after: Calibration) -> Non
         draw.text((left, _MARGIN), text, _INK, font)
         most = max(1, *found.pixels)
         for place, (count, accuracy) in enumerate(zip(found.pixels, found.accuracy, strict=True)):
-            share = 0.25 + 0.75 * (count / most) ** 0.5
-            color = np.round((1 - share) * np.array(_PAPER) + share * np.array(_HEAT)).astype(int)
             if height := round(side * accuracy):
                 at = left + place * step
-                draw.rectangle((at, top + side - height, at + step - 2, top + side), tuple(color.tolist()))
+                fill = _shade(0.25 + 0.75 * (count / most) ** 0.5)
+                draw.rectangle((at, top + side - height, at + step - 2, top + side), fill)
         draw.rectangle((left, top, left + side, top + side), outline=_LINE)
         draw.line((left, top + side, left + side, top), _INK, 2)
         for share in (0.0, 0.5, 1.0):
@@ -220,6 +218,11 @@ def _hatch(size: tuple[int, int]) -> np.ndarray:
     """Grey stripes, which no class colour looks like."""
     y, x = np.mgrid[: size[1], : size[0]]
     return np.where(((x + y) % 12 < 6)[..., None], np.uint8(72), np.uint8(104)).repeat(3, axis=2)
+
+
+def _shade(share: float) -> tuple[int, ...]:
+    """A colour from that of the paper, at 0, to full strength, at 1."""
+    return tuple(round((1 - share) * paper + share * heat) for paper, heat in zip(_PAPER, _HEAT, strict=True))
 
 
 def _paper(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -9,24 +9,127 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, cast
 
+from pydantic import AfterValidator, FiniteFloat, NonNegativeInt, TypeAdapter
+from typing_extensions import TypedDict
+
+from pfseg.data.base import ClassRow
 from pfseg.files import cannot_write, parse_json, plain, write_atomic
 
-Row = dict[str, Any]  # of the records file
-
 _PROGRESS_SECONDS = 0.5
+
+
+class Row(TypedDict):
+    """What every row holds; those of `train` and `val` also hold figures, see `figures`."""
+
+    event: str
+    step: int  # updates done
+    epoch: NotRequired[int]  # counts from 0
+    time: FiniteFloat  # unix seconds
+
+
+class MapFiles(TypedDict):
+    """A validation sample: its name, and its files below the run folder."""
+
+    name: str
+    image: str
+    mask: str
+    pred: str
+    edge: NotRequired[str]
+
+
+class StartRow(Row, total=False):
+    """A job begins, or goes on."""
+
+    steps: NonNegativeInt  # of the whole training; 0 of an evaluation
+    steps_per_epoch: int
+    batch_size: int  # of a rank
+    global_batch: int
+    base_lr: FiniteFloat
+    ranks: int
+    device: str
+    classes: list[str]
+    images_train: int
+    images_val: int
+    parameters: FiniteFloat  # of the network
+    macs: FiniteFloat  # multiply-adds of an image of the crop's size
+
+
+class MasksRow(Row):
+    """What the training masks hold: by class the shares of labelled pixels and of images."""
+
+    classes: list[ClassRow]
+    masks: int
+    pixels: list[float]
+    images: list[float]
+    ignored: float  # share of pixels without a class
+
+
+class ValRow(Row, total=False):
+    """A scoring."""
+
+    best: bool  # whether it has the highest mIoU so far
+    panels: str | None  # picture of the samples, below the run folder
+    samples: list[MapFiles]
+    exclude: list[str]  # classes that don't count in means
+
+
+def _square(matrix: list[list[int]]) -> list[list[int]]:
+    if any(len(row) != len(matrix) for row in matrix):
+        raise ValueError("not square")
+    return matrix
+
+
+class ConfusionRow(Row):
+    """The pixels of the scoring before, (K, K): [truth][prediction]."""
+
+    confusion: Annotated[list[list[NonNegativeInt]], AfterValidator(_square)]
+
+
+class ProgressRow(Row):
+    """How far a validation or another long work is."""
+
+    text: str
+    done: int
+    total: int
+
+
+class MessageRow(Row):
+    """A text for the user."""
+
+    level: NotRequired[Literal["info", "warning", "error"]]
+    text: str
+
+
+class EndRow(Row):
+    """The job ends: `done`, `early_stop`, `out_of_time` or `stopped`."""
+
+    status: str
+
+
+_KINDS: dict[str, TypeAdapter[Any]] = {  # rows by event, where there is more than in any row
+    "start": TypeAdapter(StartRow),
+    "masks": TypeAdapter(MasksRow),
+    "val": TypeAdapter(ValRow),
+    "confusion": TypeAdapter(ConfusionRow),
+    "progress": TypeAdapter(ProgressRow),
+    "message": TypeAdapter(MessageRow),
+    "end": TypeAdapter(EndRow),
+}
+_ANY = TypeAdapter(Row)
 
 
 class Sink:
     """Receiver of a run's telemetry in the command's own process; each method may be left as it is.
 
-    Rows go to the method `on_<event>` where there is one: `on_start`, `on_train` (`train/loss`, ...), `on_val`
-    (`val/mIoU`, `val/IoU/<class>`, `panels`, `samples`, `best`), `on_confusion`, `on_progress`, `on_message`, `on_end`.
+    Rows go to the method `on_<event>` where there is one: `on_start` takes a `StartRow`, `on_train` a `Row`, `on_val` a
+    `ValRow`, and so on.
     """
 
     def record(self, row: Row) -> None:
@@ -91,7 +194,7 @@ class RecordWriter:
     def drop_after(self, step: int) -> None:
         """Remove the rows of steps later than `step`, which a run resumed at `step` will write again."""
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if (row := _parse(line)) is not None and row.get("step", 0) <= step]
+        kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
         if len(kept) < len(lines):
             write_atomic(self.path, b"".join(kept))
 
@@ -124,7 +227,7 @@ class Follower:
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            if (row := _parse(line)) is not None and row.get("time", 0) >= self._since:
+            if (row := _parse(line)) is not None and row["time"] >= self._since:
                 yield row
 
 
@@ -134,24 +237,42 @@ def read_records(path: Path) -> list[Row]:
     return [row for line in lines if line.endswith(b"\n") and (row := _parse(line)) is not None]
 
 
+def figures(row: Row, prefix: str) -> dict[str, float | None]:
+    """The figures of a row below a prefix, by the rest of their names; None is one without a value.
+
+    Below `train/` there are `loss`, its terms, `lr` and so on; below `val/` are `mIoU`, `IoU/<class>` and so on.
+    """
+    return {key.removeprefix(prefix): number(value) for key, value in row.items() if key.startswith(prefix)}
+
+
 def numbers(row: Row, *prefixes: str) -> dict[str, float]:
-    """The values of a row below some prefixes, such as `train/`, without those that are missing."""
-    return {key: value for key, value in row.items() if key.startswith(prefixes) and value is not None}
+    """The figures of a row below some prefixes, by their whole names, without those that have no value."""
+    pairs = ((key, number(value)) for key, value in row.items() if key.startswith(prefixes))
+    return {key: value for key, value in pairs if value is not None}
 
 
-def class_names(row: Row) -> list[str]:
-    """The classes of a row `val`."""
-    return [key.removeprefix("val/IoU/") for key in row if key.startswith("val/IoU/")]
+def number(value: object) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
-def boundary_scores(row: Row) -> list[str]:
-    """The boundary scores that a row `val` holds, such as `boundary_IoU`."""
-    return [key.removeprefix("val/") for key in row if key.startswith("val/boundary_") and key.count("/") == 1]
+def class_names(scores: Iterable[str]) -> list[str]:
+    """The classes of the scores of a validation."""
+    return [key.removeprefix("IoU/") for key in scores if key.startswith("IoU/")]
+
+
+def boundary_scores(scores: Iterable[str]) -> list[str]:
+    """The boundary scores among the scores of a validation, such as `boundary_IoU`."""
+    return [key for key in scores if key.startswith("boundary_") and "/" not in key]
 
 
 def _parse(line: bytes) -> Row | None:
+    """Read a line; None for one that is damaged. What `Row` and its kinds don't name is kept."""
     try:
         row = parse_json(line)
-    except ValueError:
+        _KINDS.get(row["event"], _ANY).validate_python(row, strict=True)
+    except (ValueError, TypeError, KeyError):  # of pydantic too
         return None
-    return row if isinstance(row, dict) else None
+    return cast(Row, row)

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from pfseg.data.edges import edge_map
 from pfseg.files import write_atomic
+from pfseg.tracking.records import MapFiles
 
 LARGEST = 1024  # pixels of the longer side; larger images are scaled down
 _BOTH, _MISSED, _FALSE = (46, 160, 67), (255, 140, 0), (40, 110, 255)  # RGB: found, only in the truth, only predicted
 _GAP = 8
-
-
-class MapFiles(TypedDict):
-    """A validation sample in the records: its name, and its files below the run folder."""
-
-    name: str
-    image: str
-    mask: str
-    pred: str
-    edge: NotRequired[str]
 
 
 class SampleMaps(NamedTuple):

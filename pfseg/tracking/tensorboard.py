@@ -9,7 +9,7 @@ import yaml
 from tensorboardX import SummaryWriter
 
 from pfseg.tracking.loggers import RunContext
-from pfseg.tracking.records import Row, Sink, numbers
+from pfseg.tracking.records import ConfusionRow, Row, Sink, StartRow, ValRow, numbers
 
 FLUSH_SECONDS = 2  # a killed driver loses no more
 
@@ -22,7 +22,7 @@ class TensorBoardLogger(Sink):
         self._writer: Any = None  # a SummaryWriter from on_start on: only then the step is known to go on from
         self._names: list[str] = []
 
-    def on_start(self, row: Row) -> None:
+    def on_start(self, row: StartRow) -> None:
         """Open a new events file; TensorBoard joins those of a resumed run."""
         # What an earlier start wrote after the step that this one goes on from is dropped by TensorBoard.
         purge = row["step"] + 1 if row["step"] else None
@@ -37,13 +37,14 @@ class TensorBoardLogger(Sink):
         for key, value in numbers(row, "train/", "data/", "val/").items():
             self._writer.add_scalar(key, value, row["step"], walltime=row["time"])
 
-    def on_val(self, row: Row) -> None:
+    def on_val(self, row: ValRow) -> None:
         """Write scores and the picture of the samples."""
         self.on_train(row)
-        if row.get("panels") and (picture := cv2.imread(str(self._context.folder / row["panels"]))) is not None:
+        panels = row.get("panels")
+        if panels and (picture := cv2.imread(str(self._context.folder / panels))) is not None:
             self._writer.add_image("val/samples", picture[..., ::-1], row["step"], dataformats="HWC")
 
-    def on_confusion(self, row: Row) -> None:
+    def on_confusion(self, row: ConfusionRow) -> None:
         """Write the confusion matrix as a table of text."""
         lines = [["truth \\ predicted", *self._names], ["---"] * (len(self._names) + 1)]
         lines += [[name, *map(str, counts)] for name, counts in zip(self._names, row["confusion"], strict=True)]

@@ -18,6 +18,7 @@ from rich.text import Text
 from pfseg.data.base import ClassInfo
 
 PLAIN_WIDTH = 120  # columns of a pipe or a file, unless COLUMNS says otherwise
+_AVERAGED_SECONDS = 600.0  # of work that the estimate of the time left goes by
 PLAIN_SECONDS = 15.0  # between lines about the same work where nobody sees a bar
 
 
@@ -75,38 +76,31 @@ class ConsoleProgress(AbstractContextManager["ConsoleProgress"]):
     """A bar with `text` and the time left on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, text: str) -> None:
-        self._console, self._text = console, text
+        self._console, self._text, self._plain, self._shown = console, text, not console.is_terminal, 0.0
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console) if console.is_terminal else None
-        self._total, self._done, self._before, self._began, self._shown = 0, 0.0, 0, 0.0, 0.0
+        self._bars = Progress(*columns, console=console, disable=self._plain, speed_estimate_period=_AVERAGED_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
-        if self._bars:
-            self._bars.stop()
+        self._bars.stop()
 
     def show(self, done: int, total: int) -> None:
         """Show how many parts of all are done, beginning with none."""
         if done == 0:
             self.begin(total, 0)
         else:
-            self.advance(done - self._done)
+            self.advance(done - self._bars.tasks[0].completed)
 
     def begin(self, total: int, done: int) -> None:
         """Show the bar of `total` parts, `done` of which were there before."""
-        self._total, self._done, self._before = total, done, done
-        self._began = self._shown = time.monotonic()
-        if self._bars:
-            self._bars.start()
-            self._bars.add_task(self._text, total=max(1, total), completed=done)
+        self._shown = time.monotonic()
+        self._bars.start()
+        self._bars.add_task(self._text, total=max(1, total), completed=done)
 
     def advance(self, size: float) -> None:
         """Move the bar."""
-        self._done += size
-        if self._bars:
-            self._bars.advance(self._bars.task_ids[0], size)
-        elif (now := time.monotonic()) - self._shown >= PLAIN_SECONDS:
-            self._shown = now
-            left = (now - self._began) * (self._total - self._done) / max(1.0, self._done - self._before)
-            share = 100 * self._done / max(1, self._total)
-            self._console.print(f"{self._text}: {share:.0f} %, about {left / 60:.0f} min left", highlight=False)
+        self._bars.advance(self._bars.task_ids[0], size)
+        if self._plain and (now := time.monotonic()) - self._shown >= PLAIN_SECONDS:
+            self._shown, task = now, self._bars.tasks[0]
+            left = "" if task.time_remaining is None else f", about {task.time_remaining / 60:.0f} min left"
+            line(self._console, f"{self._text}: {task.percentage:.0f} %{left}")

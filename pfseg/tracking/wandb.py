@@ -27,8 +27,21 @@ from pfseg.data.base import IGNORE
 from pfseg.errors import ConfigError
 from pfseg.files import load_json, shown, write_atomic
 from pfseg.tracking.loggers import RunContext
-from pfseg.tracking.records import Row, Sink, boundary_scores, class_names, numbers, read_records
-from pfseg.tracking.samples import MapFiles, boundary_picture, edge_picture, read_maps
+from pfseg.tracking.records import (
+    ConfusionRow,
+    EndRow,
+    MapFiles,
+    Row,
+    Sink,
+    StartRow,
+    ValRow,
+    boundary_scores,
+    class_names,
+    figures,
+    numbers,
+    read_records,
+)
+from pfseg.tracking.samples import boundary_picture, edge_picture, read_maps
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
@@ -61,34 +74,35 @@ class WandbLogger(Sink):
         self._run.define_metric("epoch")
         self._run.define_metric("val/*", step_metric="epoch")
         self._run.define_metric("val/mIoU", step_metric="epoch", summary="max")
-        earlier = [row.get("val/mIoU") for row in read_records(run.folder / "metrics.jsonl")]
-        self._best = max((value for value in earlier if value is not None), default=None)
+        earlier = [figures(row, "val/").get("mIoU") for row in read_records(run.folder / "metrics.jsonl")]
+        self._best = max((value for value in earlier if value is not None), default=0.0)
 
-    def on_start(self, row: Row) -> None:
+    def on_start(self, row: StartRow) -> None:
         """Add the machine, code and data to the settings."""
         self._names = row.get("classes") or []
         environment = load_json(self.folder / "environment.json") or {}
-        environment |= {key: row[key] for key in _START if key in row}
+        environment |= {key: value for key, value in row.items() if key in _START}
         self._run.config.update({"environment": environment}, allow_val_change=True)
 
     def on_train(self, row: Row) -> None:
         """Log losses, speed and memory; `epoch` counts from 1."""
         self._run.log(numbers(row, "train/", "data/") | {"epoch": row["epoch"] + 1}, step=row["step"])
 
-    def on_val(self, row: Row) -> None:
+    def on_val(self, row: ValRow) -> None:
         """Log scores, their tables and the pictures of the samples."""
-        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | _class_scores(row)
-        if (miou := row.get("val/mIoU")) is not None:
-            self._best = miou if self._best is None else max(miou, self._best)
+        scores = figures(row, "val/")
+        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | _class_scores(scores)
+        if (miou := scores.get("mIoU")) is not None:
+            self._best = max(miou, self._best)
             values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
-        if row.get("panels"):
-            values["val/samples"] = wandb.Image(str(self.folder / row["panels"]))
+        if panels := row.get("panels"):
+            values["val/samples"] = wandb.Image(str(self.folder / panels))
         values |= sample_pictures(self.folder, row.get("samples") or [], self._names, self._edge)
         self._run.log(values, step=row["step"])
         if row.get("best"):
             self._upload("best", row["step"])
 
-    def on_confusion(self, row: Row) -> None:
+    def on_confusion(self, row: ConfusionRow) -> None:
         """Log W&B's chart of the confusion matrix."""
         rows = zip(self._names, row["confusion"], strict=False)
         data = [[truth, *pair] for truth, counts in rows for pair in zip(self._names, counts, strict=False)]
@@ -96,7 +110,7 @@ class WandbLogger(Sink):
         table = wandb.Table(columns=list(fields), data=data)
         self._run.log({"val/confusion": wandb.plot_table(chart, table, fields, {"title": title})}, step=row["step"])
 
-    def on_end(self, row: Row) -> None:
+    def on_end(self, row: EndRow) -> None:
         """Put the status into the summary."""
         self._run.summary["status"] = row["status"]
         self._upload("last", row["step"])
@@ -150,12 +164,12 @@ def sample_pictures(
     return dict(pictures)
 
 
-def _class_scores(row: Row) -> dict[str, object]:
+def _class_scores(scores: Mapping[str, float | None]) -> dict[str, object]:
     """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
-    names = class_names(row)
-    columns = ["IoU", "precision", "recall", "F1", *boundary_scores(row)]
-    data = [[name, *(row.get(f"val/{column}/{name}") for column in columns)] for name in names]
-    bars = wandb.Table(columns=["class", "IoU"], data=[[name, row.get(f"val/IoU/{name}") or 0.0] for name in names])
+    names = class_names(scores)
+    columns = ["IoU", "precision", "recall", "F1", *boundary_scores(scores)]
+    data = [[name, *(scores.get(f"{column}/{name}") for column in columns)] for name in names]
+    bars = wandb.Table(columns=["class", "IoU"], data=[[name, scores.get(f"IoU/{name}") or 0.0] for name in names])
     return {
         "val/classes": wandb.Table(columns=["class", *columns], data=data),
         "val/IoU_bars": wandb.plot.bar(bars, "class", "IoU", title="IoU by class, %"),

@@ -133,7 +133,7 @@ def test_compile_lines_become_counts_and_the_rest_the_log(tmp_path: Path, heard:
 
 
 def test_silence_is_reported_until_the_first_row(tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pfseg.launch.driver.SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr("pfseg.launch.telemetry.SILENCE_SECONDS", 0.0)
     run(tmp_path, heard, before=0.5)
     assert heard.waits and heard.waits == sorted(heard.waits)
     assert not heard.late, "silence reported after the first row"

@@ -66,7 +66,7 @@ def test_without_progress_ranks_are_asked_once_and_then_ended(job: Job) -> None:
 
 
 def test_progress_starts_the_time_anew(job: Job) -> None:
-    for tell in (job.watch.progress, lambda: job.watch.hear({"progress": 1})):
+    for tell in (job.watch.progress, lambda: job.watch.hear({"progress": True})):
         assert not job.pass_time(90) and not job.asked
         tell()
     assert not job.pass_time(90) and not job.asked

@@ -54,3 +54,19 @@ def test_a_terminal_of_few_letters_shows_question_marks():
     environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.stdout.decode("latin-1").strip() == "? Gebäude ?", done.stderr
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    console = Console(width=80, record=True, get_time=lambda: now)
+    with terminal.ConsoleProgress(console, "cutting") as progress:
+        progress.begin(100, 40)
+        for _ in range(30):
+            now += 10
+            progress.advance(1)
+    assert lines(console) == [f"cutting: {40 + n} %, about {round((60 - n) / 6)} min left" for n in range(2, 31, 2)]
+    progress = terminal.ConsoleProgress(Console(width=80, record=True), "scoring")
+    for done in (0, 3, 8):
+        progress.show(done, 10)
+    assert progress._bars.tasks[0].percentage == 80
