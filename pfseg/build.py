@@ -22,7 +22,7 @@ from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
 from pfseg.config.model_settings import Model, PFNetSettings
 from pfseg.config.schema import Train, TrainBase
-from pfseg.config.settings import Settings, Target
+from pfseg.config.settings import Target
 from pfseg.config.stored import training_settings
 from pfseg.config.targets import call, instantiate, locate
 from pfseg.data.archives.folders import find_in_folders
@@ -230,7 +230,7 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     given = {} if in_channels == 3 else {"in_channels": in_channels}
     with on_processor():
         backbone, target = keywords.get("backbone"), locate(settings.target)
-        if isinstance(backbone, Settings | Mapping):
+        if isinstance(backbone, Target | Mapping):
             keywords["backbone"] = _build_backbone(backbone, getattr(target, "backbone_options", {}), given)
         else:
             keywords |= given
@@ -244,15 +244,15 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     return model
 
 
-def _named(settings: Settings | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(settings: Target | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The `_target_` of a group of settings, which is a mapping below a class of the user's own, and the others."""
-    if isinstance(settings, Settings):
-        return cast(Target, settings).target, settings.values()
+    if isinstance(settings, Target):
+        return settings.target, settings.values()
     return settings["_target_"], {key: value for key, value in settings.items() if key != "_target_"}
 
 
 def _build_backbone(
-    settings: Settings | Mapping[str, Any], published: Mapping[str, Any], given: Mapping[str, Any]
+    settings: Target | Mapping[str, Any], published: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Any:
     """Build a backbone; settings that are null become those of the published network, if it has any."""
     target, values = _named(settings)

@@ -242,12 +242,12 @@ def _explain(
     except FAULTS as fault:
         return _plain(fault)
     for override in overrides:
-        if override not in choices and (found := _explain_key(override, composed, _defaults(config_name))) is not None:
+        if override not in choices and (found := _explain_key(override, composed)) is not None:
             return found
     return _plain(error)
 
 
-def _explain_key(override: Override, composed: DictConfig, choices: set[str]) -> ConfigError | None:
+def _explain_key(override: Override, composed: DictConfig) -> ConfigError | None:
     """The error for an override of a key that the settings lack, or that it would add although they have it."""
     node: Any = composed
     key = override.key_or_group
@@ -258,31 +258,24 @@ def _explain_key(override: Override, composed: DictConfig, choices: set[str]) ->
         if part not in node.keys():  # `in` alone leaves out values that have to be given
             if override.is_add() or override.is_force_add():
                 return None
-            known = {str(name) for name in node.keys()} - {"hydra"}
-            return unknown_key(".".join(parts[: depth + 1]), known | (choices if depth == 0 else set()))
+            groups = [] if depth else composed.hydra.runtime.choices  # some hold no settings, such as experiment
+            known = {name for name in (*node, *groups) if not name.startswith("hydra")}
+            return unknown_key(".".join(parts[: depth + 1]), known)
         node = node._get_node(part)
     return ConfigError(f"`{key}` exists already: leave out the + before it") if override.is_add() else None
-
-
-def _defaults(config_name: str) -> set[str]:
-    """The groups that a command's file chooses from, such as experiment."""
-    file = config_dir() / f"{config_name}.yaml"
-    rows = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", []) if file.is_file() else []
-    groups = {str(group) for row in rows if isinstance(row, dict) for group in row}
-    return {group for group in groups if not group.startswith("override ")}
 
 
 def _unknown_choice(error: MissingConfigException, loader: ConfigLoader) -> ConfigError:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     options = error.options or sorted(loader.get_group_options(group, ObjectType.CONFIG))
     if not group:
-        return ConfigError(f"unknown command file `{name}`: there are {', '.join(options)}")
+        return ConfigError(f"unknown command file `{name}`: {nearest(name, options)}choices: {', '.join(options)}")
     if not options:
         groups = sorted(loader.list_groups(""))
         return ConfigError(f"unknown group `{group}`: {nearest(group, groups)}groups of settings: {', '.join(groups)}")
-    hint = nearest(name, options, f"{group}={{}}", cutoff=0.4)
+    hint = nearest(name, options, f"{group}={{}}")
     more = "; others come with pip install 'pfseg[sweep]'" if group.startswith("hydra/") else ""
-    return ConfigError(f"unknown choice `{group}={name}`: {hint}there are {_listed(group, options)}{more}")
+    return ConfigError(f"unknown choice `{group}={name}`: {hint}choices: {_listed(group, options)}{more}")
 
 
 def _listed(group: str, options: Sequence[str]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag
+from pydantic import Field
 
 from pfseg.config import types as t
-from pfseg.config.settings import CUSTOM, Settings, Target, by_target, setting
+from pfseg.config.settings import KINDS, CustomTarget, Settings, Target, setting
 
 
 class Edge(Settings):
@@ -25,10 +25,9 @@ class About(Settings):
     citation: str | None = setting("publication to cite")
 
 
-class Dataset(Settings, extra="allow"):
+class Dataset(Target, extra="allow"):
     """What every data set has; one of the user's own may have further keys."""
 
-    target: str = Field(alias="_target_", description="class of the data set, as package.module.Class")
     name: str = setting("name of the data set, also part of the run folder's")
     about: About | None = Field(None, description="where the data set comes from")
     root: str | None = setting("folder of the data set")
@@ -54,13 +53,15 @@ class Dataset(Settings, extra="allow"):
 class Prepare(Settings):
     """How whole scenes are found and cut."""
 
-    scenes: Target | None = setting("function that finds the scenes of a published archive; null: the folders above")
+    scenes: CustomTarget | None = setting(
+        "function that finds the scenes of a published archive; null: the folders above"
+    )
     size: t.Size | None = setting("window in pixels, or [height, width]; null: each scene as a whole")
     stride: t.Size | None = setting("distance between windows in pixels; null: the size, no overlap")
     expected: dict[str, Any] | None = setting("{size, stride, train, val}: patches that a complete archive gives")
 
 
-class SyntheticData(Dataset, extra="forbid"):
+class SyntheticData(Dataset, extra="forbid", shipped="pfseg.data.synthetic.SyntheticDataset"):
     """Procedural aerial scenes, drawn by seed and index."""
 
     size: Annotated[int, Field(ge=64)] = setting("side of a scene in pixels")
@@ -69,7 +70,7 @@ class SyntheticData(Dataset, extra="forbid"):
     seed: t.Natural = setting("seed of the scenes, apart from the run's own")
 
 
-class FolderData(Dataset, extra="forbid"):
+class FolderData(Dataset, extra="forbid", shipped="pfseg.data.folder.FolderDataset"):
     """Folders of images and masks."""
 
     images: str = setting("name of the folders with images")
@@ -88,18 +89,12 @@ class FolderData(Dataset, extra="forbid"):
     prepare: Prepare
 
 
-DatasetSettings: TypeAlias = Annotated[
-    Annotated[SyntheticData, Tag("pfseg.data.synthetic.SyntheticDataset")]
-    | Annotated[FolderData, Tag("pfseg.data.folder.FolderDataset")]
-    | Annotated[Dataset, Tag(CUSTOM)],
-    by_target("pfseg.data.synthetic.SyntheticDataset", "pfseg.data.folder.FolderDataset"),
-]
+DatasetSettings: TypeAlias = Annotated[SyntheticData | FolderData | Dataset, KINDS]
 
 
-class AugmentSettings(Settings):
+class AugmentSettings(Target, shipped="pfseg.data.transforms.Augment"):
     """Joint augmentation of image and mask."""
 
-    target: Literal["pfseg.data.transforms.Augment"] = Field(alias="_target_", description="class of the augmentation")
     scale_range: t.ScaleRange | None = setting("random scale before the crop; null: the whole image becomes crop_size")
     hflip: t.Share = setting("probability of a left-right flip")
     vflip: t.Share = setting("probability of an upside-down flip")
@@ -114,7 +109,4 @@ class AugmentSettings(Settings):
     cutmix: t.Share = setting("share of samples that get a rectangle of another one")
 
 
-AnyAugment: TypeAlias = Annotated[
-    Annotated[AugmentSettings, Tag("pfseg.data.transforms.Augment")] | Annotated[Target, Tag(CUSTOM)],
-    by_target("pfseg.data.transforms.Augment"),
-]
+AnyAugment: TypeAlias = Annotated[AugmentSettings | CustomTarget, KINDS]

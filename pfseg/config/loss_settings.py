@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from pydantic import Field
+from typing import Annotated, Literal, TypeAlias
 
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Several, Target, one_of, setting
+from pfseg.config.settings import KINDS, CustomTarget, Several, Target, setting
 
 
-def _class() -> Any:
-    """The setting that names a term."""
-    return Field(alias="_target_", description="class of the term")
-
-
-class ImageWeighted(Settings):
+class ImageWeighted(Target, shipped="pfseg.losses.ImageWeightedCrossEntropy"):
     """Cross entropy weighted by the class frequencies of each image or of the batch."""
 
-    target: Literal["pfseg.losses.ImageWeightedCrossEntropy"] = Field(alias="_target_", description="class")
     upper_bound: t.NonNegative = setting("weight that a class without pixels approaches, above 1")
     per: Literal["image", "batch"] = setting("what class frequencies are counted over")
     reduction: Literal["mean", "sum"] = setting("how images are put together; sum: as published")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
 
 
-class Relaxed(Settings):
+class Relaxed(Target, shipped="pfseg.losses.RelaxedBoundaryLoss"):
     """Boundary label relaxation."""
 
-    target: Literal["pfseg.losses.RelaxedBoundaryLoss"] = Field(alias="_target_", description="class")
     until_epoch: t.Natural | None = setting("epoch from which labels are used unrelaxed; null: never")
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
 
 
-if TYPE_CHECKING:
-    Segmentation: TypeAlias = Target
-else:
-    Segmentation = one_of(Target, ImageWeighted, Relaxed)
+Segmentation: TypeAlias = Annotated[ImageWeighted | Relaxed | CustomTarget, KINDS]
 
 
-class Term(Settings):
+class Term(Target):
     """What every further term of a loss has."""
 
     weight: t.NonNegative = setting("weight of the term")
@@ -47,17 +35,15 @@ class Term(Settings):
     ignore_index: t.Ignored = setting("label of pixels without a class")
 
 
-class Lovasz(Term):
+class Lovasz(Term, shipped="pfseg.losses.LovaszLoss"):
     """Lovász-softmax (Berman et al., CVPR 2018)."""
 
-    target: Literal["pfseg.losses.LovaszLoss"] = _class()
     per_image: bool = setting("whether the overlap is counted over each image, not over the batch")
 
 
-class Focal(Term):
+class Focal(Term, shipped="pfseg.losses.FocalLoss"):
     """Focal loss (Lin et al., ICCV 2017), and FarSeg's annealed one."""
 
-    target: Literal["pfseg.losses.FocalLoss"] = _class()
     gamma: t.NonNegative = setting("how strongly pixels that are right count less")
     constant: bool = setting("whether no gradient flows through the factors, as in FarSeg")
     normalise: bool = setting("whether the sum is scaled to that of the cross entropy")
@@ -66,10 +52,9 @@ class Focal(Term):
     global_reduction: bool = setting("whether pixels are counted over the batches of all ranks")
 
 
-class Tversky(Term):
+class Tversky(Term, shipped="pfseg.losses.TverskyLoss"):
     """Tversky loss (Salehi et al., 2017), with alpha = beta = 0.5 the Dice loss."""
 
-    target: Literal["pfseg.losses.TverskyLoss"] = _class()
     alpha: t.NonNegative = setting("weight of false positives")
     beta: t.NonNegative = setting("weight of false negatives")
     smooth: t.NonNegative = setting("pixels that are added to numerator and denominator")
@@ -84,10 +69,9 @@ class Terms(Several):
     dice: Tversky = None  # type: ignore[assignment]
 
 
-class PFNetLossSettings(Settings):
+class PFNetLossSettings(Target, shipped="pfseg.losses.PFNetLoss"):
     """Segmentation loss, and the edge loss of the three levels."""
 
-    target: Literal["pfseg.losses.PFNetLoss"] = Field(alias="_target_", description="class of the loss")
     segmentation: Segmentation | None = setting("null: cross entropy, with hard-example mining if ohem is true")
     ohem: bool = setting("whether only pixels whose true class has a probability of at most ohem_threshold count")
     ohem_threshold: t.Share = setting("probability of the true class above which a pixel counts as easy")
@@ -109,7 +93,4 @@ class PFNetLossSettings(Settings):
     )
 
 
-if TYPE_CHECKING:
-    LossSettings: TypeAlias = Target
-else:
-    LossSettings = one_of(Target, PFNetLossSettings)
+LossSettings: TypeAlias = Annotated[PFNetLossSettings | CustomTarget, KINDS]

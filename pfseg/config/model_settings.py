@@ -1,19 +1,16 @@
-"""Settings of the groups `model` and `loss`."""
+"""Settings of the group `model`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from pydantic import Field
+from typing import Annotated, Literal, TypeAlias
 
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Target, one_of, setting
+from pfseg.config.settings import KINDS, CustomTarget, Target, setting
 
 
-class ResNetSettings(Settings):
+class ResNetSettings(Target, shipped="pfseg.models.resnet.ResNet"):
     """ResNet."""
 
-    target: Literal["pfseg.models.resnet.ResNet"] = Field(alias="_target_", description="class of the backbone")
     depth: Literal[18, 50, 101] = setting("number of layers")
     stem: Literal["deep", "plain", "v1c"] = setting(
         "first convolutions: three of 64, 64, 128 channels; one 7x7 as torchvision's; three of 32, 32, 64 as mmseg's"
@@ -24,39 +21,34 @@ class ResNetSettings(Settings):
     )
 
 
-class Res2NetSettings(Settings):
+class Res2NetSettings(Target, shipped="pfseg.models.res2net.Res2Net"):
     """Res2Net 26w x 4s."""
 
-    target: Literal["pfseg.models.res2net.Res2Net"] = Field(alias="_target_", description="class of the backbone")
     depth: Literal[101] = setting("number of layers")
 
 
-class MSCANSettings(Settings):
+class MSCANSettings(Target, shipped="pfseg.models.mscan.MSCAN"):
     """MSCAN, the backbone of SegNeXt."""
 
-    target: Literal["pfseg.models.mscan.MSCAN"] = Field(alias="_target_", description="class of the backbone")
     size: Literal["t", "s", "b"] = setting("tiny, small or base")
     drop_path: t.Decay = setting("share of samples for which training leaves out the last block's branches")
 
 
-class ConvNeXtSettings(Settings):
+class ConvNeXtSettings(Target, shipped="pfseg.models.convnext.ConvNeXt"):
     """ConvNeXt."""
 
-    target: Literal["pfseg.models.convnext.ConvNeXt"] = Field(alias="_target_", description="class of the backbone")
     size: Literal["t", "s"] = setting("tiny or small")
     drop_path: t.Decay = setting("share of samples for which training leaves out the last block's branches")
 
 
-if TYPE_CHECKING:
-    Backbone: TypeAlias = Target
-else:
-    Backbone = one_of(Target, ResNetSettings, Res2NetSettings, MSCANSettings, ConvNeXtSettings)
+Backbone: TypeAlias = Annotated[
+    ResNetSettings | Res2NetSettings | MSCANSettings | ConvNeXtSettings | CustomTarget, KINDS
+]
 
 
-class Model(Settings, extra="allow"):
+class Model(Target, extra="allow"):
     """What every network has; one of the user's own may have further keys."""
 
-    target: str = Field(alias="_target_", description="class of the network or its head, as package.module.Class")
     name: str = setting("name of the network, also part of the run folder's")
     num_classes: t.Count | None = setting("number of classes; null: as many as the data set has")
     pretrained: str | None = setting(
@@ -65,15 +57,9 @@ class Model(Settings, extra="allow"):
     init: str | None = setting("weights or checkpoint of a whole network to start from, with any number of classes")
 
 
-def _head() -> Any:
-    """The setting that names a head."""
-    return Field(alias="_target_", description="class of the head")
-
-
-class PFNetSettings(Model, extra="forbid"):
+class PFNetSettings(Model, extra="forbid", shipped="pfseg.models.pfnet.PFNet"):
     """PFNet (Li et al., CVPR 2021)."""
 
-    target: Literal["pfseg.models.pfnet.PFNet"] = Field(alias="_target_", description="class of the network")
     variant: t.Variant = setting("family of published checkpoints that the network equals")
     num_edge_points: t.Natural = setting("boundary points per level; 0: no flow through them")
     match_dim: t.Count = setting("channels of the point matcher")
@@ -98,34 +84,29 @@ class PyramidSettings(HeadSettings):
     dim: t.Groups = setting("channels that the pyramid's levels are reduced to before their sum, a multiple of 32")
 
 
-class FPNSettings(PyramidSettings):
+class FPNSettings(PyramidSettings, shipped="pfseg.models.fpn.FPNHead"):
     """Semantic FPN (Kirillov et al., CVPR 2019)."""
 
-    target: Literal["pfseg.models.fpn.FPNHead"] = _head()
 
-
-class PointRendSettings(PyramidSettings):
+class PointRendSettings(PyramidSettings, shipped="pfseg.models.pointrend.PointRendHead"):
     """PointRend on semantic FPN (Kirillov et al., CVPR 2020)."""
 
-    target: Literal["pfseg.models.pointrend.PointRendHead"] = _head()
     point_dim: t.Count = setting("channels of the layers that classify points")
     train_points: t.Count = setting("points of an image that training classifies")
     points: t.Count = setting("points that prediction classifies anew in each of two doublings of the logits")
 
 
-class UPerNetSettings(HeadSettings):
+class UPerNetSettings(HeadSettings, shipped="pfseg.models.upernet.UPerNetHead"):
     """UPerNet (Xiao et al., ECCV 2018)."""
 
-    target: Literal["pfseg.models.upernet.UPerNetHead"] = _head()
     fpn_dim: t.Count = setting("channels of the feature pyramid")
     pool_dim: t.Count = setting("channels of each pooled map")
     pool_sizes: list[t.Count] = setting("sizes of the pyramid pooling")
 
 
-class PSPNetSettings(HeadSettings):
+class PSPNetSettings(HeadSettings, shipped="pfseg.models.pspnet.PSPNetHead"):
     """PSPNet (Zhao et al., CVPR 2017)."""
 
-    target: Literal["pfseg.models.pspnet.PSPNetHead"] = _head()
     dim: t.Count = setting("channels before the classifier")
     pool_sizes: list[t.Count] = setting("sizes of the pyramid pooling")
     align_corners: bool = setting("whether resizing keeps the corner pixels' centres in place; false: as mmseg's")
@@ -133,10 +114,9 @@ class PSPNetSettings(HeadSettings):
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
-class DeepLabV3PlusSettings(HeadSettings):
+class DeepLabV3PlusSettings(HeadSettings, shipped="pfseg.models.deeplab.DeepLabV3PlusHead"):
     """DeepLabV3+ (Chen et al., ECCV 2018)."""
 
-    target: Literal["pfseg.models.deeplab.DeepLabV3PlusHead"] = _head()
     dim: t.Count = setting("channels of the context and before the classifier")
     fine_dim: t.Count = setting("channels of the finest map")
     dilations: t.Dilations = setting("dilations of the separable convolutions on the coarsest map")
@@ -144,19 +124,17 @@ class DeepLabV3PlusSettings(HeadSettings):
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
-class CCNetSettings(HeadSettings):
+class CCNetSettings(HeadSettings, shipped="pfseg.models.ccnet.CCNetHead"):
     """CCNet (Huang et al., ICCV 2019)."""
 
-    target: Literal["pfseg.models.ccnet.CCNetHead"] = _head()
     dim: t.Count = setting("channels of the attention")
     aux_dim: t.Count | None = setting("channels of the auxiliary head; null: none")
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
-class SFNetSettings(HeadSettings):
+class SFNetSettings(HeadSettings, shipped="pfseg.models.sfnet.SFNetHead"):
     """SFNet (Li et al., ECCV 2020)."""
 
-    target: Literal["pfseg.models.sfnet.SFNetHead"] = _head()
     fpn_dim: t.Count | None = setting(
         "channels of the pyramid; null: 128 on a backbone of at most 512 channels, or 256"
     )
@@ -165,45 +143,40 @@ class SFNetSettings(HeadSettings):
     dsn: bool = setting("whether each finer level has an auxiliary head")
 
 
-class FarSegSettings(HeadSettings):
+class FarSegSettings(HeadSettings, shipped="pfseg.models.farseg.FarSegHead"):
     """FarSeg (Zheng et al., CVPR 2020)."""
 
-    target: Literal["pfseg.models.farseg.FarSegHead"] = _head()
     fpn_dim: t.Count = setting("channels of the feature pyramid")
     dim: t.Count = setting("channels of the decoder")
 
 
-class LightHamSettings(HeadSettings):
+class LightHamSettings(HeadSettings, shipped="pfseg.models.lightham.LightHam"):
     """LightHam, the head of SegNeXt (Guo et al., NeurIPS 2022)."""
 
-    target: Literal["pfseg.models.lightham.LightHam"] = _head()
     channels: t.Count = setting("channels of the head, a multiple of 32")
     rank: t.Count = setting("number of vectors whose combinations stand for all positions")
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
-class UPerHeadSettings(HeadSettings):
+class UPerHeadSettings(HeadSettings, shipped="pfseg.models.uperhead.UPerHead"):
     """UPerHead of mmsegmentation, UPerNet as ConvNeXt's authors use it."""
 
-    target: Literal["pfseg.models.uperhead.UPerHead"] = _head()
     channels: t.Count = setting("channels of the head; its auxiliary head has half of them")
     dropout: t.Decay = setting("share of channels that are dropped in training")
 
 
-if TYPE_CHECKING:
-    ModelSettings: TypeAlias = Model
-else:
-    ModelSettings = one_of(
-        Model,
-        PFNetSettings,
-        FPNSettings,
-        PointRendSettings,
-        UPerNetSettings,
-        PSPNetSettings,
-        DeepLabV3PlusSettings,
-        CCNetSettings,
-        SFNetSettings,
-        FarSegSettings,
-        LightHamSettings,
-        UPerHeadSettings,
-    )
+ModelSettings: TypeAlias = Annotated[
+    PFNetSettings
+    | FPNSettings
+    | PointRendSettings
+    | UPerNetSettings
+    | PSPNetSettings
+    | DeepLabV3PlusSettings
+    | CCNetSettings
+    | SFNetSettings
+    | FarSegSettings
+    | LightHamSettings
+    | UPerHeadSettings
+    | Model,
+    KINDS,
+]

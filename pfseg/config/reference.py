@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import compose
-from pfseg.config.settings import CUSTOM, Settings
-from pfseg.config.validation import as_typed, describe, field_type, members
+from pfseg.config.settings import CUSTOM, Settings, members
+from pfseg.config.validation import as_typed, describe, field_type
 
 # The choice of each group whose values are shown for a kind; the first where a kind has several.
 _CHOICES = {
@@ -72,24 +72,24 @@ def _rows(command: str, group: str, schema: type[Settings], choice: str) -> Iter
             shown = "" if value == "???" else as_typed(value)
             yield Row(command, choice, path, describe(hint), shown, field.description or "")
     for path, hint in nested:
-        tags: dict[type[Settings], set[str | None]] = {}
-        for tag, kind in members(hint):
+        tags: dict[type[Settings], set[str]] = {}
+        for tag, kind in members(hint).items():
             tags.setdefault(kind, set()).add(tag)
         for kind, names in tags.items():
             if CUSTOM not in names:
                 yield from _rows(command, path, kind, _choice(command, path, names) or choice)
 
 
-def _choice(command: str, group: str, kinds: set[str | None]) -> str:
+def _choice(command: str, group: str, kinds: set[str]) -> str:
     """The choice of a group that is of one of the kinds; empty for a group without choices."""
     if group.startswith("loss.terms."):
         return f"loss/term=[{group.rpartition('.')[2]}]"
-    if kinds == {None} and group != "logger":  # such as the data set of an evaluation, which has no kind
+    if kinds == {""} and group != "logger":  # such as the data set of an evaluation, which has no kind
         return ""
     for option in _CHOICES.get(group.replace(".", "/"), ()):
         choice = f"{group.replace('.', '/')}={option}"
         values = _values(command, choice, group)
-        if kinds == {None} or kinds & {values.get("_target_"), values.get("name")}:
+        if kinds == {""} or kinds & {values.get("_target_"), values.get("name")}:
             return choice
     return ""
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Gt, Lt
-from pydantic import Field
-
 from pfseg.config import types as t
-from pfseg.config.settings import Settings, Several, setting
+from pfseg.config.settings import KINDS, Settings, Several, setting
 
 
 class TrainerSettings(Settings):
@@ -64,7 +62,7 @@ class Adam(Optimizer):
     eps: t.Positive = setting("term added to the denominator")
 
 
-OptimizerSettings: TypeAlias = Annotated[Sgd | Adam, Field(discriminator="name")]
+OptimizerSettings: TypeAlias = Annotated[Sgd | Adam, KINDS]
 
 
 class Schedule(Settings):
@@ -117,7 +115,7 @@ class RangeTest(Schedule):
     start: Annotated[float, Gt(0), Lt(1)] = setting("fraction of lr at the first step")
 
 
-ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant | RangeTest, Field(discriminator="name")]
+ScheduleSettings: TypeAlias = Annotated[Poly | SclPoly | Cosine | Constant | RangeTest, KINDS]
 
 
 class Wandb(Settings):
@@ -178,4 +176,4 @@ class Slurm(Launch):
     submit: bool = setting("whether to hand the script to sbatch")
 
 
-LaunchSettings: TypeAlias = Annotated[Mpi | Slurm | Inline, Field(discriminator="name")]
+LaunchSettings: TypeAlias = Annotated[Mpi | Slurm | Inline, KINDS]

@@ -13,7 +13,7 @@ from pfseg.config.data_settings import AnyAugment, DatasetSettings
 from pfseg.config.loss_settings import LossSettings
 from pfseg.config.model_settings import ModelSettings
 from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings, ScheduleSettings, TrainerSettings
-from pfseg.config.settings import Settings, Target, setting
+from pfseg.config.settings import CustomTarget, Settings, setting
 
 
 class Job(Settings):
@@ -35,7 +35,7 @@ class TrainBase(Job):
     name: str = setting("first folder below outputs/")
     batch_size: t.Count = setting("images per rank and batch; the global batch is batch_size * ranks * accumulate")
     resume: str | None = setting("run folder to continue; all of its settings are taken over")
-    pruner: Target | None = setting("Optuna pruner that ends bad trials early; see conf/hparams_search")
+    pruner: CustomTarget | None = setting("Optuna pruner that ends bad trials early; see conf/hparams_search")
     trainer: TrainerSettings
     dataset: DatasetSettings
     model: ModelSettings

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Union, cast, get_args
+import types
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, model_serializer
+from pydantic_core import CoreSchema
 
 CUSTOM = "custom"  # the kind of a `_target_` that pfseg doesn't ship
+
+
+def _key(name: str) -> str:
+    return "_target_" if name == "target" else name
 
 
 class Settings(BaseModel):
     """A group of settings. Every key must be given: defaults are in conf/."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, alias_generator=_key)
 
     def dump(self) -> dict[str, Any]:
         """The settings as plain dictionaries, lists and scalars, as YAML and JSON hold them."""
@@ -30,16 +36,26 @@ def setting(description: str, **limits: float) -> Any:
     return Field(description=description, **limits)  # type: ignore[call-overload]
 
 
-class Target(Settings, extra="allow"):
-    """A class or function of the user's own, with whatever keywords it takes."""
+class Target(Settings):
+    """A class or function, named by `_target_`, and its keywords; `shipped` says which one of pfseg's own, if any."""
 
-    target: str = Field(alias="_target_", description="class or function, as package.module.Name")
+    shipped: ClassVar[str | None] = None
+    target: str = setting("class or function, as package.module.Name")
+
+    def __init_subclass__(cls, *, shipped: str | None = None, **options: Any) -> None:
+        """Take the class keyword `shipped`, which subclasses don't inherit."""
+        super().__init_subclass__(**options)
+        cls.shipped = shipped
+
+
+class CustomTarget(Target, extra="allow"):
+    """A class or function of the user's own, with whatever keywords it takes."""
 
 
 class Several(Settings, extra="allow"):
     """Any of the groups that are its fields, classes of the user's own by other names, or none."""
 
-    __pydantic_extra__: dict[str, Target] = Field(init=False)
+    __pydantic_extra__: dict[str, CustomTarget] = Field(init=False)
 
     def chosen(self) -> dict[str, Settings]:
         """Those that were chosen, by name."""
@@ -50,37 +66,48 @@ class Several(Settings, extra="allow"):
         return {name: value.dump() for name, value in self.chosen().items()}
 
 
-@dataclass(frozen=True)
-class KindOf:
-    """Tells the kinds of a group apart by a key, `_target_` or `name`; any other `_target_` is a custom one."""
+def members(hint: Any) -> dict[str, type[Settings]]:
+    """The classes of settings that a type stands for by the tags that tell them apart; none for plain values.
 
-    key: str
-    kinds: tuple[str, ...]
-    __name__ = "kind"  # pydantic names it in its own errors
-
-    def __call__(self, value: Any) -> str | None:
-        """The kind of a group of settings; None for one that doesn't name any."""
-        if isinstance(value, Settings):
-            kind = getattr(value, "target" if self.key == "_target_" else self.key)
-        else:
-            kind = value.get(self.key) if isinstance(value, dict) else None
-        if not isinstance(kind, str) or kind in self.kinds:
-            return cast(str | None, kind)
-        return CUSTOM if self.key == "_target_" else None
+    A tag is a `_target_` or a literal `name`; CUSTOM for any other `_target_`, "" for a class that needs none.
+    """
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        if issubclass(hint, Target):
+            return {hint.shipped or CUSTOM: hint}
+        name = hint.model_fields.get("name")
+        return dict.fromkeys(get_args(name.annotation) if name else (), hint) or {"": hint}
+    if get_origin(hint) is Annotated:
+        return members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return {tag: kind for part in get_args(hint) for tag, kind in members(part).items()}
+    return {}
 
 
-def by_target(*targets: str) -> Discriminator:
-    """Tell classes apart by `_target_`, for pydantic."""
-    return Discriminator(KindOf("_target_", targets))
+def tag_key(kinds: Mapping[str, type[Settings]]) -> str:
+    """The key that tells kinds apart."""
+    return "_target_" if any(issubclass(kind, Target) for kind in kinds.values()) else "name"
 
 
-def literal_target(kind: Any) -> tuple[str, ...]:
-    """The `_target_` of a class of settings that is of one class only."""
-    return get_args(kind.model_fields["target"].annotation)
+def tag_of(node: Mapping[str, Any], kinds: Collection[str], key: str) -> str | None:
+    """The tag of a group of settings, which may be none of the kinds'; None for a group that names no kind."""
+    tag = node.get(key)
+    return CUSTOM if isinstance(tag, str) and tag not in kinds and CUSTOM in kinds else tag
 
 
-def one_of(custom: type[Settings], *kinds: type[Settings]) -> Any:
-    """The type of a group that is of one of the kinds, told apart by their literal `_target_`, or of a custom one."""
-    tagged = {name: kind for kind in kinds for name in literal_target(kind)}
-    options = tuple(Annotated[kind, Tag(name)] for name, kind in (tagged | {CUSTOM: custom}).items())
-    return Annotated[Union[options], by_target(*tagged)]  # noqa: UP007
+class _Kinds:
+    """Has pydantic choose among the classes of a union by their tags."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        kinds = members(source)
+        key = tag_key(kinds)
+
+        def tell(value: Any) -> str | None:
+            if isinstance(value, Settings):
+                value = {key: getattr(value, "target" if key == "_target_" else key)}
+            return tag_of(value, kinds, key) if isinstance(value, dict) else None
+
+        options = tuple(Annotated[kind, Tag(tag)] for tag, kind in kinds.items())
+        return handler.generate_schema(Annotated[Union[options], Discriminator(tell)])  # noqa: UP007
+
+
+KINDS = _Kinds()  # marks a union of kinds: Annotated[Sgd | Adam, KINDS]

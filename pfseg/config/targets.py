@@ -7,18 +7,18 @@ import importlib.util
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pfseg.config.settings import Settings, Several, Target
+from pfseg.config.settings import Several, Target
 from pfseg.errors import ConfigError
 
 
-def instantiate(settings: Settings, **given: Any) -> Any:
+def instantiate(settings: Target, **given: Any) -> Any:
     """Call what `_target_` names with the other settings and `given`; nested settings with a `_target_` come first.
 
     Raises ConfigError if the class doesn't exist, or its constructor rejects a value.
     """
-    return call(cast(Target, settings).target, settings.values() | given)
+    return call(settings.target, settings.values() | given)
 
 
 def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "") -> Any:
@@ -32,7 +32,7 @@ def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "")
 
 
 def _built(value: Any) -> Any:
-    if isinstance(value, Settings) and hasattr(value, "target"):
+    if isinstance(value, Target):
         return instantiate(value)
     if isinstance(value, Several):
         return {name: _built(part) for name, part in value.chosen().items()}

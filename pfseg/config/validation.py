@@ -6,17 +6,14 @@ import difflib
 import json
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import Tag, ValidationError, create_model
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from typing_extensions import Doc
 
-from pfseg.config.data_settings import AnyAugment, DatasetSettings
-from pfseg.config.loss_settings import LossSettings, Segmentation, Terms
-from pfseg.config.model_settings import Backbone, ModelSettings
-from pfseg.config.settings import CUSTOM, KindOf, Settings, Several, literal_target
+from pfseg.config.settings import CUSTOM, Settings, Target, members, tag_key, tag_of
 from pfseg.config.targets import check_target
 from pfseg.errors import ConfigError
 
@@ -34,16 +31,17 @@ def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -
     try:
         checked = schema.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        faults = sorted(_faults(raw, schema), key=lambda fault: not str(fault).startswith("unknown key"))
-        raise faults[0] if faults else ConfigError(str(error)) from None
+        details = sorted(error.errors(), key=lambda each: each["type"] != "value_error")  # which say most
+        faults = [_fault(each, raw, schema) for each in details]
+        raise min(faults, key=lambda fault: not str(fault).startswith("unknown key")) from None
     if targets:
         _check_targets(checked, "")
     return checked
 
 
-def nearest(name: str, names: Iterable[str], form: str = "{}", cutoff: float = 0.6) -> str:
+def nearest(name: str, names: Iterable[str], form: str = "{}") -> str:
     """The question whether the nearest of `names`, in a form such as `group={}`, was meant; empty if none is near."""
-    near = difflib.get_close_matches(name, list(names), 1, cutoff)
+    near = difflib.get_close_matches(name, list(names), 1)
     return f"did you mean `{form.format(near[0])}`? " if near else ""
 
 
@@ -86,20 +84,6 @@ def field_type(field: FieldInfo) -> Any:
     return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
-def members(hint: Any) -> list[tuple[str | None, type[Settings]]]:
-    """The classes of settings that a type stands for, each with the kind that it is; none for plain values."""
-    if isinstance(hint, type) and issubclass(hint, Settings):
-        names = get_args(hint.model_fields["name"].annotation) if "name" in hint.model_fields else ()
-        return [(name, hint) for name in names or (None,)]
-    if get_origin(hint) is Annotated:
-        base, *extras = get_args(hint)
-        tags = [extra.tag for extra in extras if isinstance(extra, Tag)]
-        return [(tags[0] if tags else tag, member) for tag, member in members(base)]
-    if get_origin(hint) in (Union, types.UnionType):
-        return [found for part in get_args(hint) for found in members(part)]
-    return []
-
-
 def as_typed(value: object) -> str:
     """A setting as on a command line."""
     if value is None:
@@ -116,55 +100,46 @@ def description(schema: type[Settings], raw: Any, key: str) -> str:
     group, _, rest = key.partition(".")
     field = _fields(schema).get(group)
     if field is not None and rest:
-        return description(_chosen(field_type(field), raw[group])[0], raw[group], rest)
+        return description(_kind_of(members(field_type(field)), raw[group])[0], raw[group], rest)
     return field.description or "value" if field else "value"
 
 
-def _faults(raw: Mapping[str, Any], schema: type[Settings], group: str = "", note: str = "") -> Iterator[ConfigError]:
-    """All that is wrong with a group of settings; `note` says of which kind it is."""
-    fields, prefix = _fields(schema), f"{group}." if group else ""
-    for key in raw:
-        others_fit = not issubclass(schema, Several) or (isinstance(raw[key], Mapping) and "_target_" in raw[key])
-        if key not in fields and not (schema.model_config.get("extra") == "allow" and others_fit):
-            yield unknown_key(f"{prefix}{key}", fields, note)
-    for key, field in fields.items():
-        where, value, hint = f"{prefix}{key}", raw.get(key), field_type(field)
-        if key not in raw:
-            if field.is_required():
-                yield ConfigError(f"{where} is missing: add it to the YAML file of `{group or 'the job'}`")
-        elif isinstance(value, Mapping) and members(hint):
-            kinds = _kinds(hint)
-            if kinds is not None and kinds(value) is None:
-                yield _unknown_kind(where, value, kinds)
-            else:
-                chosen, name = _chosen(hint, value)
-                yield from _faults(value, chosen, where, name)
-        elif (fault := _value_fault(value, hint)) is not None:
-            yield ConfigError(f"{where}={as_typed(value)}: {fault}")
+def _fault(error: ErrorDetails, node: Mapping[str, Any], kind: type[Settings]) -> ConfigError:
+    """An error of pydantic in one line; `node` holds the values that are no settings of class `kind`."""
+    path, note = "", ""
+    for part in map(str, error["loc"]):
+        fields = _fields(kind)
+        if part not in node and part not in fields:  # the tag of a kind
+            continue
+        group, path = path, f"{path}.{part}" if path else part
+        if part not in fields:
+            return unknown_key(path, fields, note)
+        if part not in node:
+            return ConfigError(f"{path} is missing: add it to the YAML file of `{group or 'the job'}`")
+        value, hint = node[part], field_type(fields[part])
+        if not (kinds := members(hint)) or not isinstance(value, Mapping):
+            fault = str(error["ctx"]["error"]) if error["type"] == "value_error" else _expected(value, hint)
+            return ConfigError(f"{path}={as_typed(value)}: {fault}")
+        if error["type"].startswith("union_tag") and tag_of(value, kinds, tag_key(kinds)) not in kinds:
+            return _unknown_kind(path, value, kinds)
+        node, (kind, note) = value, _kind_of(kinds, value)
+    return ConfigError(f"{path}: {error['msg']}")
 
 
-def _value_fault(value: Any, hint: Any) -> str | None:
-    """What is wrong with a value; None if nothing is."""
-    try:
-        holder = create_model("Holder", __base__=Settings, value=(hint, ...))
-        holder.model_validate_json(json.dumps({"value": value}, default=str))
-        return None
-    except ValidationError as error:
-        fault = error.errors()[0]
-    if fault["type"] == "value_error":  # of a validator of ours
-        return str(fault["ctx"]["error"])
+def _expected(value: object, hint: Any) -> str:
     expected = "a group of settings" if members(hint) else describe(hint)
     plain = isinstance(value, (int, float)) and not isinstance(value, bool) and "number" in expected
-    return f"expected {expected}" + ("" if plain else f", got {_kind(value)}")  # a number of the wrong size speaks
+    return f"expected {expected}" + ("" if plain else f", got {_type_of(value)}")  # a number of the wrong size speaks
 
 
-def _unknown_kind(key: str, node: Mapping[str, Any], kinds: KindOf) -> ConfigError:
-    where, kind = f"{key}.{kinds.key}", node.get(kinds.key)
-    if kind is None:
-        return ConfigError(f"{where} is missing: add it to the YAML file of `{key}`")
-    if not isinstance(kind, str):
-        return ConfigError(f"{where}={as_typed(kind)}: expected text, got {_kind(kind)}")
-    return ConfigError(f"{where}={kind}: {nearest(kind, kinds.kinds)}expected {' | '.join(kinds.kinds)}")
+def _unknown_kind(group: str, node: Mapping[str, Any], kinds: Mapping[str, type[Settings]]) -> ConfigError:
+    key = tag_key(kinds)
+    where, tag = f"{group}.{key}", node.get(key)
+    if tag is None:
+        return ConfigError(f"{where} is missing: add it to the YAML file of `{group}`")
+    if not isinstance(tag, str):
+        return ConfigError(f"{where}={as_typed(tag)}: expected text, got {_type_of(tag)}")
+    return ConfigError(f"{where}={tag}: {nearest(tag, kinds)}expected {' | '.join(kinds)}")
 
 
 def _fields(group: type[Settings]) -> dict[str, FieldInfo]:
@@ -172,23 +147,15 @@ def _fields(group: type[Settings]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in group.model_fields.items()}
 
 
-def _chosen(hint: Any, node: Any) -> tuple[type[Settings], str]:
-    """The class of settings that a group is of, and a note that names its kind."""
-    classes, kinds = members(hint), _kinds(hint)
-    tag = kinds(node) if kinds else None
-    chosen = next((member for name, member in classes if name == tag), classes[0][1])
-    return chosen, "" if tag in (None, CUSTOM) else f" ({str(tag).rpartition('.')[2]})"
+def _kind_of(kinds: Mapping[str, type[Settings]], node: Mapping[str, Any]) -> tuple[type[Settings], str]:
+    """The class of settings that a group is of, the first one if of none, and a note that names its kind."""
+    tag = tag_of(node, kinds, tag_key(kinds))
+    if tag is None or tag not in kinds:
+        return next(iter(kinds.values())), ""
+    return kinds[tag], "" if tag in ("", CUSTOM) else f" ({tag.rpartition('.')[2]})"
 
 
-def _kinds(hint: Any) -> KindOf | None:
-    """What tells the kinds of a type apart; None for a type without kinds."""
-    tags = [tag for tag, _ in members(hint) if tag]
-    return (
-        KindOf("_target_" if CUSTOM in tags else "name", tuple(tag for tag in tags if tag != CUSTOM)) if tags else None
-    )
-
-
-def _kind(value: Any) -> str:
+def _type_of(value: object) -> str:
     if isinstance(value, Mapping):
         return "a group of settings"
     if isinstance(value, list):
@@ -201,14 +168,11 @@ def _check_targets(settings: Settings, key: str) -> None:
     for name, value in settings.values().items():
         if isinstance(value, Settings):
             _check_targets(value, f"{key}{name}.")
-    target = getattr(settings, "target", None)
-    if target is not None and target not in _shipped():
-        check_target(target, f"{key}_target_", nearest(target, _shipped()))
+    shipped = [kind.shipped for kind in _subclasses(Target) if kind.shipped]
+    if isinstance(settings, Target) and settings.target not in shipped:
+        check_target(settings.target, f"{key}_target_", nearest(settings.target, shipped))
 
 
-@cache
-def _shipped() -> list[str]:
-    """The classes that pfseg ships, as `_target_` names them."""
-    groups = (DatasetSettings, AnyAugment, ModelSettings, Backbone, LossSettings, Segmentation)
-    terms = [name for field in Terms.model_fields.values() for name in literal_target(field.annotation)]
-    return [tag for hint in groups for tag, _ in members(hint) if tag and tag != CUSTOM] + terms
+def _subclasses(kind: type[Target]) -> Iterator[type[Target]]:
+    for below in kind.__subclasses__():
+        yield from (below, *_subclasses(below))

@@ -155,10 +155,11 @@ def test_schemas_name_what_the_constructors_take():
         (["+seed=3"], r"`seed` exists already: leave out the \+"),
         (
             ["model=pfnet_r5O"],
-            "`model=pfnet_r5O`: did you mean `model=pfnet_r50`. there are .*pfnet, .*also with .*_r101, .*segnext_t",
+            "`model=pfnet_r5O`: did you mean `model=pfnet_r50`. choices: .*pfnet, .*also with .*_r101, .*segnext_t",
         ),
         (["model/backbone=resnet34"], "unknown choice `model/backbone=resnet34`: did you mean"),
-        (["logger=[wandb,tensorbord]"], "unknown choice `logger=tensorbord`: did you mean `logger=tensorboard`. there"),
+        (["logger=[wandb,tensorbord]"], "unknown choice `logger=tensorbord`: did you mean `logger=tensorboard`. choic"),
+        (["logger=terminal"], "^unknown choice `logger=terminal`: choices: none, tensorboard, wandb$"),
         (
             ["logger=[wandb,tensorboard]", "logger.wandb.projet=x"],
             "unknown key `logger.wandb.projet`: did you mean `log",
