@@ -15,16 +15,18 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from pfseg.config.check import checked, find_checkpoint
+from pfseg.config.check import checked
 from pfseg.config.commands import Profile
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import Dataset, FolderData
 from pfseg.config.loss_settings import LossSettings, PFNetLossSettings
-from pfseg.config.model_settings import Model, PFNetSettings
+from pfseg.config.model_settings import HeadSettings, Model
 from pfseg.config.schema import Train, TrainBase
 from pfseg.config.settings import Target
 from pfseg.config.stored import training_settings
-from pfseg.config.targets import call, instantiate, locate
+from pfseg.config.targets import call, instantiate, locate, named
+from pfseg.config.training_checks import published_address
+from pfseg.config.types import SharedPercentiles
 from pfseg.data.archives.folders import find_in_folders
 from pfseg.data.base import Scene, SegmentationDataset
 from pfseg.data.cache import cache_folder, cached_array, key_of, stat_of
@@ -39,7 +41,7 @@ from pfseg.errors import ConfigError
 from pfseg.inference.views import Network
 from pfseg.weights import published
 from pfseg.weights.checkpoint import Meta, load_meta
-from pfseg.weights.sources import is_source
+from pfseg.weights.sources import find_checkpoint, is_source
 
 _NETWORK = "pfseg.models.network.SegmentationNetwork"
 _NOT_OF_THE_NETWORK = ("name", "pretrained", "init", "num_classes")
@@ -72,9 +74,7 @@ def create_model(
     """
     if is_source(name) or Path(name).exists():
         path = find_checkpoint(name)
-        stored = training_settings(path)
-        classes, mean = stored.dataset.classes, stored.dataset.mean
-        return restore_model(path, stored.model, len(classes), len(mean or (0, 1, 2)))[0]
+        return restore_model(path, training_settings(path))[0]
     if num_classes is None:
         raise ConfigError(f"create_model({name!r}) needs num_classes: only a trained network knows its own")
     folder = Path(config_dir) if config_dir is not None else None
@@ -107,26 +107,23 @@ def share_stretch(settings: Dataset, progress: Callable[[int, int], None], files
     `progress` is called with the images done and those in all; `files` are the images, if not those of the data set.
     Raises DataError if none can be read.
     """
-    stretch = getattr(settings, "stretch", None)
-    if not isinstance(stretch, Mapping) or "percentiles" not in stretch:
+    bands, stretch = settings.reading["bands"], settings.reading["stretch"]
+    if not isinstance(stretch, dict) or "percentiles" not in stretch:
         return
     if files is None:
         files = build_dataset(settings.model_copy(update={"stretch": None}), "train").image_files()
-    bands, percents = getattr(settings, "bands", None), stretch["percentiles"]
-    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], bands, percents)
-    found = cached_array([cache_folder()], f"stretch-{key}", lambda: pooled_range(files, bands, percents, progress))
-    cast(Any, settings).stretch = {"range": [(low, high) for low, high in found.tolist()]}
+    images, percents = files, cast(SharedPercentiles, stretch)["percentiles"]
+    ranges = _found_once("stretch", files, [bands, percents], lambda: pooled_range(images, bands, percents, progress))
+    settings.__setattr__("stretch", {"range": [(low, high) for low, high in ranges]})  # of any class with this setting
 
 
 def measure_colours(settings: Dataset, dataset: SegmentationDataset, progress: Callable[[int, int], None]) -> None:
     """Fill in `mean` and `std` where they are null, from the training images; found once. See `band_statistics`."""
     if settings.mean is not None and settings.std is not None:
         return
-    files = dataset.image_files()
-    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], settings.values().get("bands"),
-                 settings.values().get("stretch"), len(dataset))  # fmt: skip
-    found = cached_array([cache_folder()] if files else [], f"bands-{key}", lambda: band_statistics(dataset, progress))
-    mean, std = (tuple(row) for row in found.tolist())
+    key = [*settings.reading.values(), len(dataset)]
+    found = _found_once("bands", dataset.image_files(), key, lambda: band_statistics(dataset, progress))
+    mean, std = map(tuple, found)
     settings.mean, settings.std = settings.mean or mean, settings.std or std
 
 
@@ -136,23 +133,27 @@ def settle_class_weights(
     """Replace a rule for class weights by the weights that follow from the training masks, found once."""
     if not isinstance(loss, PFNetLossSettings) or not isinstance(rule := loss.class_weights, str):
         return
-    root, files = Path(data.root) if data.root else None, dataset.image_files()
-    labels = [info.name for info in dataset.classes]
-    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], labels, len(dataset), rule)
+    root, key = Path(data.root) if data.root else None, [[info.name for info in dataset.classes], len(dataset), rule]
 
     def count() -> np.ndarray:
         return count_all_masks(dataset, root, "train", progress).class_weights(rule)
 
-    found = cached_array([cache_folder()] if files else [], f"weights-{key}", count)
-    loss.class_weights = found.tolist()
+    loss.class_weights = _found_once("weights", dataset.image_files(), key, count)
+
+
+def _found_once(what: str, files: Sequence[Path], others: list[Any], find: Callable[[], np.ndarray]) -> list[Any]:
+    """What depends on the content of files, and on `others`, from the cache; data sets without files have no cache."""
+    key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], *others)
+    found: list[Any] = cached_array([cache_folder()] if files else [], f"{what}-{key}", find).tolist()
+    return found
 
 
 def input_record(settings: Dataset, dataset: SegmentationDataset) -> Record:
     """What a network that is trained on this data set is given, in terms of the files that a user has."""
-    root, bands, stretch = settings.root, getattr(settings, "bands", None), getattr(settings, "stretch", None)
+    root, bands = settings.root, settings.reading["bands"]
     record = prepared_record(Path(root)) if root else None
     if record is None:
-        record = make_record(ImageReader(bands, stretch), dataset.image_files())
+        record = make_record(ImageReader(**settings.reading), dataset.image_files())
     elif bands is not None and [*bands] != [0, 1, 2]:
         if (kept := record["bands"]) is None:
             raise ConfigError(
@@ -177,10 +178,10 @@ def follow_record(settings: Dataset, record: Record | None, changes: Collection[
 
 def display_positions(settings: Dataset) -> list[int] | None:
     """Which of a network's bands are shown as red, green and blue; None for the first three, or grey."""
-    chosen, bands = settings.display_bands, settings.values().get("bands")
-    if chosen is None or bands is None:
-        return None if chosen is None else list(chosen)
-    return [list(bands).index(band) for band in chosen]
+    chosen, bands = settings.display_bands, settings.reading["bands"]
+    if chosen is None:
+        return None
+    return [band if bands is None else bands.index(band) for band in chosen]
 
 
 def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
@@ -244,29 +245,22 @@ def build_model(settings: Model, num_classes: int, in_channels: int = 3) -> Any:
     return model
 
 
-def _named(settings: Target | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The `_target_` of a group of settings, which is a mapping below a class of the user's own, and the others."""
-    if isinstance(settings, Target):
-        return settings.target, settings.values()
-    return settings["_target_"], {key: value for key, value in settings.items() if key != "_target_"}
-
-
 def _build_backbone(
     settings: Target | Mapping[str, Any], published: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Any:
     """Build a backbone; settings that are null become those of the published network, if it has any."""
-    target, values = _named(settings)
+    target, values = named(settings)
     chosen = {key: value for key, value in published.items() if key in values and values[key] is None}
     return call(target, {**values, **chosen, **given})
 
 
-def restore_model(path: Path, settings: Model, num_classes: int, in_channels: int) -> tuple[Any, Meta]:
+def restore_model(path: Path, settings: Train) -> tuple[Any, Meta]:
     """The network of a checkpoint with its weights, and the checkpoint's metadata; raises CheckpointError."""
     from pfseg.weights.checkpoint import SECTIONS, load_checkpoint
     from pfseg.weights.transfer import load_weights
 
     arrays, meta = load_checkpoint(path)
-    model = build_model(settings, num_classes, in_channels)
+    model = build_model(settings.model, len(settings.dataset.classes), settings.dataset.num_bands)
     load_weights(model, {key: value for key, value in arrays.items() if not key.startswith(SECTIONS)}, str(path))
     return model, meta
 
@@ -282,10 +276,8 @@ class Trained(NamedTuple):
     meta: Meta  # of the checkpoint
 
 
-def restore_network(
-    path: Path, settings: Model, num_classes: int, in_channels: int, precision: str, *, fold: bool
-) -> Trained:
-    """The network of a checkpoint, on Jittor, or of an ONNX file, which needs no Jittor.
+def restore_network(path: Path, settings: Train, precision: str, *, fold: bool) -> Trained:
+    """The network of a checkpoint that was trained with `settings`, on Jittor, or of an ONNX file, without Jittor.
 
     With `fold`, BatchNorm becomes part of the convolutions, which is faster and rounds otherwise.
 
@@ -304,7 +296,7 @@ def restore_network(
 
     check_precision(precision, gpu=kernels.active())
     kernels.set_precision(precision)
-    model, meta = restore_model(path, settings, num_classes, in_channels)
+    model, meta = restore_model(path, settings)
     model.eval()
     if fold:
         fold_batchnorm(model)
@@ -320,19 +312,15 @@ def load_initial(model: Any, settings: Model) -> str:
     if settings.init:
         return load_network(model, on_every_rank(Path(settings.init)))
     if settings.pretrained:
-        backbone = cast(PFNetSettings, settings).backbone
-        path = on_every_rank(_pretrained_file(settings.pretrained, backbone))
-        kind = locate(_named(backbone)[0])
-        return load_backbone(model, path, getattr(kind, "rename_pretrained", None), getattr(kind, "fresh", ()))
+        if settings.pretrained == published.NAME:
+            address = published_address(settings)
+            file = published.fetch(address) if rank() == 0 else published.place(address)
+        else:
+            file = Path(settings.pretrained)
+        kind = locate(named(cast(HeadSettings, settings).backbone)[0])
+        renamed, fresh = getattr(kind, "rename_pretrained", None), getattr(kind, "fresh", ())
+        return load_backbone(model, on_every_rank(file), renamed, fresh)
     return "training from random weights; model.pretrained=imagenet or a file starts from those of a trained backbone"
-
-
-def _pretrained_file(given: str, backbone: Any) -> Path:
-    """The file of `model.pretrained`, which rank 0 downloads if it is public weights that aren't there yet."""
-    if given != published.NAME:
-        return Path(given)
-    address = published.address(*_named(backbone))
-    return published.fetch(address) if rank() == 0 else published.place(address)
 
 
 def build_loader(settings: TrainBase, dataset: SegmentationDataset, **process: int) -> TrainLoader:

@@ -6,7 +6,6 @@ Hydra writes anything, and before anything heavy is imported.
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import sys
@@ -15,20 +14,6 @@ from typing import NoReturn
 
 from pfseg.errors import ConfigError, PfsegError
 
-COMMANDS = {
-    "train": "train a network",
-    "evaluate": "score checkpoints",
-    "predict": "make maps of images",
-    "prepare": "cut the scenes of an archive into patches",
-    "preview": "show training samples as the network would get them",
-    "profile": "measure parameters, multiply-adds, time and memory of a network",
-    "convert": "show what a weights file holds, or convert it",
-    "export": "write a network as an ONNX file, for ONNX Runtime and QGIS",
-    "report": "compare runs",
-    "reproduce": "repeat a run",
-    "dashboard": "save a W&B workspace for runs",
-    "settings": "print all settings with types, ranges and documentation",
-}
 _WORDS = {"convert": "file", "report": "runs", "reproduce": "run", "dashboard": "runs"}  # what bare words are values of
 _HELP = """usage: pfseg <command> [key=value ...]
 
@@ -64,6 +49,14 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> NoRet
     sys.exit(code)
 
 
+def commands() -> dict[str, str]:
+    """What each command does, by its name."""
+    from pfseg.config.commands import SCHEMAS
+
+    summaries = {name: (schema.__doc__ or "").splitlines()[0] for name, schema in SCHEMAS.items()}
+    return summaries | {"settings": "Print all settings with types, ranges and documentation."}
+
+
 def _leave(number: int, _: object) -> None:
     """End on Ctrl-C before a command has begun: an import would hide a KeyboardInterrupt behind its own error."""
     os._exit(128 + number)
@@ -74,7 +67,7 @@ def run(command: str | None, arguments: list[str]) -> int:
     if command is None:
         first = arguments[0] if arguments else "--help"
         if first in ("-h", "--help"):
-            rows = "".join(f"  {name:<10} {summary}\n" for name, summary in COMMANDS.items())
+            rows = "".join(f"  {name:<10} {summary}\n" for name, summary in commands().items())
             sys.stdout.write(_HELP.format(rows=rows))
             return 0
         if first == "--version":
@@ -85,10 +78,11 @@ def run(command: str | None, arguments: list[str]) -> int:
         if first in ("-sc", "--shell-completion"):
             return _complete(arguments)
         command, *arguments = arguments
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean `pfseg {near[0]}`? " if near else ""
-        raise ConfigError(f"unknown command `{command}`: {hint}commands: {', '.join(COMMANDS)}")
+    if command not in (known := commands()):
+        from pfseg.config.validation import nearest
+
+        hint = nearest(command, known, "pfseg {}")
+        raise ConfigError(f"unknown command `{command}`: {hint}commands: {', '.join(known)}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the working folder are found by a console script as by `python -m`
     if command == "settings":
@@ -112,9 +106,9 @@ def _complete(arguments: list[str]) -> int:
     program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
     command, typed, settings = rest.partition(" ")
     if not typed:
-        sys.stdout.write("".join(f"{name}\n" for name in COMMANDS if name.startswith(command)))
+        sys.stdout.write("".join(f"{name}\n" for name in commands() if name.startswith(command)))
         return 0
-    if command not in COMMANDS or command == "settings":
+    if command not in commands() or command == "settings":
         return 0
     os.environ["COMP_LINE"] = f"{program} {settings}"
     os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))

@@ -117,7 +117,7 @@ def _make_checkpoint(
     from pfseg.build import build_model  # starts Jittor
 
     training = _training(settings, contents)
-    network = build_model(training.model, contents.num_classes, len(training.dataset.mean or (0, 1, 2)))
+    network = build_model(training.model, contents.num_classes, training.dataset.num_bands)
     rename = contents.rename if isinstance(contents, Foreign) else None
     match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights, rename)
     if match.missing or match.mismatched or match.widened:

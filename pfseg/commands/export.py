@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 
 from pfseg.build import Trained, build_dataset, build_evaluator, follow_record, restore_model
-from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Export
 from pfseg.config.schema import Train
 from pfseg.config.stored import training_settings
@@ -54,10 +53,10 @@ def run(settings: Export) -> None:
     except ImportError as error:
         raise ConfigError(f"pfseg export needs the package {error.name}: run `pip install 'pfseg[onnx]'`") from error
     checkpoint, console = Path(settings.checkpoint), terminal.console()
-    stored = training_settings(checkpoint, dataset_changes(settings), trust=settings.trust)
+    stored = training_settings(checkpoint, settings.dataset.changes(), trust=settings.trust)
     data = stored.dataset
     classes, mean, std = parse_classes(data.classes), data.mean or (0.0,) * 3, data.std or (1.0,) * 3
-    model, meta = restore_model(checkpoint, stored.model, len(classes), len(mean))
+    model, meta = restore_model(checkpoint, stored)
     model.eval()
     index = index_hash(meta)
     if settings.format == "folder":
@@ -147,7 +146,7 @@ def _smaller(settings: Export, source: _Source, model: ModelProto) -> ModelProto
     if settings.precision == "fp16":
         return to_half(model)
     data = source.stored.dataset
-    record = source.meta.get("input") or {key: getattr(data, key, None) for key in ("bands", "stretch")}
+    record = source.meta.get("input") or data.reading
     reader = ImageReader(bands=record["bands"], stretch=record["stretch"], contrast=data.eval_contrast)
     files = find_images(str(settings.images), Path(settings.out))[1]
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
@@ -159,7 +158,7 @@ def _loss(settings: Export, source: _Source, models: Mapping[str, ModelProto], c
     from pfseg.inference.onnx_network import OnnxNetwork
 
     stored = source.stored.model_copy(deep=True)
-    follow_record(stored.dataset, source.meta.get("input"), dataset_changes(settings))
+    follow_record(stored.dataset, source.meta.get("input"), settings.dataset.changes())
     dataset = build_dataset(stored.dataset, settings.split)
     found = {}
     for name, model in models.items():

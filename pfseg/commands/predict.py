@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.devices import plan_ranks
 from pfseg.errors import DataError
@@ -38,7 +37,7 @@ def run(settings: Predict) -> None:
     ranks, gpus = plan_ranks(settings)
     given = settings.dump()
     record = {"checkpoint": checkpoint_names(settings), **{key: given[key] for key in _CHANGING}}
-    if changes := dataset_changes(settings):
+    if changes := settings.dataset.changes():
         record["dataset"] = changes
     left = [task for task in tasks if settings.overwrite or not task.done]
     if ranks > 1:

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from pfseg.config.run_settings import Slurm
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.targets import instantiate
+from pfseg.config.training_checks import published_address
 from pfseg.errors import PfsegError
 from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job
@@ -41,10 +42,9 @@ def run(settings: Train) -> float:
 
 def _fetch_weights(settings: Train) -> None:
     """Download the weights that `model.pretrained` names, here, where progress is seen and there is a network."""
-    backbone = getattr(settings.model, "backbone", None)
-    if settings.model.pretrained != published.NAME or settings.resume or backbone is None:
+    if settings.model.pretrained != published.NAME or settings.resume:
         return
-    address = published.address(backbone.target, backbone.values())
+    address = published_address(settings.model)
     with ConsoleProgress(terminal.console(), f"downloading {published.place(address).name}") as progress:
         published.fetch(address, progress.show)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
 from pfseg.config.run_settings import Mpi
-from pfseg.config.schema import Application, Evaluate, EvaluateData, Train, TrainBase
+from pfseg.config.schema import Application, DataChanges, Evaluate, EvaluateData, Train, TrainBase
 from pfseg.config.settings import Settings, setting
 
 Output = Literal[
@@ -40,10 +40,6 @@ class PrepareJob(Settings):
     compression: Annotated[int, Field(ge=0, le=3)] = setting("0 (fastest) to 3 (smallest files)")
     workers: Literal["auto"] | t.Count = setting("threads that write patches; auto: one per core")
     dataset: FolderData
-
-
-class StoredData(Settings, extra="allow"):
-    """Settings of the data set that differ from those stored in the checkpoint."""
 
 
 class Predict(Application):
@@ -75,7 +71,7 @@ class Predict(Application):
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")
     temperature: t.Positive | None = setting("what logits are divided by; null: as calibrated by pfseg evaluate, or 1")
     percent: bool = setting("whether confidence, entropy, margin and disagreement are whole percents in 8 bits")
-    dataset: StoredData
+    dataset: DataChanges
 
 
 class Export(Settings):
@@ -153,19 +149,8 @@ class Reproduce(Settings):
     force: bool = setting("whether to start it although code, settings or data differ")
 
 
-SCHEMAS: dict[str, type[Settings]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "predict": Predict,
-    "prepare": PrepareJob,
-    "preview": Preview,
-    "profile": Profile,
-    "convert": Convert,
-    "export": Export,
-    "report": Report,
-    "dashboard": Dashboard,
-    "reproduce": Reproduce,
-}
+_SCHEMAS = (Train, Evaluate, Predict, PrepareJob, Preview, Profile, Convert, Export, Report, Reproduce, Dashboard)
+SCHEMAS: dict[str, type[Settings]] = {get_args(each.model_fields["job"].annotation)[0]: each for each in _SCHEMAS}
 
 
 def load(settings: dict[str, Any]) -> Settings:

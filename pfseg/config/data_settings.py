@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from pfseg.config import types as t
 from pfseg.config.settings import KINDS, CustomTarget, Settings, Target, setting
@@ -23,6 +24,13 @@ class About(Settings):
     url: str | None = setting("page to get the data from")
     licence: str | None = setting("licence of the data")
     citation: str | None = setting("publication to cite")
+
+
+class Reading(TypedDict):
+    """How image files are read; see `FolderData`."""
+
+    bands: t.Bands | None
+    stretch: t.Stretch | None
 
 
 class Dataset(Target, extra="allow"):
@@ -48,6 +56,16 @@ class Dataset(Target, extra="allow"):
     scale_range: t.ScaleRange | None = setting("random scale before the crop; null: the whole image becomes crop_size")
     class_uniform: t.Share = setting("share of the samples that are drawn class by class")
     edge: Edge
+
+    @property
+    def num_bands(self) -> int:
+        """Bands of the images that a network is given: as many as there are means."""
+        return len(self.mean or (0, 1, 2))
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read, for data sets that have such settings."""
+        return {"bands": getattr(self, "bands", None), "stretch": getattr(self, "stretch", None)}
 
 
 class Prepare(Settings):

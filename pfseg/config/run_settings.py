@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Gt, Lt
+
 from pfseg.config import types as t
 from pfseg.config.settings import KINDS, Settings, Several, setting
 

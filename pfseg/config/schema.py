@@ -6,7 +6,7 @@ documentation is made from it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pfseg.config import types as t
 from pfseg.config.data_settings import AnyAugment, DatasetSettings
@@ -61,7 +61,15 @@ class Application(Settings):
     contrast: t.OwnContrast | None = setting("standard deviation of grey levels; own: the image's; null: as trained")
 
 
-class EvaluateData(Settings, extra="allow"):
+class DataChanges(Settings, extra="allow"):
+    """Settings of the data set that differ from those stored in the checkpoint."""
+
+    def changes(self) -> dict[str, Any]:
+        """Those settings, as YAML holds them."""
+        return {key: value for key, value in self.dump().items() if key != "root" or value is not None}
+
+
+class EvaluateData(DataChanges):
     """Settings of the data set that differ from the training's; `dataset.root` above all."""
 
     root: str | None = setting("folder of the data set; null: as in training")

@@ -32,13 +32,18 @@ def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "")
 
 
 def _built(value: Any) -> Any:
-    if isinstance(value, Target):
-        return instantiate(value)
+    if isinstance(value, Target) or (isinstance(value, Mapping) and "_target_" in value):
+        return call(*named(value))
     if isinstance(value, Several):
         return {name: _built(part) for name, part in value.chosen().items()}
-    if isinstance(value, Mapping) and "_target_" in value:  # below a custom class, whose keys have no declaration
-        return call(value["_target_"], {key: part for key, part in value.items() if key != "_target_"})
     return value
+
+
+def named(node: Target | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The `_target_` and the keywords of a group of settings; below a custom class it is a mapping."""
+    if isinstance(node, Target):
+        return node.target, node.values()
+    return node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
 
 
 def locate(target: str, group: str = "") -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from pfseg.build import Trained, build_dataset, build_evaluator, follow_record, restore_network
-from pfseg.config.check import dataset_changes
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
@@ -46,12 +45,11 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
         from pfseg.runtime import seed_everything
 
         seed_everything(settings.seed)
-    changes = dataset_changes(settings)
+    changes = settings.dataset.changes()
     stored = _with_changes(training_settings(checkpoint, changes, trust=True), settings)
     follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
     dataset = build_dataset(stored.dataset, settings.split)
-    channels = len(stored.dataset.mean or (0, 1, 2))
-    trained = restore_network(checkpoint, stored.model, dataset.num_classes, channels, settings.precision, fold=False)
+    trained = restore_network(checkpoint, stored, settings.precision, fold=False)
     if trained.size:
         stored.dataset.eval_size = trained.size, trained.size
     step, epoch = trained.meta.get("progress", {}).get("step", 0), trained.meta.get("epoch", 0)

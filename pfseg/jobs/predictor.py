@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pfseg.build import Trained, display_positions, restore_network
-from pfseg.config.check import dataset_changes
 from pfseg.config.commands import Predict
 from pfseg.config.data_settings import Dataset
 from pfseg.config.schema import Train
@@ -102,10 +101,9 @@ def load_predictor(settings: Predict) -> Predictor:
         nodata=settings.nodata,
         region=Region(settings.region, settings.scale_to) if settings.region or settings.scale_to else None,
     )
-    takes = len(data.mean or (0, 1, 2))
-    if reader.channels != takes:
+    if reader.channels != data.num_bands:
         raise ConfigError(
-            f"bands={list(reader.bands or ())} names {reader.channels} bands, but the network takes {takes}"
+            f"bands={list(reader.bands or ())} names {reader.channels} bands, but the network takes {data.num_bands}"
         )
     normalise, display = Normalise(data.mean or (), data.std or ()), display_positions(data)
     record = trained[0].meta.get("input")
@@ -132,13 +130,12 @@ def _temperature(path: Path, settings: Predict) -> float:
 
 
 def _load(path: Path, settings: Predict) -> _Member:
-    changes = dataset_changes(settings)
+    changes = settings.dataset.changes()
     stored = training_settings(path, changes, trust=settings.trust)
     data, classes = stored.dataset, parse_classes(stored.dataset.classes)
-    channels = len(data.mean or (0, 1, 2))
-    trained = restore_network(path, stored.model, len(classes), channels, settings.precision, fold=True)
-    stored_input = {key: getattr(data, key, None) for key in ("bands", "stretch")} | (trained.meta.get("input") or {})
-    given = stored_input | {key: value for key, value in changes.items() if key in stored_input}
+    trained = restore_network(path, stored, settings.precision, fold=True)
+    given = data.reading | (trained.meta.get("input") or {})
+    given |= {key: value for key, value in changes.items() if key in given}
     return _Member(path, stored, classes, trained, given, _temperature(path, settings))
 
 
@@ -148,8 +145,7 @@ def _check_alike(first: _Member, other: _Member) -> None:
     def facts(member: _Member) -> dict[str, Any]:
         read = {key: member.given[key] for key in ("bands", "stretch")}
         names = [info.name for info in member.classes]
-        count = len(member.data.mean or (0, 1, 2))
-        return {"classes": names, **read, "bands in all": count, "scale": member.data.scale}
+        return {"classes": names, **read, "bands in all": member.data.num_bands, "scale": member.data.scale}
 
     theirs = facts(other)
     for key, value in facts(first).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pfseg.data.cache import cache_folder
 from pfseg.errors import CheckpointError, ConfigError, one_line
 
 FILES = ["*.safetensors", "*.json", "*.yaml", "*.csv", "*.onnx"]  # what a model folder is used by
@@ -13,6 +14,37 @@ _OFFLINE = "check the network, or give a folder that was downloaded elsewhere"
 def is_source(checkpoint: str) -> bool:
     """Whether a checkpoint is named by where others share it."""
     return "://" in checkpoint
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """Weights file that `checkpoint` stands for: the file itself, or a run's best one, otherwise its last one.
+
+    It may also be a model folder, or be shared by others; see `fetch`.
+
+    Raises:
+        ConfigError: neither such a file nor a folder with a checkpoint.
+        CheckpointError: what others share can't be downloaded.
+    """
+    if is_source(str(checkpoint)):
+        checkpoint = fetch(str(checkpoint), cache_folder())
+    path = Path(checkpoint).expanduser().absolute()
+    below = ("checkpoints/best", "checkpoints/last", "model", "best", "last")  # of a run, a model folder, an artifact
+    for file in (path, *(path / f"{name}.safetensors" for name in below)):
+        if file.is_file() and file.suffix in (".safetensors", ".onnx"):
+            return file
+    if path.is_file():
+        fault = (
+            "must be a run folder, a .safetensors file of a run or an .onnx file of pfseg export; pfseg convert makes "
+            "one of other weights files"
+        )
+    elif path.is_dir():
+        fault = (
+            "holds no checkpoints/best.safetensors or last.safetensors: give a run folder, "
+            "outputs/<name>/<date>/<time>, that has saved at least once, or a model folder with model.safetensors"
+        )
+    else:
+        fault = f"does not exist (looked in {path}): give a run folder or a .safetensors file"
+    raise ConfigError(f"checkpoint={checkpoint} {fault}")
 
 
 def fetch(source: str, cache: Path) -> Path:

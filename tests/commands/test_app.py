@@ -10,7 +10,7 @@ import pytest
 from runs import TINY, command
 
 import pfseg
-from pfseg.commands.app import COMMANDS, main
+from pfseg.commands.app import commands, main
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import config_dir
 
@@ -27,7 +27,7 @@ def ended(*arguments: str) -> int:
 def test_the_help_names_each_command_and_what_it_does(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert ended(*arguments) == 0
     told = capsys.readouterr().out
-    assert all(name in told and summary in told for name, summary in COMMANDS.items())
+    assert all(name in told and summary in told for name, summary in commands().items())
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]):
@@ -35,7 +35,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"pfseg {pfseg.__version__}\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", commands())
 def test_each_command_has_a_module_and_settings_of_its_own(name: str):
     assert callable(importlib.import_module(f"pfseg.commands.{name}").run)
     if name != "settings":

@@ -17,13 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pfseg.commands.app import main
-from pfseg.config.check import check, find_checkpoint
+from pfseg.config.check import check
 from pfseg.config.compose import VERSION_BASE, compose, config_dir, networks, prepare_hydra, run_folder
 from pfseg.config.data_settings import AugmentSettings, FolderData, SyntheticData
 from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
 from pfseg.errors import ConfigError
 from pfseg.weights.checkpoint import save_checkpoint
+from pfseg.weights.sources import find_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONF = config_dir()

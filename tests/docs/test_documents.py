@@ -12,7 +12,7 @@ import pytest
 import yaml
 from test_architecture import FLOORS
 
-from pfseg.commands.app import COMMANDS
+from pfseg.commands.app import commands
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import networks
 
@@ -105,9 +105,9 @@ def test_links_resolve(path: Path):
 def test_commands_exist(path: Path):
     text = path.read_text(encoding="utf-8")
     for words in command_lines(text):
-        assert words[0] in COMMANDS, words
+        assert words[0] in commands(), words
     inline = re.findall(r"`pfseg ([a-z]+)[^`]*`", FENCE.sub("", text))
-    assert set(inline) <= set(COMMANDS), inline
+    assert set(inline) <= set(commands()), inline
 
 
 @files

@@ -86,6 +86,6 @@ def test_a_checkpoint_of_segnext_is_converted(tmp_path: Path, capsys: pytest.Cap
     assert "SegNeXt, model=segnext_t" in capsys.readouterr().out
     path = tmp_path / "segnext.safetensors"
     settings = training_settings(path, trust=True)
-    restored, _ = restore_model(path, settings.model, 16, 3)
+    restored, _ = restore_model(path, settings)
     for key, value in export_weights(restored).items():
         np.testing.assert_array_equal(value, state[key], err_msg=key)
