@@ -8,9 +8,7 @@ with `variant` and `dataset`. Checkpoints of other projects are recognised, see 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.text import Text
@@ -26,20 +24,11 @@ from pfseg.errors import CheckpointError, ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import Meta, read_meta, save_checkpoint
-from pfseg.weights.foreign import Foreign, recognise
+from pfseg.weights.foreign import Contents, recognise
 from pfseg.weights.matching import match_weights
 from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes
 
-# (kind of block, number of blocks in layer1..layer4) -> file of conf/model, backbone
-_MODELS: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
-    ("basic", (2, 2, 2, 2)): ("pfnet_r18", "ResNet-18, deep stem"),
-    ("bottleneck", (3, 4, 6, 3)): ("pfnet_r50", "ResNet-50, deep stem"),
-    ("bottleneck", (3, 4, 23, 3)): ("pfnet_r101", "ResNet-101, deep stem"),
-    ("res2net", (3, 4, 23, 3)): ("pfnet_r2n101", "Res2Net-101 26w x 4s"),
-}
-_CLASSIFIER = "head.conv_last.1.weight"
-_MATCHER = "head.fpn_out_align.0.down_h.weight"
 _CHOOSE_VARIANT = (
     "variant is not given, and the file can't tell: the two families of published checkpoints differ in their pools "
     "alone, and the wrong one scores badly without complaint. Give variant=pytorch for a file of the official "
@@ -47,39 +36,14 @@ _CHOOSE_VARIANT = (
 )
 
 
-class Contents(NamedTuple):
-    """What weights are of, as far as names and shapes tell; the numbers are None where there is no whole PFNet."""
-
-    model: str | None  # file of conf/model; None for a backbone that none of them has
-    backbone: str  # in words
-    num_classes: int | None = None
-    fpn_dim: int | None = None
-    match_dim: int | None = None
-
-
-def identify(weights: Mapping[str, np.ndarray]) -> Contents:
-    """Tell backbone, class count and channels of weights by their names and shapes."""
-    blocks = [{name.split(".")[1] for name in weights if name.startswith(f"layer{index}.")} for index in range(1, 5)]
-    kind = "basic"
-    if any(name.startswith("layer1.0.conv3.") for name in weights):
-        kind = "res2net" if any(name.startswith("layer1.0.convs.") for name in weights) else "bottleneck"
-    deep = "layer0.0.0.weight" in weights or "conv1.0.weight" in weights
-    known = _MODELS.get((kind, tuple(map(len, blocks)))) if deep != (kind == "res2net") else None
-    model, backbone = known or (None, "none that pfseg has")
-    classifier, matcher = weights.get(_CLASSIFIER), weights.get(_MATCHER)
-    if classifier is None or matcher is None or classifier.ndim < 2:
-        return Contents(model, backbone)
-    return Contents(model, backbone, classifier.shape[0], classifier.shape[1], matcher.shape[0])
-
-
 def run(settings: Convert) -> None:
     """Show what a weights file holds, and convert it if the settings say so."""
     path = Path(settings.file)
     weights = read_weights(path)
-    contents, meta, foreign = identify(weights), read_meta(path), recognise(weights)
+    contents, meta = recognise(weights), read_meta(path)
     console = terminal.console()
     table = terminal.table(title=str(path))
-    for name, text in _foreign_rows(weights, foreign) if foreign else _rows(weights, contents, meta):
+    for name, text in _rows(weights, contents, meta):
         table.add_row(Text(name, style="bold"), text)
     console.print(table)
     if settings.to is None or settings.out is None:
@@ -88,7 +52,7 @@ def run(settings: Convert) -> None:
     if settings.to == "pth":
         write_atomic(out, torch_bytes(weights))
     else:
-        save_checkpoint(out, *_make_checkpoint(settings, weights, foreign or contents, meta))
+        save_checkpoint(out, *_make_checkpoint(settings, weights, contents, meta))
     terminal.line(console, f"written: {shown(out.absolute())}")
     if settings.to == "safetensors":
         command = f"pfseg evaluate checkpoint={shown(out.absolute())} dataset.root=<folder>"
@@ -96,7 +60,7 @@ def run(settings: Convert) -> None:
 
 
 def _make_checkpoint(
-    settings: Convert, weights: dict[str, np.ndarray], contents: Contents | Foreign, meta: Meta | None
+    settings: Convert, weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None
 ) -> tuple[dict[str, np.ndarray], Meta]:
     """Arrays and metadata of a checkpoint that can be evaluated."""
     path = Path(settings.file)
@@ -107,7 +71,7 @@ def _make_checkpoint(
             f"{path} holds no whole PFNet on one of its backbones, nor another project's network that pfseg knows, "
             "which a checkpoint needs; a backbone alone is given to pfseg train as it is, by model.pretrained=<file>"
         )
-    if settings.variant is None and isinstance(contents, Contents):
+    if settings.variant is None and contents.is_pfnet:
         raise ConfigError(_CHOOSE_VARIANT)
     if settings.dataset is None:
         raise ConfigError(
@@ -118,8 +82,8 @@ def _make_checkpoint(
 
     training = _training(settings, contents)
     network = build_model(training.model, contents.num_classes, training.dataset.num_bands)
-    rename = contents.rename if isinstance(contents, Foreign) else None
-    match = match_weights({key: tuple(var.shape) for key, var in network.state_dict().items()}, weights, rename)
+    shapes = {key: tuple(var.shape) for key, var in network.state_dict().items()}
+    match = match_weights(shapes, weights, contents.rename)
     if match.missing or match.mismatched or match.widened:
         report = match.report().replace("\n", "; ")
         raise CheckpointError(f"{path} doesn't fit model={training.model.name}: {report}")
@@ -134,13 +98,10 @@ def _make_checkpoint(
     }
 
 
-def _training(settings: Convert, contents: Contents | Foreign) -> Train:
+def _training(settings: Convert, contents: Contents) -> Train:
     """The settings of a training on the given data set; the data may lie anywhere, or not be there at all."""
-    if isinstance(contents, Foreign):
-        network = contents.settings
-    else:
-        network = {"fpn_dim": contents.fpn_dim, "match_dim": contents.match_dim, "variant": settings.variant}
-    given = [f"model={contents.model}", *(f"model.{key}={as_typed(value)}" for key, value in network.items())]
+    given = [f"model={contents.model}", *_options(contents)]
+    given += [f"model.variant={settings.variant}"] if contents.is_pfnet else []
     given += ["gpus=0", "ranks=1", "logger=none", "dataset.crop_size=448"]  # the least that both variants take
     training = checked(compose("train", given), Train)
     assert settings.dataset is not None
@@ -156,33 +117,30 @@ def _training(settings: Convert, contents: Contents | Foreign) -> Train:
     return training
 
 
-def _size_rows(weights: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    statistics = {name for name in weights if name.endswith(("running_mean", "running_var"))}
-    parameters = sum(array.size for name, array in weights.items() if name not in statistics)
-    types = sorted({array.dtype.name for array in weights.values()})
-    return [
-        ("arrays", f"{len(weights)}, of them {len(statistics)} running statistics of BatchNorm"),
-        ("parameters", f"{parameters:,} ({parameters / 1e6:.2f} M), {', '.join(types)}"),
-    ]
-
-
-def _foreign_rows(weights: dict[str, np.ndarray], foreign: Foreign) -> list[tuple[str, str]]:
-    options = "".join(f" model.{key}={as_typed(value)}" for key, value in foreign.settings.items())
-    model = ("model", f"{foreign.title}, model={foreign.model}{options}")
-    return [*_size_rows(weights), model, ("classes", str(foreign.num_classes)), ("not in the file", "data set")]
+def _options(contents: Contents) -> list[str]:
+    return [f"model.{key}={as_typed(value)}" for key, value in contents.settings.items()]
 
 
 def _rows(weights: dict[str, np.ndarray], contents: Contents, meta: Meta | None) -> list[tuple[str, str]]:
-    rows = [*_size_rows(weights), ("backbone", contents.backbone)]
+    """What a file holds, in words."""
+    statistics = {name for name in weights if name.endswith(("running_mean", "running_var"))}
+    parameters = sum(array.size for name, array in weights.items() if name not in statistics)
+    types = sorted({array.dtype.name for array in weights.values()})
+    rows = [
+        ("arrays", f"{len(weights)}, of them {len(statistics)} running statistics of BatchNorm"),
+        ("parameters", f"{parameters:,} ({parameters / 1e6:.2f} M), {', '.join(types)}"),
+    ]
     if contents.num_classes is None:
-        return [*rows, ("head", "none of PFNet: a backbone alone goes to model.pretrained")]
+        return [*rows, ("backbone", contents.title), ("head", "none: a backbone alone goes to model.pretrained")]
+    choice = [f"model={contents.model}"] if contents.model else []
     rows += [
-        ("model", f"PFNet{f', model={contents.model}' if contents.model else ''}"),
+        ("network", contents.title),
+        ("built by", " ".join([*choice, *_options(contents)])),
         ("classes", str(contents.num_classes)),
-        ("channels", f"fpn_dim={contents.fpn_dim}, match_dim={contents.match_dim}"),
     ]
     if meta is None:
-        return [*rows, ("not in the file", "variant, data set; edge points and pools, for which the model's are taken")]
+        pfnet = "variant, edge points and pools, for which the model's are taken; "
+        return [*rows, ("not in the file", f"{pfnet if contents.is_pfnet else ''}data set")]
     model, dataset = (meta["config"].get(group, {}) for group in ("model", "dataset"))
     sizes = ("variant", "num_edge_points", "edge_pool", "salient_pool")
     rows.append(("settings", ", ".join(f"{key}={model[key]}" for key in sizes if key in model)))

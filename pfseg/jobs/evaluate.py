@@ -35,6 +35,7 @@ from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import load_meta
 
 CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
+_EXTREMES = ("worst", "best")  # of `ImageScores`
 
 
 def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -45,17 +46,15 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
         from pfseg.runtime import seed_everything
 
         seed_everything(settings.seed)
-    changes = settings.dataset.changes()
-    stored = _with_changes(training_settings(checkpoint, changes, trust=True), settings)
-    follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
+    stored = _stored_settings(checkpoint, settings)
     dataset = build_dataset(stored.dataset, settings.split)
     trained = restore_network(checkpoint, stored, settings.precision, fold=False)
     if trained.size:
         stored.dataset.eval_size = trained.size, trained.size
-    step, epoch = trained.meta.get("progress", {}).get("step", 0), trained.meta.get("epoch", 0)
     evaluator = _build(settings, stored, dataset, trained)
     names = [info.name for info in dataset.classes]
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    step, epoch = trained.meta.get("progress", {}).get("step", 0), trained.meta.get("epoch", 0)
 
     def write(event: str, **fields: Any) -> None:
         if records:
@@ -79,13 +78,11 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
     scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
     samples: list[MapFiles] = []
     if rank() == 0:
-        for each in filter(None, (found, found.scenes)):
-            _show(each, evaluator)
-        samples = _save_extremes(folder, step, found.details)
         used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
         used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
+        pictures = _pictures(found, evaluator)
         results = {"checkpoint": settings.checkpoint, "step": step, **used}
-        results |= _write_files(folder, found, result, dataset.classes)
+        results |= _write_files(folder, found, result, dataset.classes, pictures)
         if isinstance(evaluator, CalibratingEvaluator):
             calibrated = calibrate(evaluator.kept)
             results["calibration"] = calibrated.dump()
@@ -93,10 +90,13 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str,
             kept = save_calibration(checkpoint, {"split": settings.split, **results["calibration"]})
             write("message", level="info", text=_calibration_text(calibrated, kept))
         if found.scenes:
-            results["scenes"] = _write_files(folder / "scenes", found.scenes, scenes, dataset.classes)
+            shown_scenes = _pictures(found.scenes, evaluator)
+            results["scenes"] = _write_files(folder / "scenes", found.scenes, scenes, dataset.classes, shown_scenes)
         results = plain(results)
         write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
         write_atomic(folder / "results.html", to_html(folder, results, dataset.classes))
+        extremes = [each._replace(name=f"{kind}: {each.name}") for kind in _EXTREMES for each in pictures[kind]]
+        samples = save_maps(folder, step, extremes, [None] * len(extremes)) if extremes else []
     write(
         "val",
         **{f"val/{key}": value for key, value in result.items()},
@@ -127,8 +127,10 @@ def _calibration_text(found: Calibrated, file: Path) -> str:
     )
 
 
-def _with_changes(stored: Train, settings: Evaluate) -> Train:
+def _stored_settings(checkpoint: Path, settings: Evaluate) -> Train:
     """The settings of the training with what the evaluation changes in them."""
+    changes = settings.dataset.changes()
+    stored = training_settings(checkpoint, changes, trust=True)
     if settings.batch_size is not None:
         stored.batch_size = settings.batch_size
     if settings.eval_size is not None:
@@ -136,6 +138,7 @@ def _with_changes(stored: Train, settings: Evaluate) -> Train:
     if settings.contrast is not None:
         stored.dataset.eval_contrast = None if settings.contrast == "own" else settings.contrast
     stored.trainer.num_samples = settings.num_samples
+    follow_record(stored.dataset, load_meta(checkpoint).get("input"), changes)
     return stored
 
 
@@ -182,8 +185,21 @@ def _scores(found: Evaluation, names: Sequence[str], exclude: Sequence[str]) -> 
     return scores(found.confusion, names, exclude) | boundary
 
 
+def _pictures(found: Evaluation, evaluator: Evaluator) -> dict[str, list[Panel]]:
+    """The first images, and the worst and the best, whose names tell the score; all in three bands."""
+    pictures = {"samples": found.panels}
+    for kind in _EXTREMES:
+        scored = getattr(found.details, kind) if found.details else []
+        pictures[kind] = [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in scored]
+    return {kind: evaluator.shown(panels) for kind, panels in pictures.items()}
+
+
 def _write_files(
-    folder: Path, found: Evaluation, result: dict[str, float], classes: Sequence[ClassInfo]
+    folder: Path,
+    found: Evaluation,
+    result: dict[str, float],
+    classes: Sequence[ClassInfo],
+    pictures: Mapping[str, Sequence[Panel]],
 ) -> dict[str, Any]:
     """Write tables and pictures; returns what `results.json` says about them."""
     names = [info.name for info in classes]
@@ -192,43 +208,13 @@ def _write_files(
         [name, int(count), *(result[f"{column}/{name}"] for column in CLASS_COLUMNS)]
         for name, count in zip(names, pixels, strict=True)
     ]
-    tables = {
-        "classes": csv_text(["class", "pixels", *CLASS_COLUMNS], rows),
-        "confusion": csv_text(
-            ["truth \\ prediction", *names], [[name, *row] for name, row in zip(names, matrix, strict=True)]
-        ),
-    }
-    pictures = {"samples": found.panels}
+    truths = [[name, *row] for name, row in zip(names, matrix, strict=True)]
+    write_atomic(folder / "classes.csv", csv_text(["class", "pixels", *CLASS_COLUMNS], rows))
+    write_atomic(folder / "confusion.csv", csv_text(["truth \\ prediction", *names], truths))
     if found.details:
-        tables["images"] = csv_text(["image", "mIoU", "OA"], sorted(found.details.rows))
-        pictures |= {"worst": _scored(found.details.worst), "best": _scored(found.details.best)}
-    for name, text in tables.items():
-        write_atomic(folder / f"{name}.csv", text)
+        write_atomic(folder / "images.csv", csv_text(["image", "mIoU", "OA"], sorted(found.details.rows)))
     save_confusion(folder / "confusion.png", found.confusion, names)
     for name, panels in pictures.items():
         if panels:
             save_panels(folder / f"{name}.png", panels, classes)
     return {"images": found.images, **result, "classes": names, "confusion": matrix}
-
-
-def _save_extremes(folder: Path, step: int, details: ImageScores | None) -> list[MapFiles]:
-    """Write the maps of the worst and the best images, for loggers that overlay them."""
-    kinds = {"worst": details.worst, "best": details.best} if details else {}
-    panels = [
-        panel._replace(name=f"{kind}: {panel.name}") for kind, chosen in kinds.items() for panel in _scored(chosen)
-    ]
-    return save_maps(folder, step, panels, [None] * len(panels)) if panels else []
-
-
-def _show(found: Evaluation, evaluator: Evaluator) -> None:
-    """Bring all pictures to three bands."""
-    found.panels = evaluator.shown(found.panels)
-    for kind in ("worst", "best") if found.details else ():
-        scored = getattr(found.details, kind)
-        panels = evaluator.shown([panel for _, panel in scored])
-        setattr(found.details, kind, [(score, panel) for (score, _), panel in zip(scored, panels, strict=True)])
-
-
-def _scored(chosen: Sequence[tuple[float, Panel]]) -> list[Panel]:
-    """Panels whose names tell the score."""
-    return [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in chosen]

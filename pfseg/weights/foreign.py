@@ -1,6 +1,7 @@
-"""Checkpoints of other projects' networks: which network of pfseg is the same, and its names of the weights.
+"""What weights files hold: which network of pfseg is the same, and its names of the weights.
 
-They are recognised by names and shapes: mmsegmentation's (whose names SegNeXt and ConvNeXt share) and FarSeg's.
+Networks are recognised by names and shapes: published PFNets and their backbones, mmsegmentation's (whose names SegNeXt
+and ConvNeXt share) and FarSeg's.
 """
 
 from __future__ import annotations
@@ -53,21 +54,39 @@ _MSCAN = {(32, 5): "t", (64, 4): "s", (64, 12): "b"}  # by the channels of stage
 _CONVNEXT = {9: "convnext_t", 27: "convnext_s"}  # by the number of blocks in stage 2
 
 
-class Foreign(NamedTuple):
-    """What a checkpoint of another project holds.
+# (kind of block, number of blocks in layer1..layer4) -> choice of model, backbone
+_PFNETS: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {
+    ("basic", (2, 2, 2, 2)): ("pfnet_r18", "ResNet-18, deep stem"),
+    ("bottleneck", (3, 4, 6, 3)): ("pfnet_r50", "ResNet-50, deep stem"),
+    ("bottleneck", (3, 4, 23, 3)): ("pfnet_r101", "ResNet-101, deep stem"),
+    ("res2net", (3, 4, 23, 3)): ("pfnet_r2n101", "Res2Net-101 26w x 4s"),
+}
+_CLASSIFIER = "head.conv_last.1.weight"
+_MATCHER = "head.fpn_out_align.0.down_h.weight"
+_PFNET = "PFNet"
+
+
+class Contents(NamedTuple):
+    """What weights are of, as far as names and shapes tell.
 
     Attributes:
-        title: its network in words.
-        model: choice of `model` that builds it, with `settings`.
-        num_classes: K.
-        names: what makes the project's names of weights ours.
+        title: network in words, or the backbone.
+        model: choice of `model` that builds it, with `settings`; None for a network that pfseg can't build.
+        settings: that differ from the choice's, or that the shapes tell.
+        num_classes: K; None for a backbone alone.
+        names: what makes another project's names of weights ours.
     """
 
     title: str
-    model: str
+    model: str | None
     settings: dict[str, object]
-    num_classes: int
-    names: _Names
+    num_classes: int | None
+    names: _Names = ()
+
+    @property
+    def is_pfnet(self) -> bool:
+        """Whether it is a PFNet, whose variant no file tells."""
+        return self.title.startswith(_PFNET)
 
     def rename(self, key: str) -> str:
         """Our name of a weight."""
@@ -77,15 +96,15 @@ class Foreign(NamedTuple):
         return key
 
 
-def recognise(weights: Weights) -> Foreign | None:
-    """Tell what a checkpoint of another project holds; None for all others.
+def recognise(weights: Weights) -> Contents:
+    """Tell what a weights file holds.
 
-    Raises CheckpointError for one that pfseg has the head of, but not the backbone.
+    Raises CheckpointError for another project's network that pfseg has the head of, but not the backbone.
     """
     classifier = next((weights[name] for name in _CLASSIFIERS if name in weights), None)
     head = next((head for mark, head in _HEADS.items() if mark in weights), None)
     if classifier is None or head is None:
-        return None
+        return _pfnet(weights)
     title, model, names = head
     backbone, settings = _backbone(weights, title)
     if model == "pspnet":
@@ -95,7 +114,23 @@ def recognise(weights: Weights) -> Foreign | None:
     choice = f"{model}_{backbone}"
     if model == "lightham":
         choice = backbone.replace("mscan", "segnext")
-    return Foreign(title, choice, settings, classifier.shape[0], names)
+    return Contents(title, choice, settings, classifier.shape[0], names)
+
+
+def _pfnet(weights: Weights) -> Contents:
+    """What PFNet's own names, which those of its backbones are too, tell."""
+    blocks = [{name.split(".")[1] for name in weights if name.startswith(f"layer{index}.")} for index in range(1, 5)]
+    kind = "basic"
+    if any(name.startswith("layer1.0.conv3.") for name in weights):
+        kind = "res2net" if any(name.startswith("layer1.0.convs.") for name in weights) else "bottleneck"
+    deep = "layer0.0.0.weight" in weights or "conv1.0.weight" in weights
+    known = _PFNETS.get((kind, tuple(map(len, blocks)))) if deep != (kind == "res2net") else None
+    model, backbone = known or (None, "a backbone that pfseg lacks")
+    classifier, matcher = weights.get(_CLASSIFIER), weights.get(_MATCHER)
+    if classifier is None or matcher is None or classifier.ndim < 2:
+        return Contents(backbone, model, {}, None)
+    settings: dict[str, object] = {"fpn_dim": classifier.shape[1], "match_dim": matcher.shape[0]}
+    return Contents(f"{_PFNET} on {backbone}", model, settings, classifier.shape[0])
 
 
 # name of a weight that tells a head -> title, choice of model/head, names

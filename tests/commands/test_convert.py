@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 from weight_files import add_names, jittor_file, tensor, torch_stream, torch_zip
 
 from pfseg.build import build_dataset, build_model
-from pfseg.commands.convert import identify
 from pfseg.config.check import check, checked
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
@@ -29,6 +28,7 @@ from pfseg.config.stored import training_settings
 from pfseg.errors import ConfigError
 from pfseg.metrics.confusion import confusion_matrix
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
+from pfseg.weights.foreign import recognise
 from pfseg.weights.reading import read_weights
 
 SMALL = {  # names and shapes that tell as much as a whole network's
@@ -81,9 +81,10 @@ def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
 )
 def test_published_networks_are_identified(name: str, model: str):
     shapes = golden.shapes(name)
-    contents = identify({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
+    contents = recognise({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
     classes = shapes["head.conv_last.1.weight"][0]
-    assert (contents.model, contents.num_classes, contents.fpn_dim, contents.match_dim) == (model, classes, 256, 64)
+    assert (contents.model, contents.num_classes) == (model, classes) and contents.is_pfnet
+    assert contents.settings == {"fpn_dim": 256, "match_dim": 64}
 
 
 def blocks(names: str, counts: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ def blocks(names: str, counts: tuple[int, ...]) -> dict[str, np.ndarray]:
     ],
 )
 def test_backbones_are_identified(stem: str, names: str, counts: tuple[int, ...], model: str | None):
-    contents = identify(blocks(names, counts) | {stem: np.zeros(1, np.float32)})
+    contents = recognise(blocks(names, counts) | {stem: np.zeros(1, np.float32)})
     assert (contents.model, contents.num_classes) == (model, None)
 
 
@@ -111,11 +112,10 @@ def test_shown_without_writing(small, tmp_path: Path, capsys: pytest.CaptureFixt
     assert convert(tmp_path / "r50.pth", official("zip", small)) == 0
     told = capsys.readouterr().out
     for text in (
-        "ResNet-50, deep stem",
-        "PFNet, model=pfnet_r50",
+        "PFNet on ResNet-50, deep stem",
+        "model=pfnet_r50 model.fpn_dim=256 model.match_dim=64",
         "16",
-        "fpn_dim=256, match_dim=64",
-        "variant, data set",
+        "data set",
     ):
         assert text in told
     assert f"{len(small)}, of them 1 running statistics" in told
@@ -229,7 +229,7 @@ def test_a_backbone_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixtu
     save_file(blocks("conv1 conv2", (2, 2, 2, 2)), tmp_path / "r18.anything")
     assert command("convert", str(tmp_path / "r18.anything"), *OPTIONS) == 1
     told = capsys.readouterr()
-    assert "none of PFNet: a backbone alone goes to model.pretrained" in told.out
+    assert "none: a backbone alone goes to model.pretrained" in told.out
     assert "r18.anything holds no whole PFNet on one of its backbones" in told.err
 
 

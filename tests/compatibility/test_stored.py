@@ -62,7 +62,7 @@ def test_the_run_is_resumed_with_the_losses_of_then(town: Path):
 @pytest.mark.slow
 def test_the_run_is_reported_and_its_checkpoint_shown_and_mapped(town: Path):
     assert "pfnet_r18" in pfseg(town, "report", "run")
-    assert "fpn_dim=8, match_dim=4" in pfseg(town, "convert", "run/checkpoints/best.safetensors")
+    assert "model.fpn_dim=8 model.match_dim=4" in pfseg(town, "convert", "run/checkpoints/best.safetensors")
     pfseg(town, "predict", "checkpoint=run", "trust=true", "input=patches/val/images", "output=maps")
     assert len(list((town / "maps").glob("*.png"))) == 6
 

@@ -63,7 +63,7 @@ def test_names_of_all_weights(model: str) -> None:
         shapes["layer0.0.weight"] = [64, 3, 7, 7]
     weights = {theirs(key, names): np.zeros(shape, np.float32) for key, shape in shapes.items()}
     foreign = recognise(weights)
-    assert foreign is not None and (foreign.model, foreign.num_classes) == (model, 16)
+    assert (foreign.model, foreign.num_classes, foreign.is_pfnet) == (model, 16, False)
     assert foreign.settings == settings
     assert {foreign.rename(key): list(array.shape) for key, array in weights.items()} == shapes
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_segnext_is_converted(tmp_path: Path, capsys: pytest.Cap
     names = CASES["segnext_t"][2]
     save_file({theirs(key, names): value for key, value in state.items()}, tmp_path / "segnext.pkl")
     assert command("convert", str(tmp_path / "segnext.pkl"), "to=safetensors", "dataset=isaid") == 0
-    assert "SegNeXt, model=segnext_t" in capsys.readouterr().out
+    assert "model=segnext_t" in capsys.readouterr().out
     path = tmp_path / "segnext.safetensors"
     settings = training_settings(path, trust=True)
     restored, _ = restore_model(path, settings)
