@@ -2,7 +2,7 @@
 
 Reads PyTorch's `.pth` (zip and legacy), Jittor's `.pkl` and safetensors without executing anything in them. A `.pth` or
 `.pkl` doesn't say which data and which variant of the network it was trained with: a checkpoint, which does, is made
-with `variant` and `dataset`. Checkpoints of other projects are recognised, see `pfseg.weights.foreign`.
+with `variant` and `dataset`. Checkpoints of other projects are recognised, see `pfseg.weights.contents`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pfseg.errors import CheckpointError, ConfigError
 from pfseg.files import shown, write_atomic
 from pfseg.tracking import terminal
 from pfseg.weights.checkpoint import Meta, read_meta, save_checkpoint
-from pfseg.weights.foreign import Contents, recognise
+from pfseg.weights.contents import Contents, recognise
 from pfseg.weights.matching import match_weights
 from pfseg.weights.reading import read_weights
 from pfseg.weights.torch_file import torch_bytes

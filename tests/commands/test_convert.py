@@ -28,7 +28,7 @@ from pfseg.config.stored import training_settings
 from pfseg.errors import ConfigError
 from pfseg.metrics.confusion import confusion_matrix
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
-from pfseg.weights.foreign import recognise
+from pfseg.weights.contents import recognise
 from pfseg.weights.reading import read_weights
 
 SMALL = {  # names and shapes that tell as much as a whole network's

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints: recognised, and each weight named as in the network that is the same."""
+"""What weights files hold: networks are recognised, and each weight named as in the network that is the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from pfseg.build import restore_model
 from pfseg.config.stored import training_settings
 from pfseg.errors import CheckpointError
-from pfseg.weights.foreign import recognise
+from pfseg.weights.contents import recognise
 from pfseg.weights.transfer import export_weights
 
 _STEM = [(r"layer0\.0\.(?=\d)", "backbone.stem."), (r"layer0\.1\.", "backbone.stem.7.")]
@@ -69,7 +69,7 @@ def test_names_of_all_weights(model: str) -> None:
 
 
 def test_what_is_not_recognised() -> None:
-    assert recognise({"layer1.0.conv1.weight": np.zeros((1, 1, 1, 1))}) is None
+    assert recognise({"layer1.0.conv1.weight": np.zeros((1, 1, 1, 1))}).num_classes is None
     head = {name: np.zeros((16, 4, 1, 1)) for name in ("decode_head.conv_seg.weight", "sr.scene_encoder.0.0.weight")}
     with pytest.raises(
         CheckpointError, match=r"FarSeg with a backbone that pfseg lacks, or builds otherwise .as ResNet"
