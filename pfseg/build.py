@@ -141,7 +141,7 @@ def settle_class_weights(
     loss.class_weights = _found_once("weights", dataset.image_files(), key, count)
 
 
-def _found_once(what: str, files: Sequence[Path], others: list[Any], find: Callable[[], np.ndarray]) -> list[Any]:
+def _found_once(what: str, files: Sequence[Path], others: list[object], find: Callable[[], np.ndarray]) -> list[Any]:
     """What depends on the content of files, and on `others`, from the cache; data sets without files have no cache."""
     key = key_of([[str(path.absolute()), *stat_of(path)] for path in files], *others)
     found: list[Any] = cached_array([cache_folder()] if files else [], f"{what}-{key}", find).tolist()
@@ -204,7 +204,7 @@ def _build_scenes(settings: FolderData, split: str) -> SceneDataset:
     return dataset
 
 
-def find_scenes(settings: FolderData, splits: Mapping[str, Any] | None) -> list[Scene]:
+def find_scenes(settings: FolderData, splits: Mapping[str, str | Sequence[str] | float] | None) -> list[Scene]:
     """Find the scenes of a published archive, or of a data set's folders."""
     root = Path(str(settings.root))
     if settings.prepare.scenes is not None:

@@ -39,7 +39,7 @@ _OWN_FILES = ("command-line", "working-folder")  # where YAML files of the user'
 
 
 class Finding(NamedTuple):
-    """One thing compared: what it was and is now; `level` is same, warn or refuse."""
+    """One thing compared: what it was and is now; `level` is same, minor, or major if it may change the result."""
 
     what: str
     then: str
@@ -74,7 +74,7 @@ def run(settings: Reproduce) -> None:
     sys.stdout.write(f"it was started with\n  {stored.command}\nagain\n  {shlex.join(command)}\n")
     if not settings.start:
         return
-    different = [finding.what for finding in findings if finding.level == "refuse"]
+    different = [finding.what for finding in findings if finding.level == "major"]
     if different and not settings.force:
         git = stored.environment.get("git")
         remedy = f"check out the revision with `git checkout {git['revision']}`, or " if git else ""
@@ -132,33 +132,33 @@ def pinned_overrides(stored: Stored) -> tuple[list[str], list[Finding]]:
     try:
         now = flatten(check(compose(stored.config_name, given, folder=folder)).dump())
     except ConfigError as error:
-        return given, [Finding("settings", "", str(error), "refuse")]
+        return given, [Finding("settings", "", str(error), "major")]
     pins, lost = [], []
     for key in {**then, **now}:
         if key.startswith(_ASIDE):
             continue
         if key not in then:  # a new setting, whose default keeps what was
-            lost.append(Finding(f"setting {key}", "not there", spell(now[key]), "warn"))
+            lost.append(Finding(f"setting {key}", "not there", spell(now[key]), "minor"))
         elif key not in now:
-            lost.append(Finding(f"setting {key}", spell(then[key]), "not there", "refuse"))
+            lost.append(Finding(f"setting {key}", spell(then[key]), "not there", "major"))
         elif then[key] != now[key]:
             pins.append(f"{key}={spell(then[key])}")
     return given + pins, lost
 
 
 def compare(then: Environment, now: Environment) -> list[Finding]:
-    """Compare two environments: another code revision is to be refused, other versions and machines are warned of."""
+    """Compare two environments: another code revision is a major difference, other versions and machines are minor."""
     before, after = then.get("git"), now.get("git")
     revisions = [state and state["revision"] for state in (before, after)]
     same_code = revisions[0] == revisions[1] and then.get("pfseg") == now.get("pfseg")
     dirty = any(state and state["dirty"] for state in (before, after))
-    level = "refuse" if not same_code else "warn" if dirty else "same"
+    level = "major" if not same_code else "minor" if dirty else "same"
     versions = [state.get("packages", {}) for state in (then, now)]
     facts = {name: [each.get(name) or "not installed" for each in versions] for name in versions[0] | versions[1]}
     both: list[Mapping[str, object]] = [then, now]
     facts |= {key: [str(state.get(key)) for state in both] for key in ("python", "platform", "cores")}
     facts["GPUs"] = [", ".join(state.get("gpus") or []) or "none" for state in (then, now)]
-    others = [Finding(name, old, new, "same" if old == new else "warn") for name, (old, new) in facts.items()]
+    others = [Finding(name, old, new, "same" if old == new else "minor") for name, (old, new) in facts.items()]
     return [Finding("code", _revision(then), _revision(now), level), *others]
 
 
@@ -168,11 +168,11 @@ def compare_data(stored: Stored) -> list[Finding]:
     if not isinstance(root, str):
         return []
     if not Path(root).is_dir():
-        return [Finding("data", root, "not there", "refuse")]
+        return [Finding("data", root, "not there", "major")]
     then, now = (state and state["index"] for state in (stored.environment.get("data"), data_state(root)))
     if then is None and now is None:
         return [Finding("data", root, "there; no index.json to compare", "same")]
-    level = "warn" if then is None else "same" if then == now else "refuse"
+    level = "minor" if then is None else "same" if then == now else "major"
     return [Finding("data index", then[:12] if then else "not stored", now[:12] if now else "none", level)]
 
 
@@ -191,6 +191,6 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         return
     table = terminal.table("", "then", "now", "")
     for *cells, level in different:
-        table.add_row(*map(Text, cells), Text(f"differs: {level}", style="red" if level == "refuse" else "yellow"))
+        table.add_row(*map(Text, cells), Text(f"{level} difference", style="red" if level == "major" else "yellow"))
     console.print(table)
     console.print(f"the same: {', '.join(f.what for f in findings if f.level == 'same')}", style="dim", markup=False)

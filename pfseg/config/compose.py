@@ -166,7 +166,7 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def spell(value: Any) -> str:
+def spell(value: object) -> str:
     """A value as Hydra's command line takes it, before the shell's own quoting."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{spell(part)}" for key, part in value.items()) + "}"

@@ -76,7 +76,9 @@ class Prepare(Settings):
     )
     size: t.Size | None = setting("window in pixels, or [height, width]; null: each scene as a whole")
     stride: t.Size | None = setting("distance between windows in pixels; null: the size, no overlap")
-    expected: dict[str, Any] | None = setting("{size, stride, train, val}: patches that a complete archive gives")
+    expected: dict[str, int | list[int]] | None = setting(
+        "{size, stride, train, val}: patches that a complete archive gives"
+    )
 
 
 class SyntheticData(Dataset, extra="forbid", shipped="pfseg.data.synthetic.SyntheticDataset"):
@@ -94,10 +96,10 @@ class FolderData(Dataset, extra="forbid", shipped="pfseg.data.folder.FolderDatas
     images: str = setting("name of the folders with images")
     masks: str = setting("name of the folders with masks, beside those of the images, with the same file stems")
     mask_suffix: str = setting("what stems of masks have after the image's, such as _label")
-    splits: dict[str, Any] | None = setting(
+    splits: t.Splits | None = setting(
         "null: folders train, val, test; {train: [train, more], val: val.txt}; or a share: {val: 0.2, seed: 0}"
     )
-    ignore: list[Any] = setting("colours and values in masks that mean 'no class', besides 255")
+    ignore: list[t.IgnoreEntry] = setting("colours and values in masks that mean 'no class', besides 255")
     bands: t.Bands | None = setting("bands that the network gets, from 0, any number; null: red, green, blue")
     stretch: t.Stretch | None = setting(
         "black and white beyond 8 bits: percentiles [2,98] of each image, {percentiles: [2,98]} of the training split, "

@@ -6,7 +6,7 @@ documentation is made from it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pfseg.config import types as t
 from pfseg.config.data_settings import AnyAugment, DatasetSettings
@@ -64,7 +64,7 @@ class Application(Settings):
 class DataChanges(Settings, extra="allow"):
     """Settings of the data set that differ from those stored in the checkpoint."""
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, object]:
         """Those settings, as YAML holds them."""
         return {key: value for key, value in self.dump().items() if key != "root" or value is not None}
 

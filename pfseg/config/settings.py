@@ -66,7 +66,7 @@ class Several(Settings, extra="allow"):
         return {name: value.dump() for name, value in self.chosen().items()}
 
 
-def members(hint: Any) -> dict[str, type[Settings]]:
+def members(hint: object) -> dict[str, type[Settings]]:
     """The classes of settings that a type stands for by the tags that tell them apart; none for plain values.
 
     A tag is a `_target_` or a literal `name`; CUSTOM for any other `_target_`, "" for a class that needs none.
@@ -88,20 +88,22 @@ def tag_key(kinds: Mapping[str, type[Settings]]) -> str:
     return "_target_" if any(issubclass(kind, Target) for kind in kinds.values()) else "name"
 
 
-def tag_of(node: Mapping[str, Any], kinds: Collection[str], key: str) -> str | None:
+def tag_of(node: Mapping[str, object], kinds: Collection[str], key: str) -> str | None:
     """The tag of a group of settings, which may be none of the kinds'; None for a group that names no kind."""
     tag = node.get(key)
-    return CUSTOM if isinstance(tag, str) and tag not in kinds and CUSTOM in kinds else tag
+    if not isinstance(tag, str):
+        return None
+    return CUSTOM if tag not in kinds and CUSTOM in kinds else tag
 
 
 class _Kinds:
     """Has pydantic choose among the classes of a union by their tags."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         kinds = members(source)
         key = tag_key(kinds)
 
-        def tell(value: Any) -> str | None:
+        def tell(value: object) -> str | None:
             if isinstance(value, Settings):
                 value = {key: getattr(value, "target" if key == "_target_" else key)}
             return tag_of(value, kinds, key) if isinstance(value, dict) else None

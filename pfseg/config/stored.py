@@ -26,7 +26,7 @@ _MOVED = {  # classes by `_target_`
     "pfseg.data.isprs.find_vaihingen": "pfseg.data.archives.isprs.find_vaihingen",
 }
 # Settings that came later, with the value that means what was done before.
-_LATER: dict[str, dict[str, Any]] = {
+_LATER: dict[str, dict[str, object]] = {
     "dataset": {"eval_contrast": None, "class_uniform": 0.0},
     "loss": {"global_reduction": False},
     "trainer": {
@@ -39,7 +39,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "optimizer": {"decay_norms": True, "lr_factors": {}},
     "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
-_LATER_OF: dict[str, dict[str, Any]] = {  # the same by `_target_`
+_LATER_OF: dict[str, dict[str, object]] = {  # the same by `_target_`
     "pfseg.losses.PFNetLoss": {
         "class_weights": None,
         "label_smoothing": 0.0,
@@ -66,7 +66,7 @@ def current_key(override: str) -> str:
     return f"{group}.{new}{sign}{value}" if new else override
 
 
-def current(settings: Mapping[str, Any]) -> dict[str, Any]:
+def current(settings: Mapping[str, object]) -> dict[str, Any]:
     """Stored settings under their present names, later ones filled in; nothing is checked."""
     renamed = _rename(settings, "")
     for group, later in _LATER.items():
@@ -75,7 +75,7 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, trust: bool = False) -> Train:
+def training_settings(path: Path, dataset: Mapping[str, object] | None = None, *, trust: bool = False) -> Train:
     """The settings that a checkpoint was trained with, but for those in `dataset`.
 
     Args:
@@ -89,7 +89,7 @@ def training_settings(path: Path, dataset: Mapping[str, Any] | None = None, *, t
     """
     stored = current(load_meta(path)["config"])
     if not trust:
-        _refuse_foreign(path, {key: stored.get(key) for key in ("model", "dataset")})
+        _reject_foreign(path, {key: stored.get(key) for key in ("model", "dataset")})
     try:
         settings = validate(stored, Train, targets=False)
     except ConfigError as error:
@@ -111,7 +111,7 @@ def check_fits(path: Path, stored: Train, settings: Train) -> None:
             )
 
 
-def _kept(settings: Train) -> dict[str, Any]:
+def _kept(settings: Train) -> dict[str, object]:
     """The settings that a resumed run may not change, by dotted key."""
     model = settings.model.dump()
     backbone = model.get("backbone") or {}  # a network of the user's own may have none
@@ -121,7 +121,7 @@ def _kept(settings: Train) -> dict[str, Any]:
     return kept | {"optimizer.name": settings.optimizer.name}
 
 
-def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
+def _rename(node: Mapping[str, object], group: str) -> dict[str, Any]:
     renamed = {}
     for key, value in node.items():
         if key == "_target_" and isinstance(value, str):
@@ -132,7 +132,7 @@ def _rename(node: Mapping[str, Any], group: str) -> dict[str, Any]:
     return _LATER_OF.get(str(node.get("_target_")), {}) | renamed
 
 
-def _refuse_foreign(path: Path, node: Any) -> None:
+def _reject_foreign(path: Path, node: object) -> None:
     """Raise CheckpointError for a `_target_` outside pfseg: building it would run whatever the file says."""
     if isinstance(node, dict):
         target = node.get("_target_")
@@ -142,7 +142,7 @@ def _refuse_foreign(path: Path, node: Any) -> None:
                 "add trust=true if you know where the file comes from"
             )
     for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _refuse_foreign(path, part)
+        _reject_foreign(path, part)
 
 
 def expand_resume(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from pfseg.config.settings import Several, Target
 from pfseg.errors import ConfigError
 
 
-def instantiate(settings: Target, **given: Any) -> Any:
+def instantiate(settings: Target, **given: object) -> Any:
     """Call what `_target_` names with the other settings and `given`; nested settings with a `_target_` come first.
 
     Raises ConfigError if the class doesn't exist, or its constructor rejects a value.
@@ -21,7 +21,7 @@ def instantiate(settings: Target, **given: Any) -> Any:
     return call(settings.target, settings.values() | given)
 
 
-def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "") -> Any:
+def call(target: str, keywords: Mapping[str, object], *given: object, group: str = "") -> Any:
     """Call what the `_target_` of a group of settings names; see `instantiate`."""
     function = locate(target, f"{group}." if group else "")
     arguments = {key: _built(value) for key, value in keywords.items()}
@@ -31,7 +31,7 @@ def call(target: str, keywords: Mapping[str, Any], *given: Any, group: str = "")
         raise ConfigError(f"{f'{group}: ' if group else ''}{target} can't be built: {error}") from error
 
 
-def _built(value: Any) -> Any:
+def _built(value: object) -> object:
     if isinstance(value, Target) or (isinstance(value, Mapping) and "_target_" in value):
         return call(*named(value))
     if isinstance(value, Several):

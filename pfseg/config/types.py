@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from typing_extensions import Doc, TypedDict
 
 
-def _pair(value: Any) -> Any:
+def _pair(value: object) -> object:
     if type(value) is int:
         return value, value
     return tuple(value) if isinstance(value, list) else value
@@ -81,6 +81,8 @@ Size = Annotated[
     Doc("a whole number of at least 1 or 2 values in brackets, each a whole number of at least 1"),
     BeforeValidator(_pair),
 ]
+Splits = dict[str, str | list[str] | int | float]
+IgnoreEntry = int | str | list[int]
 Gpus = Literal["auto"] | Natural | list[Natural]
 Ranks = Literal["auto"] | Count
 Workers = Literal["auto"] | Natural

@@ -19,10 +19,16 @@ from pfseg.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
 _LIMITS = {"gt": "above", "ge": "of at least", "le": "of at most", "lt": "below"}
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_NAMES: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
-def validate(raw: Mapping[str, Any], schema: type[S], *, targets: bool = True) -> S:
+def validate(raw: Mapping[str, object], schema: type[S], *, targets: bool = True) -> S:
     """Typed settings from plain dictionaries, lists and scalars; `targets`: whether the user's own classes must exist.
 
     Raises:
@@ -54,7 +60,7 @@ def unknown_key(key: str, known: Iterable[str], note: str = "") -> ConfigError:
     return ConfigError(f"unknown key `{key}`: {hint}known keys{where}{note}: {', '.join(names)}")
 
 
-def describe(hint: Any) -> str:
+def describe(hint: object) -> str:
     """A type in words, such as "a whole number of at least 1 or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -71,7 +77,7 @@ def describe(hint: Any) -> str:
     return _NAMES.get(hint, "a group of settings")
 
 
-def _range(extras: Iterable[Any]) -> str:
+def _range(extras: Iterable[object]) -> str:
     """The limits of a number in words, to follow "a number"."""
     bounds = {name: getattr(extra, name) for extra in extras for name in _LIMITS if hasattr(extra, name)}
     if "ge" in bounds and bounds["ge"] == bounds.get("le"):
@@ -79,7 +85,7 @@ def _range(extras: Iterable[Any]) -> str:
     return " and".join(f" {word} {bounds[name]:.12g}" for name, word in _LIMITS.items() if name in bounds)
 
 
-def field_type(field: FieldInfo) -> Any:
+def field_type(field: FieldInfo) -> object:
     """The type of a field with its limits, which pydantic keeps apart."""
     return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
@@ -95,7 +101,7 @@ def as_typed(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def description(schema: type[Settings], raw: Any, key: str) -> str:
+def description(schema: type[Settings], raw: Mapping[str, Any], key: str) -> str:
     """The documentation of the setting with a dotted key, in settings that hold the values `raw`."""
     group, _, rest = key.partition(".")
     field = _fields(schema).get(group)
@@ -104,7 +110,7 @@ def description(schema: type[Settings], raw: Any, key: str) -> str:
     return field.description or "value" if field else "value"
 
 
-def _fault(error: ErrorDetails, node: Mapping[str, Any], kind: type[Settings]) -> ConfigError:
+def _fault(error: ErrorDetails, node: Mapping[str, object], kind: type[Settings]) -> ConfigError:
     """An error of pydantic in one line; `node` holds the values that are no settings of class `kind`."""
     path, note = "", ""
     for part in map(str, error["loc"]):
@@ -126,13 +132,13 @@ def _fault(error: ErrorDetails, node: Mapping[str, Any], kind: type[Settings]) -
     return ConfigError(f"{path}: {error['msg']}")
 
 
-def _expected(value: object, hint: Any) -> str:
+def _expected(value: object, hint: object) -> str:
     expected = "a group of settings" if members(hint) else describe(hint)
     plain = isinstance(value, (int, float)) and not isinstance(value, bool) and "number" in expected
     return f"expected {expected}" + ("" if plain else f", got {_type_of(value)}")  # a number of the wrong size speaks
 
 
-def _unknown_kind(group: str, node: Mapping[str, Any], kinds: Mapping[str, type[Settings]]) -> ConfigError:
+def _unknown_kind(group: str, node: Mapping[str, object], kinds: Mapping[str, type[Settings]]) -> ConfigError:
     key = tag_key(kinds)
     where, tag = f"{group}.{key}", node.get(key)
     if tag is None:
@@ -147,7 +153,7 @@ def _fields(group: type[Settings]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in group.model_fields.items()}
 
 
-def _kind_of(kinds: Mapping[str, type[Settings]], node: Mapping[str, Any]) -> tuple[type[Settings], str]:
+def _kind_of(kinds: Mapping[str, type[Settings]], node: Mapping[str, object]) -> tuple[type[Settings], str]:
     """The class of settings that a group is of, the first one if of none, and a note that names its kind."""
     tag = tag_of(node, kinds, tag_key(kinds))
     if tag is None or tag not in kinds:

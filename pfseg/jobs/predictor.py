@@ -142,7 +142,7 @@ def _load(path: Path, settings: Predict) -> _Member:
 def _check_alike(first: _Member, other: _Member) -> None:
     """Raise ConfigError if the probabilities of two checkpoints can't be averaged."""
 
-    def facts(member: _Member) -> dict[str, Any]:
+    def facts(member: _Member) -> dict[str, object]:
         read = {key: member.given[key] for key in ("bands", "stretch")}
         names = [info.name for info in member.classes]
         return {"classes": names, **read, "bands in all": member.data.num_bands, "scale": member.data.scale}
@@ -156,7 +156,7 @@ def _check_alike(first: _Member, other: _Member) -> None:
             )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 

@@ -81,10 +81,10 @@ def test_settings_that_came_or_went_are_told(tmp_path: Path):
     del config["trainer"]["ema"]
     dump(folder / "resolved.yaml", config)
     found = levels(pinned_overrides(read_stored(folder))[1])
-    assert found == {"setting loss.old_key": "refuse", "setting trainer.ema": "warn"}
+    assert found == {"setting loss.old_key": "major", "setting trainer.ema": "minor"}
     dump(folder / ".hydra" / "overrides.yaml", ["gone=1"])
     _, (finding,) = pinned_overrides(read_stored(folder))
-    assert finding.level == "refuse" and "unknown key `gone`" in finding.now
+    assert finding.level == "major" and "unknown key `gone`" in finding.now
 
 
 def test_relative_paths_become_those_of_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,17 +97,17 @@ def test_relative_paths_become_those_of_then(tmp_path: Path, monkeypatch: pytest
     assert not lost and check(compose("train", overrides)).dump()["dataset"]["root"] == str(tmp_path / "my data=1")
 
 
-def test_code_refuses_versions_and_machines_warn():
+def test_code_is_a_major_difference_versions_and_machines_are_minor():
     now = environment() | {"git": {"revision": "a" * 40, "dirty": False}}
     assert set(levels(compare(now, now)).values()) == {"same"}
-    assert levels(compare(now | {"git": {"revision": "b" * 40, "dirty": False}}, now))["code"] == "refuse"
-    assert levels(compare(now | {"git": None}, now))["code"] == "refuse"
+    assert levels(compare(now | {"git": {"revision": "b" * 40, "dirty": False}}, now))["code"] == "major"
+    assert levels(compare(now | {"git": None}, now))["code"] == "major"
     assert levels(compare(now | {"git": None}, now | {"git": None}))["code"] == "same"
-    assert levels(compare(now | {"git": None, "pfseg": "0.0.1"}, now | {"git": None}))["code"] == "refuse"
-    assert levels(compare(now | {"git": {"revision": "a" * 40, "dirty": True}}, now))["code"] == "warn"
+    assert levels(compare(now | {"git": None, "pfseg": "0.0.1"}, now | {"git": None}))["code"] == "major"
+    assert levels(compare(now | {"git": {"revision": "a" * 40, "dirty": True}}, now))["code"] == "minor"
     other = now | {"python": "3.10.0", "gpus": ["H200"], "packages": {**now["packages"], "numpy": "1.0", "lost": "1"}}
     found = levels(compare(other, now))
-    assert [found[key] for key in ("python", "GPUs", "numpy", "lost", "jittor")] == ["warn"] * 4 + ["same"]
+    assert [found[key] for key in ("python", "GPUs", "numpy", "lost", "jittor")] == ["minor"] * 4 + ["same"]
 
 
 def test_data_are_compared_by_their_index(tmp_path: Path):
@@ -116,13 +116,13 @@ def test_data_are_compared_by_their_index(tmp_path: Path):
     plain = read_stored(store(tmp_path / "plain", *own))
     assert levels(compare_data(plain)) == {"data": "same"}
     (root / "index.json").write_text("{}")
-    assert levels(compare_data(plain)) == {"data index": "warn"}
+    assert levels(compare_data(plain)) == {"data index": "minor"}
     indexed = read_stored(store(tmp_path / "indexed", *own))
     assert levels(compare_data(indexed)) == {"data index": "same"}
     (root / "index.json").write_text('{"patches": []}')
-    assert levels(compare_data(indexed)) == {"data index": "refuse"}
+    assert levels(compare_data(indexed)) == {"data index": "major"}
     root.rename(tmp_path / "moved")
-    assert levels(compare_data(indexed)) == {"data": "refuse"}
+    assert levels(compare_data(indexed)) == {"data": "major"}
     assert compare_data(read_stored(store(tmp_path / "builtin"))) == []
 
 
@@ -137,20 +137,20 @@ def test_data_are_compared_by_their_index(tmp_path: Path):
         ("environment.json", '{"packages": {"numpy": 1}}', r"environment.json is damaged \(packages.numpy: Input"),
     ],
 )
-def test_damaged_folders_are_refused(tmp_path: Path, name: str, content: str | None, message: str):
+def test_damaged_folders_are_rejected(tmp_path: Path, name: str, content: str | None, message: str):
     folder = store(tmp_path / "run")
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_stored(folder)
 
 
-def test_the_command_prints_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_and_does_not_start_after_a_major_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert runs.command("reproduce", str(tmp_path / "none")) == 2
     assert "does not exist" in capsys.readouterr().err
     folder = store(tmp_path / "ein Lauf", git={"revision": "b" * 40, "dirty": False})
     assert runs.command("reproduce", str(folder)) == 0
     out = capsys.readouterr().out
-    assert "bbbbbbbbbbbb" in out and "differs: refuse" in out
+    assert "bbbbbbbbbbbb" in out and "major difference" in out
     words = shlex.split(out.splitlines()[-1])
     assert words[1:4] == ["-m", "pfseg", "train"] and words[4:8] == OVERRIDES
     assert words[-1].startswith(f"hydra.run.dir='{folder}-again-")
