@@ -70,19 +70,24 @@ class WorkingFolder(SearchPathPlugin):
             search_path.append("working-folder", f"file://{folder}")
 
 
+def heads() -> list[str]:
+    """The files of conf/model/head and the user's own, without the one that they share."""
+    return [name for name in _files("model/head") if name != "common"]
+
+
 def networks() -> dict[str, tuple[str, str]]:
     """The choices of `model` that stand in no file: each head on each backbone, as sfnet_r18, with the files of both.
 
     The name of a head alone, as sfnet, is that head on ResNet-50.
     """
+    pairs = [(head, backbone) for head in heads() for backbone in _files("model/backbone")]
+    alone = {head: (head, DEFAULT_BACKBONE) for head in heads()}
+    return alone | {f"{head}_{_short(backbone)}": (head, backbone) for head, backbone in pairs}
+
+
+def _files(group: str) -> list[str]:
     folders = [folder for folder in (config_dir(), working_config_dir()) if folder is not None]
-    heads, backbones = (
-        sorted({path.stem for folder in folders for path in (folder / "model" / part).glob("*.yaml")} - {"common"})
-        for part in ("head", "backbone")
-    )
-    return {head: (head, DEFAULT_BACKBONE) for head in heads} | {
-        f"{head}_{_short(backbone)}": (head, backbone) for head in heads for backbone in backbones
-    }
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _short(backbone: str) -> str:
@@ -282,11 +287,9 @@ def _listed(group: str, options: Sequence[str]) -> str:
     """The choices of a group; of `model` the heads with the endings that name backbones, not each on each."""
     if group != "model":
         return ", ".join(options)
-    composed = networks()
-    heads = [name for name, (head, _) in composed.items() if name == head]
-    endings = sorted({name.removeprefix(head) for name, (head, _) in composed.items()} - {""})
-    files = [name for name in options if name not in composed]
-    return f"{', '.join(heads)}, also with {', '.join(endings)}" + (f"; and {', '.join(files)}" if files else "")
+    endings = [f"_{_short(backbone)}" for backbone in _files("model/backbone")]
+    others = [name for name in options if name not in networks()]
+    return f"{', '.join(heads())}, also with {', '.join(endings)}; and {', '.join(others)}"
 
 
 def _plain(error: Exception) -> ConfigError:

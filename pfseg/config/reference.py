@@ -9,26 +9,13 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from pfseg.config.commands import SCHEMAS
-from pfseg.config.compose import compose
+from pfseg.config.compose import compose, heads
 from pfseg.config.settings import CUSTOM, Settings, members
 from pfseg.config.validation import as_typed, describe, field_type
 
 # The choice of each group whose values are shown for a kind; the first where a kind has several.
 _CHOICES = {
     "dataset": ("folder", "synthetic"),
-    "model": (
-        "pfnet_r50",
-        "sfnet_r50",
-        "farseg_r50",
-        "pointrend_r50",
-        "fpn_r50",
-        "upernet_r50",
-        "pspnet_r50",
-        "deeplabv3plus_r50",
-        "ccnet_r50",
-        "segnext_t",
-        "convnext_t_upernet",
-    ),
     "model/backbone": ("resnet50", "res2net101", "mscan_t", "convnext_t"),
     "loss": ("pfnet",),
     "optimizer": ("sgd", "adamw"),
@@ -65,7 +52,7 @@ def _rows(command: str, group: str, schema: type[Settings], choice: str) -> Iter
     for name, field in schema.model_fields.items():
         key, hint = field.alias or name, field_type(field)
         path = f"{group}.{key}" if group else key
-        if members(hint):
+        if members(hint).keys() - {CUSTOM}:
             nested.append((path, hint))
         else:
             value = values.get(key)
@@ -86,7 +73,8 @@ def _choice(command: str, group: str, kinds: set[str]) -> str:
         return f"loss/term=[{group.rpartition('.')[2]}]"
     if kinds == {""} and group != "logger":  # such as the data set of an evaluation, which has no kind
         return ""
-    for option in _CHOICES.get(group.replace(".", "/"), ()):
+    models = ("segnext_t", "convnext_t_upernet", *(f"{head}_r50" for head in heads()))
+    for option in models if group == "model" else _CHOICES.get(group.replace(".", "/"), ()):
         choice = f"{group.replace('.', '/')}={option}"
         values = _values(command, choice, group)
         if kinds == {""} or kinds & {values.get("_target_"), values.get("name")}:
