@@ -144,7 +144,9 @@ def test_damaged_folders_are_rejected(tmp_path: Path, name: str, content: str | 
         read_stored(folder)
 
 
-def test_the_command_prints_and_does_not_start_after_a_major_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_and_does_not_start_after_a_major_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert runs.command("reproduce", str(tmp_path / "none")) == 2
     assert "does not exist" in capsys.readouterr().err
     folder = store(tmp_path / "ein Lauf", git={"revision": "b" * 40, "dirty": False})

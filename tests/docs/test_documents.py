@@ -138,7 +138,7 @@ def test_every_choice_command_and_extra_is_listed():
         if group.name not in ("experiment", "model"):  # on other pages
             assert {path.stem for path in group.glob("*.yaml")} <= set(re.findall(r"\w+", line[1])), group.name
     start = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `pfseg (\w+)`", start, re.M)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `pfseg (\w+)`", start, re.M)) == set(commands())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(re.findall(r"`pfseg\[(\w+)\]`", start)) == set(extras) - {"dev", "docs"}
 
