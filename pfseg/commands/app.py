@@ -18,7 +18,7 @@ _WORDS = {"convert": "file", "report": "runs", "reproduce": "run", "dashboard": 
 _HELP = """usage: pfseg <command> [key=value ...]
 
 {rows}
-pfseg <command> --help lists its choices and settings; pfseg settings explains all of them.
+pfseg <command> --help lists its choices and settings; pfseg settings explains all settings.
 """
 
 

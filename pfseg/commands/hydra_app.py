@@ -51,7 +51,10 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     name = args.config_name or command
     folder = Path(args.config_dir) if args.config_dir else None
     config_path = Path(args.config_path).absolute() if args.config_path else None
-    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    if args.help:
+        import_module("pfseg.commands.help").show(command, name, folder, config_path)
+        return 0
+    shows = args.hydra_help or args.cfg or args.info or args.shell_completion
     checked: list[Settings] = []
     sweep_folder = None
     if args.experimental_rerun:

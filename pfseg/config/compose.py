@@ -149,6 +149,17 @@ def compose(
             raise _explain(error, config_name, parsed, loader, sweep=False) from error
 
 
+def choices(config_name: str, *, folder: Path | None = None, config_path: Path | None = None) -> dict[str, str]:
+    """The groups of settings that a command's file chooses from, with their choices in words; see `compose`."""
+    chosen = compose(config_name, folder=folder, config_path=config_path, with_hydra=True).hydra.runtime.choices
+    found = {}
+    with initialized(config_path) as loader:
+        for group in (group for group in loader.list_groups("") if group in chosen):
+            own = {path.stem for path in (folder / group).glob("*.yaml")} if folder else set()
+            found[group] = _listed(group, sorted({*loader.get_group_options(group, ObjectType.CONFIG), *own}))
+    return found
+
+
 def _check_files(loader: ConfigLoader, folder: Path | None = None, *, aliases: int = 0) -> None:
     """Raise ConfigError for a YAML file of the user's own with so many aliases that can't be read."""
     places = [Path(place.path.removeprefix("file://")) for place in loader.get_search_path().get_path() if place.path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import signal
 from pathlib import Path
 
@@ -28,6 +29,27 @@ def test_the_help_names_each_command_and_what_it_does(arguments: list[str], caps
     assert ended(*arguments) == 0
     told = capsys.readouterr().out
     assert all(name in told and summary in told for name, summary in commands().items())
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_help_of_a_command_lists_its_groups_and_settings(name: str, capsys: pytest.CaptureFixture[str]):
+    assert ended(name, "--help") == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: pfseg {name} ") and told.endswith(f"explained: pfseg settings {name}\n")
+    assert len(told.splitlines()) < 60 and "job=" not in told and "???" not in told
+    assert ("  optimizer " in told and "adam, adamw, sgd" in told) == (name in ("train", "preview"))
+    assert bool(re.search(r"\n  input=<must be given> +image, folder", told)) == (name == "predict")
+
+
+def test_the_help_knows_files_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for place in ("conf", "more"):
+        (tmp_path / place / "dataset").mkdir(parents=True)
+        (tmp_path / place / "dataset" / f"{place}_town.yaml").write_text("defaults: [folder]")
+    monkeypatch.chdir(tmp_path)
+    assert ended("train", "--help", "--config-dir", "more") == 0
+    assert "conf_town, dubai, folder," in (told := capsys.readouterr().out) and "more_town, potsdam" in told
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]):
