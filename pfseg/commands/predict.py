@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,17 +13,19 @@ from rich.console import Console
 from pfseg.config.commands import Predict
 from pfseg.devices import plan_ranks
 from pfseg.errors import DataError
-from pfseg.jobs.predict import Stopped, attempt, find_tasks
+from pfseg.jobs.predict import Stopped, attempt, find_tasks, predict_image
 from pfseg.jobs.predictor import Predictor, checkpoint_names, load_predictor
 from pfseg.launch.driver import JobStopped, run_job
 from pfseg.prediction.folder import Task, open_record
 from pfseg.prediction.shares import Shares
+from pfseg.prediction.strips import STRIPS, share_done
 from pfseg.signals import collected_signals
 from pfseg.tracking import terminal
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.terminal import ConsoleProgress
 
 _RANKS = ".pfseg"  # folder in that of the maps, where ranks share the images out
+_BEFORE = -1  # stands for earlier starts among the ranks that tell how far they are
 # What changes the maps.
 _CHANGING = (
     "window", "overlap", "resize", "scales", "flips", "bands", "stretch", "contrast", "nodata", "percent", "region",
@@ -42,7 +45,7 @@ def run(settings: Predict) -> None:
     left = [task for task in tasks if settings.overwrite or not task.done]
     if ranks > 1:
         open_record(output, record, overwrite=settings.overwrite)
-        failures = _in_ranks(settings, output / _RANKS, len(left), len(tasks))
+        failures = _in_ranks(settings, tasks, left)
     else:
         os.environ |= {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {"PFSEG_DEVICE": "cpu"}
         predictor = load_predictor(settings)  # before anything is written
@@ -51,21 +54,25 @@ def run(settings: Predict) -> None:
             total = sum(task.size for task in tasks)
             progress.begin(total, total - sum(task.size for task in left))
             failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left), settings)
+    shutil.rmtree(output / STRIPS, ignore_errors=True)
     before = f", {len(tasks) - len(left):,} were finished before" if len(left) < len(tasks) else ""
     terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
 
 
-def _in_ranks(settings: Predict, folder: Path, left: int, every: int) -> list[str]:
+def _in_ranks(settings: Predict, tasks: Sequence[Task], left: Sequence[Task]) -> list[str]:
     """Predict in several ranks; returns why some images could not be. A folder of ranks that failed tells of them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shares, shown = Shares(folder, 0), RunConsole()
+    folder, kept = Path(settings.output, _RANKS), Path(settings.output, STRIPS)
+    for path in (folder, *([kept] if settings.overwrite else [])):
+        shutil.rmtree(path, ignore_errors=True)
+    shares, shown = Shares(folder, _BEFORE), RunConsole()
+    shares.advance(sum(task.size * (share_done(kept, task) if task in left else 1) for task in tasks))
     try:
         run_job(folder, settings, sinks=[shown])
     except JobStopped as error:
-        done = every - left + len(shares.finished())
-        text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
+        done = len(tasks) - len(left) + len(shares.finished())
+        text = f"stopped after {done:,} of {len(tasks):,} images; the same command goes on from there"
         raise JobStopped(text, error.exit_code) from None
     finally:
         shown.finish()
@@ -93,7 +100,7 @@ def _predict_all(
                     raise Stopped
 
             try:
-                notes, failure = attempt(task, predictor, advance, settings)
+                notes, failure = attempt(task, partial(predict_image, task, predictor, advance, settings))
             except Stopped:
                 done, every = skipped + number - len(failures), skipped + len(tasks)
                 text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"

@@ -12,6 +12,8 @@ import numpy as np
 from pfseg.data.source import COLORS, Georeference, Part, Remote, Source, load_rasterio, naming, quiet
 from pfseg.errors import DataError
 
+_BLOCK = 64  # rows that are resampled at a time
+
 
 class Raster(Source):
     """Whatever GDAL reads, in windows."""
@@ -73,26 +75,30 @@ class Raster(Source):
 
     def read(self, bands: Sequence[int], top: int, bottom: int) -> np.ndarray:
         """See `Source`."""
-        with _gdal(self.path) as rasterio:
-            if self.palette is None:
-                how = self._rows(rasterio, top, bottom, "average" if self._part.steps[0] > 1 else "bilinear")
-                return np.asarray(self._file.read([band + 1 for band in bands], **how))
-            values = self._file.read(1, **self._rows(rasterio, top, bottom, "nearest"))
-            return np.stack([self.palette[:, band][values] for band in bands])
+        if self.palette is None:
+            how = "average" if self._part.steps[0] > 1 else "bilinear"
+            return self._rows(self._file.read, [band + 1 for band in bands], top, bottom, how)
+        values = self._rows(self._file.read, 1, top, bottom, "nearest")
+        return np.stack([self.palette[:, band][values] for band in bands])
 
     def mask(self, top: int, bottom: int) -> np.ndarray:
         """See `Source`."""
-        with _gdal(self.path) as rasterio:
-            return np.asarray(self._file.read_masks(1, **self._rows(rasterio, top, bottom, "nearest"))) > 0
+        return self._rows(self._file.read_masks, 1, top, bottom, "nearest") > 0
 
-    def _rows(self, rasterio: Any, top: int, bottom: int, resampling: str) -> dict[str, Any]:
-        """How rasterio reads some rows."""
+    def _rows(self, read: Any, bands: list[int] | int, top: int, bottom: int, resampling: str) -> np.ndarray:
+        """Some rows of bands by a method of rasterio's; resampled ones don't depend on which rows are asked for."""
         part, (down, _) = self._part, self._part.steps
-        window = rasterio.windows.Window(part.x, part.y + top * down, part.width, (bottom - top) * down)
-        if part.steps == (1, 1):
-            return {"window": window}
-        shape = bottom - top, self.shape[1]
-        return {"window": window, "out_shape": shape, "resampling": rasterio.enums.Resampling[resampling]}
+        with _gdal(self.path) as rasterio:
+            if part.steps == (1, 1):
+                window = rasterio.windows.Window(part.x, part.y + top, part.width, bottom - top)
+                return np.asarray(read(bands, window=window))
+            blocks, how = [], rasterio.enums.Resampling[resampling]
+            for first in range(top - top % _BLOCK, bottom, _BLOCK):  # GDAL's answer depends on where a window ends
+                count = min(_BLOCK, self.shape[0] - first)
+                window = rasterio.windows.Window(part.x, part.y + first * down, part.width, count * down)
+                block = read(bands, window=window, out_shape=(count, self.shape[1]), resampling=how)
+                blocks.append(block[..., max(0, top - first) : bottom - first, :])
+            return np.concatenate(blocks, axis=-2)
 
     def values(self) -> np.ndarray:
         """See `Source`."""

@@ -36,11 +36,15 @@ _TURNS = {  # what shows an image upright, by its EXIF orientation
 }
 
 
+def by_gdal(path: PurePath) -> bool:
+    """Whether GDAL reads an image, a few rows at a time; OpenCV decodes the others whole."""
+    return isinstance(path, Remote) or path.suffix.lower() in GEOGRAPHIC
+
+
 def open_source(path: PurePath) -> Source:
     """Open an image or mask; raises DataError, which names the file, its fault and the remedy."""
     with naming(path):
-        by_gdal = isinstance(path, Remote) or path.suffix.lower() in GEOGRAPHIC
-        return Raster(path) if by_gdal else _open_plain(Path(path))
+        return Raster(path) if by_gdal(path) else _open_plain(Path(path))
 
 
 def shape_of(path: Path) -> tuple[int, int]:

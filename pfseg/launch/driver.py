@@ -103,7 +103,7 @@ def _ending(
     folder: Path, settings: Train | Evaluate | Predict, code: int, process: Mpirun | None, telemetry: Telemetry
 ) -> Result:
     """Return the result, or raise what the ranks left behind."""
-    resume = "; nothing was saved"
+    resume = "" if settings.job == "predict" else "; nothing was saved"
     if settings.job == "train" and any((folder / "checkpoints").glob("last.*")):
         resume = f"; go on with: pfseg train resume={shlex.quote(shown(folder))}"
     if hung := telemetry.watch.hung():

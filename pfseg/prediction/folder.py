@@ -12,7 +12,7 @@ from typing import Any
 
 from pfseg.data.preparation.files import cannot_write, write_file
 from pfseg.data.source import Remote
-from pfseg.data.sources import GEOGRAPHIC, PLAIN
+from pfseg.data.sources import GEOGRAPHIC, PLAIN, by_gdal
 from pfseg.errors import ConfigError
 from pfseg.prediction.maps import target_name
 from pfseg.prediction.stac import find_asset
@@ -27,6 +27,7 @@ class Task:
 
     image: PurePath
     size: int  # of the file in bytes; a guess for one behind a URL
+    changed: int  # when it was, in nanoseconds; 0 for one behind a URL
     geotiff: bool  # whether the maps are GeoTIFFs
     targets: Mapping[str, Path]  # the file of each output
 
@@ -97,14 +98,15 @@ def plan(root: PurePath, images: Sequence[PurePath], output: Path, outputs: Sequ
     """
     tasks, owners = [], {PurePath(path): path for path in images}
     for image in images:
-        geographic = isinstance(image, Remote) or image.suffix.lower() in GEOGRAPHIC
-        geotiff = geographic if form == "auto" else form == "tif"
+        geotiff = by_gdal(image) if form == "auto" else form == "tif"
         place = (output / image.relative_to(root)).parent
         targets = {kind: place / target_name(image.stem, kind, geotiff=geotiff) for kind in outputs}
         for target in targets.values():
             if (other := owners.setdefault(PurePath(target), image)) is not image or target == image:
                 raise ConfigError(f"the map of {image} would be {target}, which is that of {other}: rename either")
-        tasks.append(Task(image, image.stat().st_size if isinstance(image, Path) else _UNKNOWN, geotiff, targets))
+        stat = image.stat() if isinstance(image, Path) else None
+        size, changed = (stat.st_size, stat.st_mtime_ns) if stat else (_UNKNOWN, 0)
+        tasks.append(Task(image, size, changed, geotiff, targets))
     return tasks
 
 

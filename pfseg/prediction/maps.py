@@ -93,6 +93,7 @@ class Maps:
                 else:
                     colored = self._palette[labels]
                     if output == "overlay":
+                        assert rows.image is not None
                         mixed = (displayed(rows.image[part], self._display).astype(np.uint16) + colored[..., :3]) // 2
                         colored[..., :3] = np.where(colored[..., 3:] > 0, mixed, 0)
                     file.write(colored[..., : self._channels])

@@ -24,14 +24,14 @@ from pfseg.inference.certainty import MEASURES
 from pfseg.inference.sliding import SlidingWindows, most_probable
 
 Progress = Callable[[float], None]
-_READ = 64  # rows of the file at a time
+_READ = 64  # rows of the file at a time, from multiples of it
 
 
 @dataclass
 class Rows:
     """The next finished rows of an image; they hold until the ones after them are asked for."""
 
-    image: np.ndarray  # (r, W, C) uint8
+    image: np.ndarray | None  # (r, W, C) uint8; None where nobody asks for them
     labels: np.ndarray  # (r, W) uint8 in [0, K), 255 where the image holds no data
     probabilities: np.ndarray | None  # (r, W, K) float16, 0 where it holds no data; None where they are not wanted
     measures: dict[str, np.ndarray]  # those wanted of `MEASURES` and "disagreement", (r, W) float32, NaN without data
@@ -55,6 +55,7 @@ def predict_rows(
     wanted: Collection[str],
     progress: Progress,
     black: bool = False,
+    first: int = 0,
 ) -> Iterator[Rows]:
     """Predict an image of any size; `wanted` are the names of the fields and measures of `Rows` to fill.
 
@@ -63,7 +64,7 @@ def predict_rows(
     `progress` is called with the number of pixels finished since the last call.
 
     Yields:
-        All rows from the top downwards.
+        What each row of windows adds, from the row `first` downwards: the same as if all rows had been predicted.
 
     Raises:
         DataError: a damaged part of the image.
@@ -75,19 +76,25 @@ def predict_rows(
     all_labels = np.empty((most, width), np.uint8)
     all_kept = np.empty((most, width, classes), np.float16) if "probabilities" in wanted else None
     measures = {name: np.empty((most, width), np.float32) for name in wanted if name in (*MEASURES, "disagreement")}
-    for row in blender.rows:
+    for number, row in enumerate(blender.rows):
+        if number < first and row.bottom + row.overlap <= blender.rows[first].top:
+            continue
         count = row.bottom - row.top
         pixels, valid = band.move(row.top, row.bottom + row.overlap)
         labels, kept = all_labels[:count], None if all_kept is None else all_kept[:count]
         found = _window_probabilities(row.windows, pixels, valid, sliding, normalise, black)
         for block, mean in blender.add(row, found):
             columns = slice(block.x0, block.x1)
+            progress(labels[:, columns].size if number >= first else 0)
+            if valid is not None and not valid[:count, columns].any():
+                continue  # cleared below
             labels[:, columns] = mean[:classes].argmax(axis=0)
             if kept is not None:
                 kept[:, columns] = np.moveaxis(mean[:classes], 0, 2)
             for name, values in measures.items():
                 values[:count, columns] = measure(name, mean, classes)
-            progress(count * (block.x1 - block.x0))
+        if number < first:
+            continue
         rows = Rows(pixels[:count], labels, kept, {name: values[:count] for name, values in measures.items()})
         yield rows.clear(None if valid is None else valid[:count])
 
@@ -138,11 +145,13 @@ class _Band:
         for rows in (self._pixels, self._valid):
             if rows is not None:
                 rows[:kept] = rows[step : step + kept]
-        for start in range(top + kept, bottom, _READ):
-            stop = min(start + _READ, bottom)
+        start = top + kept
+        while start < bottom:
+            stop = min(start - start % _READ + _READ, bottom)
             self._pixels[start - top : stop - top], valid = self._image.read(start, stop)
             if self._valid is not None:
                 self._valid[start - top : stop - top] = valid
+            start = stop
         self._top, self._bottom = top, bottom
         return self._pixels[: bottom - top], None if self._valid is None else self._valid[: bottom - top]
 

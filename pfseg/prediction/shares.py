@@ -9,12 +9,29 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pfseg.files import lock, write_atomic
+from pfseg.files import cannot_write, lock, write_atomic
 
 _SECONDS = 0.5  # between two notes of how far a rank is
+
+
+@contextmanager
+def claim(result: Path) -> Iterator[bool]:
+    """Hold the part of a job that ends in the file `result`; False if it is done, or another process does it.
+
+    Raises WriteError where the folder can't be written to.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(result, wait=False))
+        except TimeoutError:
+            yield False
+            return
+        except OSError as error:
+            raise cannot_write(result, error) from error
+        yield not result.exists()
 
 
 class Shares:
@@ -27,16 +44,17 @@ class Shares:
     def claim(self, names: Sequence[str]) -> Iterator[str]:
         """One part after the other that no rank has done or is doing; it is this rank's until the next one."""
         for name in names:
-            try:
-                with lock(self._file(name), wait=False):
-                    if not self._file(name).exists():
-                        yield name
-            except TimeoutError:
-                continue
+            with claim(self._file(name)) as mine:
+                if mine:
+                    yield name
 
     def finish(self, name: str, failure: str | None) -> None:
         """Note that a part is done, or why it can't be."""
         write_atomic(self._file(name), json.dumps(failure), sync=False)
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a part is done, or can't be."""
+        return self._file(name).exists()
 
     def finished(self) -> list[str | None]:
         """What was noted of each finished part."""

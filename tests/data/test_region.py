@@ -49,6 +49,14 @@ def test_a_region_in_the_crs_of_the_image(scene: Path):
     np.testing.assert_array_equal(pixels, whole[:20, :10])
 
 
+@pytest.mark.parametrize("metres", [0.3, 0.8, 2.7])
+def test_resampled_rows_do_not_depend_on_which_are_asked_for(scene: Path, metres: float):
+    with ImageReader(region=Region(None, metres)).open(scene) as image:
+        whole = image.read(0, image.shape[0])[0]
+        for top, bottom in ((0, 1), (10, 75), (64, 100), (63, 64), (image.shape[0] - 3, image.shape[0])):
+            np.testing.assert_array_equal(image.read(top, bottom)[0], whole[top:bottom])
+
+
 def test_a_region_as_geojson(scene: Path, tmp_path: Path):
     bounds = rasterio.warp.transform_bounds("EPSG:32632", "OGC:CRS84", 500_010, 5_399_800, 500_110, 5_399_950)
     left, bottom, right, top = bounds

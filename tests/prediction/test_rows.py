@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -57,6 +58,25 @@ def test_equal_to_the_whole_image_at_once(shape, overlap, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-3)  # half precision
     sure = np.diff(np.sort(expected, axis=0)[1:], axis=0)[0] > 2e-3
     assert np.array_equal(labels[sure], expected.argmax(0)[sure])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
+def test_rows_from_anywhere_are_those_of_all(overlap, tmp_path):
+    """To the last bit, as several ranks share an image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (309, 130, 3), np.uint8)
+    image, how = saved(tmp_path / "a.png", pixels), near_sighted_windows(overlap, batch_size=3)
+    wanted = ["probabilities", "margin"]
+    found = partial(predict_rows, image, how, NORMALISE, wanted=wanted)
+    every = [deepcopy(row) for row in found(progress=lambda count: None)]
+    for first in range(1, len(every)):
+        parts: list[float] = []
+        for rows, expected in zip(found(first=first, progress=parts.append), every[first:], strict=True):
+            assert rows.image is not None and rows.probabilities is not None
+            np.testing.assert_array_equal(rows.image, expected.image)
+            np.testing.assert_array_equal(rows.labels, expected.labels)
+            np.testing.assert_array_equal(rows.probabilities, expected.probabilities)
+            np.testing.assert_array_equal(rows.measures["margin"], expected.measures["margin"])
+        assert sum(parts) == sum(rows.labels.size for rows in every[first:])
 
 
 def steps(found: np.ndarray) -> np.ndarray:
