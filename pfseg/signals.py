@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+STOPPING: dict[int, int] = {  # exit codes of a command that is asked to stop
+    signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0,
+}  # fmt: skip
+
 
 @contextmanager
-def handled(signals: Iterable[signal.Signals], handler: Callable[[int], None], *, once: bool = False) -> Iterator[None]:
+def handled(signals: Iterable[int], handler: Callable[[int], None], *, once: bool = False) -> Iterator[None]:
     """Handle signals, or only the first one (`once`), by `handler`, which takes their number.
 
     SIGHUP also takes the terminal away, and stays ignored where it is, as by nohup. Only the main thread can handle
     signals; in any other nothing happens.
     """
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
 
     def restore() -> None:
         for number, earlier in before.items():
@@ -42,9 +46,9 @@ def handled(signals: Iterable[signal.Signals], handler: Callable[[int], None], *
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; a second one does what it always does."""
+    """Collect the signals `STOPPING` instead of dying of them; a second one does what it always does."""
     received: list[int] = []
-    with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), received.append, once=True):
+    with handled(STOPPING, received.append, once=True):
         yield received
 
 

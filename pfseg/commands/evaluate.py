@@ -20,7 +20,8 @@ def run(settings: Evaluate) -> float:
     highest mIoU is returned.
     """
     if isinstance(settings.launch, Slurm):
-        return submit_script(settings, settings.launch)
+        submit_script(settings, settings.launch, output_dir())
+        return math.nan
     if isinstance(settings.checkpoint, str):
         return _score(settings, output_dir())
     scores, folders = [], []

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pfseg.commands.train import submit_script
 from pfseg.config.commands import Predict
+from pfseg.config.run_settings import Slurm
 from pfseg.devices import plan_ranks
 from pfseg.errors import DataError
 from pfseg.jobs.predict import Stopped, attempt, find_tasks, predict_image
@@ -19,7 +21,7 @@ from pfseg.launch.driver import JobStopped, run_job
 from pfseg.prediction.folder import Task, open_record
 from pfseg.prediction.shares import Shares
 from pfseg.prediction.strips import STRIPS, share_done
-from pfseg.signals import collected_signals
+from pfseg.signals import STOPPING, collected_signals
 from pfseg.tracking import terminal
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.terminal import ConsoleProgress
@@ -37,6 +39,9 @@ def run(settings: Predict) -> None:
     """Predict as configured."""
     console = terminal.console()
     output, tasks = Path(settings.output), find_tasks(settings)
+    if isinstance(settings.launch, Slurm):
+        submit_script(settings, settings.launch, output)
+        return
     ranks, gpus = plan_ranks(settings)
     given = settings.dump()
     record = {"checkpoint": checkpoint_names(settings), **{key: given[key] for key in _CHANGING}}
@@ -104,7 +109,7 @@ def _predict_all(
             except Stopped:
                 done, every = skipped + number - len(failures), skipped + len(tasks)
                 text = f"stopped after {done:,} of {every:,} images; the same command goes on from there"
-                raise JobStopped(text, 128 + signals[0]) from None
+                raise JobStopped(text, STOPPING[signals[0]]) from None
             failures += [failure] if failure else []
             for note in notes:
                 terminal.line(console, note)

@@ -30,7 +30,7 @@ from pfseg.data.preparation.preparation import Outcome, Preparation
 from pfseg.data.preparation.report import compare, make_report
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.driver import JobStopped
-from pfseg.signals import collected_signals
+from pfseg.signals import STOPPING, collected_signals
 from pfseg.tracking import terminal
 from pfseg.tracking.terminal import ConsoleProgress
 
@@ -79,7 +79,7 @@ def run(settings: PrepareJob) -> None:
         if outcome.stopped:
             raise JobStopped(
                 f"stopped after {len(folder.done):,} of {len(scenes):,} scenes; the same command goes on from there",
-                128 + signals[0],
+                STOPPING[signals[0]],
             )
         _conclude(data, cutter, layout, folder, scenes, outcome, console)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from pfseg.config.commands import Predict
 from pfseg.config.run_settings import Slurm
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.targets import instantiate
@@ -36,7 +37,8 @@ def run(settings: Train) -> float:
     """Train; returns the best validation mIoU in percent, NaN where SLURM will start the job."""
     _fetch_weights(settings)
     if isinstance(settings.launch, Slurm):
-        return submit_script(settings, settings.launch)
+        submit_script(settings, settings.launch, output_dir())
+        return math.nan
     return float(drive(settings, output_dir())["best/mIoU"])
 
 
@@ -54,12 +56,11 @@ def output_dir() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def submit_script(settings: Train | Evaluate, launch: Slurm) -> float:
-    """Write a job script for SLURM, and hand it over if the settings say so; returns NaN, for there is no score yet."""
+def submit_script(settings: Train | Evaluate | Predict, launch: Slurm, folder: Path) -> None:
+    """Write a job script for SLURM into a folder, and hand it over if the settings say so."""
     console = RunConsole()
-    script = write_script(output_dir(), settings, launch, HydraConfig.get().overrides.task)
+    script = write_script(folder, settings, launch, HydraConfig.get().overrides.task)
     console.message(submit(script) if launch.submit else f"submit it with: sbatch {shown(script)}")
-    return math.nan
 
 
 def drive(settings: Train | Evaluate, folder: Path) -> Result:

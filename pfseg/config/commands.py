@@ -10,9 +10,9 @@ from pydantic import Field
 from pfseg.config import types as t
 from pfseg.config.data_settings import DatasetSettings, FolderData
 from pfseg.config.model_settings import ModelSettings
-from pfseg.config.run_settings import Mpi
+from pfseg.config.run_settings import Mpi, Slurm
 from pfseg.config.schema import Application, DataChanges, Evaluate, EvaluateData, Train, TrainBase
-from pfseg.config.settings import Settings, setting
+from pfseg.config.settings import KINDS, Settings, setting
 
 Output = Literal[
     "classes", "color", "overlay", "probabilities", "polygons", "geopackage", "confidence", "entropy", "margin",
@@ -48,7 +48,7 @@ class Predict(Application):
     job: Literal["predict"] = setting("the command")
     gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
     ranks: t.Ranks = setting("processes that share the images; auto: one per GPU, or one on the CPU")
-    launch: Mpi
+    launch: Annotated[Mpi | Slurm, KINDS]
     checkpoint: str | list[str] = setting(
         "run folder (its best checkpoint), .safetensors or .onnx file; several are averaged: [a,b,c]"
     )

@@ -24,12 +24,12 @@ from pfseg.config.schema import Evaluate, Train
 from pfseg.devices import plan_nodes, plan_ranks
 from pfseg.errors import ConfigError, JobError, WriteError
 from pfseg.files import shown, write_atomic
-from pfseg.launch.mpirun import STOPPING, Mpirun
+from pfseg.launch.mpirun import Mpirun
 from pfseg.launch.provenance import Environment, command_line, data_state, environment
 from pfseg.launch.telemetry import Telemetry
 from pfseg.launch.watchdog import RankError, Watch
 from pfseg.launch.worker import Result, pack_config, write_result
-from pfseg.signals import handled
+from pfseg.signals import STOPPING, handled
 from pfseg.tracking.records import Sink
 
 
@@ -89,7 +89,7 @@ def run_job(
         process = Mpirun(["-m", worker_module, str(folder)], ranks, nodes, variables, telemetry)
 
         def stop(number: int) -> None:
-            if settings.job == "train" or number != signal.SIGUSR1:  # an evaluation may still end in time
+            if settings.job != "evaluate" or number != signal.SIGUSR1:  # which may still end in time
                 process.stop(number)
 
         with handled(STOPPING, stop):
@@ -112,7 +112,7 @@ def _ending(
     if errors := telemetry.errors + [json.loads(path.read_text(encoding="utf-8")) for path in files]:
         raise _failure(min(errors, key=lambda row: row["time"]), folder, telemetry, resume)
     signum = process.signum if process else None
-    exit_code = STOPPING[signal.Signals(signum)] if signum is not None else 0
+    exit_code = STOPPING[signum] if signum is not None else 0
     result = folder / "result.json"
     if code == 0 and result.exists():
         done: Result = json.loads(result.read_text(encoding="utf-8"))

@@ -23,7 +23,6 @@ from pfseg.files import lock, program
 from pfseg.launch.telemetry import POLL_SECONDS, Telemetry
 from pfseg.launch.watchdog import die_with_parent
 
-STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 0}  # the driver's exit codes
 _TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "NCCL_")  # beginnings
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfseg.config.commands import Predict
 from pfseg.config.run_settings import Slurm
 from pfseg.config.schema import Evaluate, Train
 from pfseg.errors import JobError
@@ -17,15 +18,18 @@ from pfseg.files import shown, write_atomic
 SAVING_SECONDS = 120  # before the end of the time limit, for a step, a checkpoint and the way out
 
 
-def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overrides: Sequence[str]) -> Path:
-    """Write `job.sh` into the run folder, without the overrides of `launch`; returns its path, raises WriteError."""
+def write_script(folder: Path, settings: Train | Evaluate | Predict, launch: Slurm, overrides: Sequence[str]) -> Path:
+    """Write `job.sh` into the folder of a run or of maps, without the overrides of `launch`.
+
+    Returns its path; raises WriteError.
+    """
     folder = folder.absolute()
     started = Path(sys.argv[0]).absolute()  # train.py of a checkout, or the installed command
     command = [sys.executable, *([str(started)] if started.stem == settings.job else ["-m", "pfseg", settings.job])]
     kept = [text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] != "launch"]
     inside = {"timeout": launch.timeout, "interface": launch.interface}
     kept += ["launch=mpi", *(f"launch.{key}={'null' if value is None else value}" for key, value in inside.items())]
-    start = shlex.join([*command, *kept, f"hydra.run.dir={folder}"])
+    kept += [] if settings.job == "predict" else [f"hydra.run.dir={folder}"]
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(folder, settings, launch)),
@@ -40,7 +44,7 @@ def write_script(folder: Path, settings: Train | Evaluate, launch: Slurm, overri
             "fi",
         ]
     path = folder / "job.sh"
-    write_atomic(path, "\n".join([*lines, f"exec {start}", ""]))
+    write_atomic(path, "\n".join([*lines, f"exec {shlex.join([*command, *kept])}", ""]))
     return path
 
 
@@ -54,7 +58,7 @@ def submit(script: Path) -> str:
     return done.stdout.strip()
 
 
-def _options(folder: Path, settings: Train | Evaluate, launch: Slurm) -> list[str]:
+def _options(folder: Path, settings: Train | Evaluate | Predict, launch: Slurm) -> list[str]:
     gpus, ranks = settings.gpus, settings.ranks
     assert isinstance(ranks, int) and gpus != "auto", "worked out by the check of the settings"
     wanted = {

@@ -12,9 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
+from data.fakes import tif
 from runs import ENVIRONMENT, ROOT, TINY, rows
 from stand_in import settings
+from tiny_network import make_checkpoint
 
 from pfseg.config.run_settings import Slurm
 from pfseg.devices import plan_nodes, plan_ranks
@@ -49,6 +53,15 @@ def test_the_script_asks_for_what_the_job_needs(tmp_path: Path) -> None:
                               f"'hydra.run.dir={tmp_path}/a run'")  # fmt: skip
     assert any(line.endswith(f"'resume={tmp_path}/a run'") for line in lines)
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_a_script_for_maps_lies_beside_them_and_does_the_same_again(tmp_path: Path) -> None:
+    path = write_script(tmp_path, configured(job="predict"), LAUNCH, ["input=a b.tif", "launch=slurm", "ranks=8"])
+    text = path.read_text()
+    assert path == tmp_path / "job.sh" and "\n#SBATCH --job-name=predict\n" in text
+    assert text.endswith(" -m pfseg predict 'input=a b.tif' ranks=8 launch=mpi launch.timeout=300.0 "
+                         "launch.interface=null\n")  # fmt: skip
+    assert "resume=" not in text
 
 
 @pytest.mark.parametrize(
@@ -176,6 +189,31 @@ def test_an_allocation_has_a_rank_per_task(cluster: dict[str, str], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert rows(folder, "start")[0]["ranks"] == 2
     assert rows(folder, "end")[-1]["status"] == "done"
+
+
+@pytest.mark.slow
+@in_slurm
+def test_maps_by_two_ranks_of_a_job_that_is_told_to_stop(cluster: dict[str, str], tmp_path: Path) -> None:
+    """Submitted again, it goes on."""
+    make_checkpoint(tmp_path / "colour.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 80, (4000, 300, 3)) * 3 + np.arange(3)  # no two channels alike
+    tif(tmp_path / "in" / "a.tif", np.moveaxis(pixels, 2, 0).astype(np.uint8))
+    given = [f"checkpoint={tmp_path / 'colour.safetensors'}", "trust=true", f"input={tmp_path / 'in'}", "window=64"]
+    given += [f"output={tmp_path / 'out'}", "gpus=0", "ranks=2", "launch=slurm", "launch.submit=true", "flips=d4"]
+    environment = cluster | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "pfseg", "predict", *given]
+    told = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("Submitted batch job "), told
+    job, out = told.split()[-1], tmp_path / "out"
+    wait_for(lambda: len([*out.rglob("*.npz")]) > 2)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=cluster, check=True)
+    wait_for(lambda: not queued(cluster))
+    log = (out / f"slurm-{job}.log").read_text()
+    assert "stopped after 0 of 1 images; the same command goes on from there" in log and not (out / "a.tif").exists()
+    subprocess.run(["sbatch", str(out / "job.sh")], env=environment, check=True, capture_output=True)
+    wait_for(lambda: not queued(cluster))
+    with rasterio.open(out / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), pixels.argmax(2))
 
 
 def queued(environment: dict[str, str]) -> str:
