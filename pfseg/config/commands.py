@@ -55,7 +55,7 @@ class Predict(Application):
     input: str = setting("image, folder, pattern in quotes such as 'scenes/*.tif', URL (https, s3) or STAC item")
     asset: str | None = setting("asset to take of a STAC item; null: its only image")
     region: t.Bounds | str | None = setting(
-        "what to map: [left,bottom,right,top] in the image's CRS, or a GeoJSON file, whose bounds count; null: all"
+        "what to map: [left,bottom,right,top] in the image's CRS, or a GeoJSON file of polygons; null: all"
     )
     scale_to: t.Positive | None = setting("metres of a pixel to map at, resampling the image; null: its own")
     output: str = setting("folder for the maps, beside the images")

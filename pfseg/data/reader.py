@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from pfseg.data.base import Note
-from pfseg.data.region import Region
+from pfseg.data.region import Outline, Region
 from pfseg.data.source import COLORS, naming
 from pfseg.data.sources import open_source
 from pfseg.errors import DataError
@@ -107,15 +107,22 @@ class ImageReader:
 
 
 class Image(AbstractContextManager["Image"]):
-    """An open image of `shape` (H, W) that gives rows of pixels; made by `ImageReader.open`."""
+    """An open image of `shape` (H, W) that gives rows of pixels; made by `ImageReader.open`.
+
+    Only what lies within its `outline` is to be mapped, None for all of it.
+    """
 
     def __init__(self, path: PurePath, how: ImageReader, mask_shape: tuple[int, ...] | None, *, check: bool) -> None:
         self.path, self.notes, self.channels, self._apart = path, list[Note](), how.channels, how.nodata
         self._file = open_source(path)
         self._turn(mask_shape)
+        polygons: Sequence[dict[str, Any]] = ()
         if how.region is not None:
-            self._file.narrow(how.region.part(path, self._file.shape, self._file.georeference))
+            part = how.region.part(path, self._file.shape, self._file.georeference)
+            self._file.narrow(part)
+            polygons = part.polygons
         self.shape, self.georeference = self._file.shape, self._file.georeference
+        self.outline = Outline(polygons, self.georeference, self.shape[1]) if polygons and self.georeference else None
         kinds = self._file.kinds
         self._alpha = kinds.index("alpha") if "alpha" in kinds else None
         if self._alpha is not None and (self._alpha in (how.bands or ()) or not self._is_mask(self._alpha)):

@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pfseg.data.source import Georeference, Part, load_rasterio
-from pfseg.errors import ConfigError, DataError
+from pfseg.errors import ConfigError, DataError, one_line
 
 _DEGREE = 111_320.0  # metres of a degree of latitude
 _WORLD = "OGC:CRS84"  # longitude and latitude, those of GeoJSON
@@ -21,7 +23,7 @@ class Region:
     """What to read of each image.
 
     Args:
-        bounds: [left, bottom, right, top] in the image's CRS, or a GeoJSON file, whose bounds count; None for all.
+        bounds: [left, bottom, right, top] in the image's CRS, or a GeoJSON file of polygons; None for all.
         metres: side of a pixel on the ground; None for the image's own.
     """
 
@@ -42,30 +44,50 @@ class Region:
         if transform.b or transform.d:
             raise DataError(f"{path} is turned against its CRS: region and scale_to need an image that is not")
         y, x, bottom, right = 0, 0, *shape
+        polygons = polygons_of(self.bounds, crs) if isinstance(self.bounds, str) else []
         if self.bounds is not None:
-            bounds = bounds_of(self.bounds, crs) if isinstance(self.bounds, str) else self.bounds
+            bounds = _bounds(polygons) if isinstance(self.bounds, str) else self.bounds
             y, x, bottom, right = _pixels(path, bounds, shape, transform)
         height, width = bottom - y, right - x
         step = 1.0 if self.metres is None else self.metres / _ground(transform, crs)
-        return Part(y, x, height, width, (max(1, round(height / step)), max(1, round(width / step))))
+        return Part(y, x, height, width, (max(1, round(height / step)), max(1, round(width / step))), polygons)
 
 
-def bounds_of(file: str, crs: Any) -> tuple[float, float, float, float]:
-    """Bounds of everything in a GeoJSON file, in a CRS; raises ConfigError for another file."""
+class Outline(NamedTuple):
+    """Polygons, as GeoJSON in the CRS of an image, outside of which it is not mapped."""
+
+    polygons: Sequence[dict[str, Any]]
+    place: Georeference  # of the image
+    width: int  # of the image in pixels
+
+    def mask(self, top: int, bottom: int) -> np.ndarray:
+        """Which pixels (r, W) of some rows have their centres in a polygon."""
+        transform = self.place.profile["transform"]
+        transform *= transform.translation(0, top)
+        masked = load_rasterio().features.geometry_mask
+        return np.asarray(masked(self.polygons, (bottom - top, self.width), transform, invert=True))
+
+
+def polygons_of(file: str, crs: Any) -> list[dict[str, Any]]:
+    """The polygons in a GeoJSON file, in a CRS; raises ConfigError for another file."""
     try:
         text = json.loads(Path(file).read_text(encoding="utf-8"))
-        features = text.get("features", [text]) if isinstance(text, dict) else []
+        features = text["features"] if "features" in text else [text]
         shapes = [feature.get("geometry", feature) for feature in features]
-        rasterio = load_rasterio()
-        bounds = [rasterio.features.bounds(shape) for shape in shapes]
-        lefts, bottoms, rights, tops = zip(*bounds, strict=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not shapes or (kinds := {shape["type"] for shape in shapes} - {"Polygon", "MultiPolygon"}):
+            raise ValueError(f"it holds {', '.join(sorted(kinds)) if shapes else 'nothing'}")
+        found: list[dict[str, Any]] = load_rasterio().warp.transform_geom(_WORLD, crs, shapes)
+    except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
         raise ConfigError(
-            f"region={file} is no GeoJSON file with polygons ({error}): give one, or [left,bottom,right,top] in the "
-            "CRS of the image"
+            f"region={file} is no GeoJSON file with polygons ({one_line(error)}): give one, or "
+            "[left,bottom,right,top] in the CRS of the image"
         ) from error
-    found = rasterio.warp.transform_bounds(_WORLD, crs, min(lefts), min(bottoms), max(rights), max(tops))
-    return found[0], found[1], found[2], found[3]
+    return found
+
+
+def _bounds(polygons: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
+    lefts, bottoms, rights, tops = zip(*map(load_rasterio().features.bounds, polygons), strict=True)
+    return min(lefts), min(bottoms), max(rights), max(tops)
 
 
 def _pixels(

@@ -64,6 +64,7 @@ class Part(NamedTuple):
     height: int
     width: int
     shape: tuple[int, int]
+    polygons: Sequence[dict[str, Any]] = ()  # what to map of it, as GeoJSON in the image's CRS; none: all
 
     @property
     def steps(self) -> tuple[float, float]:

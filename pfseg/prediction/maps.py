@@ -55,6 +55,7 @@ class Maps:
     ) -> None:
         self._image, self._classes, self._geotiff, self._display = image, classes, geotiff, display
         self._percent = percent or not geotiff
+        self._partial = image.has_nodata or image.outline is not None  # whether pixels may have no class
         self.warnings: list[str] = []  # for the user, after `publish`
         ids = class_ids(classes)
         self._nodata = next(value for value in range(IGNORE, -1, -1) if value not in ids)
@@ -62,7 +63,7 @@ class Maps:
         self._ids[: len(ids)] = ids
         self._palette = np.zeros((256, 4), np.uint8)
         self._palette[: len(classes)] = [(*info.color, 255) for info in classes]
-        self._channels = 4 if image.has_nodata else 3
+        self._channels = 4 if self._partial else 3
         self._files: dict[str, RowFile] = {}
         if "geopackage" in targets:
             load_pyogrio(targets["geopackage"])  # now, rather than at the end
@@ -128,14 +129,14 @@ class Maps:
         if output in ("classes", "labels"):
             channels, dtype = 1, self._ids.dtype
             colors = {int(self._ids[k]): info.color for k, info in enumerate(classes)}
-            described = {"nodata": self._nodata if image.has_nodata else None, "colors": colors, "names": ["class"]}
+            described = {"nodata": self._nodata if self._partial else None, "colors": colors, "names": ["class"]}
         elif output == "probabilities":
             channels, dtype = len(classes), np.dtype(np.float16)
             described["names"] = [info.name for info in classes]
         elif output not in ("color", "overlay"):
             channels, described["names"] = 1, [f"{output} in percent" if self._percent else output]
             dtype = np.dtype(np.uint8 if self._percent else np.float16)
-            if image.has_nodata:
+            if self._partial:
                 described["nodata"] = NOTHING if self._percent else np.nan
         if self._geotiff or output == "labels":
             return TiffFile(path, image.shape, image.georeference, channels=channels, dtype=dtype, **described)

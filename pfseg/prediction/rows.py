@@ -37,7 +37,7 @@ class Rows:
     measures: dict[str, np.ndarray]  # those wanted of `MEASURES` and "disagreement", (r, W) float32, NaN without data
 
     def clear(self, valid: np.ndarray | None) -> Rows:
-        """Clear pixels without data; `valid` (r, W) is False there."""
+        """Clear pixels without data or outside of the outline; `valid` (r, W) is False there."""
         if valid is not None:
             self.labels[~valid] = IGNORE
             if self.probabilities is not None:
@@ -60,7 +60,7 @@ def predict_rows(
     """Predict an image of any size; `wanted` are the names of the fields and measures of `Rows` to fill.
 
     Pixels without data go to the network `black`, as in training, or else as the mean colour, as before training kept a
-    record of them; windows without any data don't go there at all.
+    record of them; windows without any data, or outside of the image's outline, don't go there at all.
     `progress` is called with the number of pixels finished since the last call.
 
     Yields:
@@ -81,12 +81,13 @@ def predict_rows(
             continue
         count = row.bottom - row.top
         pixels, valid = band.move(row.top, row.bottom + row.overlap)
+        shown = _both(valid, image.outline and image.outline.mask(row.top, row.bottom + row.overlap))
         labels, kept = all_labels[:count], None if all_kept is None else all_kept[:count]
-        found = _window_probabilities(row.windows, pixels, valid, sliding, normalise, black)
+        found = _window_probabilities(row.windows, pixels, valid, shown, sliding, normalise, black)
         for block, mean in blender.add(row, found):
             columns = slice(block.x0, block.x1)
             progress(labels[:, columns].size if number >= first else 0)
-            if valid is not None and not valid[:count, columns].any():
+            if shown is not None and not shown[:count, columns].any():
                 continue  # cleared below
             labels[:, columns] = mean[:classes].argmax(axis=0)
             if kept is not None:
@@ -96,7 +97,7 @@ def predict_rows(
         if number < first:
             continue
         rows = Rows(pixels[:count], labels, kept, {name: values[:count] for name, values in measures.items()})
-        yield rows.clear(None if valid is None else valid[:count])
+        yield rows.clear(None if shown is None else shown[:count])
 
 
 def predict_resized(
@@ -122,7 +123,8 @@ def predict_resized(
     names = [name for name in wanted if name in (*MEASURES, "disagreement")]
     measures = {name: measure(name, planes, classes) for name in names}
     progress(image.shape[0] * image.shape[1])
-    yield Rows(pixels, most_probable(planes[:classes]), kept, measures).clear(valid)
+    rows = Rows(pixels, most_probable(planes[:classes]), kept, measures)
+    yield rows.clear(_both(valid, image.outline and image.outline.mask(0, image.shape[0])))
 
 
 def measure(name: str, planes: np.ndarray, classes: int) -> np.ndarray:
@@ -156,21 +158,26 @@ class _Band:
         return self._pixels[: bottom - top], None if self._valid is None else self._valid[: bottom - top]
 
 
+def _both(valid: np.ndarray | None, inside: np.ndarray | None) -> np.ndarray | None:
+    """Pixels that hold data and lie within the outline; None for all."""
+    return inside if valid is None else valid if inside is None else valid & inside
+
+
 def _window_probabilities(
     row: Sequence[Window],
     pixels: np.ndarray,
     valid: np.ndarray | None,
+    shown: np.ndarray | None,
     sliding: SlidingWindows,
     normalise: Normalise,
     black: bool,
 ) -> Iterator[np.ndarray | None]:
-    """Probabilities (K, h, w) of each window of a row, None for a window without data."""
+    """Probabilities (K, h, w) of each window of a row, None for a window of which nothing is shown."""
     waiting: list[np.ndarray | None] = []
     for window in row:
         columns = slice(window.x0, window.x1)
-        holds = None if valid is None else valid[:, columns]
-        empty = holds is not None and not holds.any()
-        cleared = None if black else holds
+        empty = shown is not None and not shown[:, columns].any()
+        cleared = None if black or valid is None else valid[:, columns]
         waiting.append(None if empty else sliding.grid.pad(_planes(pixels[:, columns], cleared, normalise)))
         batch = [planes for planes in waiting if planes is not None]
         if len(batch) == sliding.batch_size or window is row[-1]:

@@ -381,6 +381,28 @@ def test_a_region_at_another_resolution(predict, tmp_path):
         predict(part[0])
 
 
+def test_a_region_that_is_no_rectangle(predict, tmp_path):
+    """Outside of the polygon the map holds nothing, whatever the image holds."""
+    pixels = picture(300, 300)
+    save_tif(tmp_path / "in" / "a.tif", planes(pixels), **UTM)
+    x, y = [500_020, 500_120, 500_020, 500_020], [5_399_980, 5_399_980, 5_399_880, 5_399_980]
+    ring = [*zip(*rasterio.warp.transform("EPSG:32632", "OGC:CRS84", x, y), strict=True)]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    out = predict(f"region={tmp_path / 'a.geojson'}", "outputs=[classes,color,confidence,polygons]", "window=64")
+    with rasterio.open(out / "a.tif") as file:
+        labels, top, left = file.read(1), *file.index(500_020.25, 5_399_979.75)
+        assert file.nodata == 255 and abs(file.shape[0] - 200) < 3
+        part = labels[top : top + 200, left : left + 200]
+        inside = part != 255
+        assert inside[5, 5:190].all() and inside[5:190, 5].all() and not inside[120:, 120:].any()
+        assert abs(inside.sum() / 20_000 - 1) < 0.02
+        np.testing.assert_array_equal(part[inside], pixels[40:240, 40:240].argmax(2)[inside])
+    with rasterio.open(out / "a_color.tif") as file:
+        np.testing.assert_array_equal(file.read(4) > 0, labels != 255)
+    with rasterio.open(out / "a_confidence.tif") as file:
+        np.testing.assert_array_equal(np.isfinite(file.read(1)), labels != 255)
+
+
 def test_an_image_behind_a_url(predict, tmp_path):
     """By its address, and as the asset of a STAC item beside it."""
     pixels = picture(100, 120)

@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from web import served
 
 from pfseg.data.reader import ImageReader
-from pfseg.data.region import Region, bounds_of
+from pfseg.data.region import Region, polygons_of
 from pfseg.data.source import Remote
 from pfseg.errors import ConfigError, DataError
 
@@ -66,9 +66,27 @@ def test_a_region_as_geojson(scene: Path, tmp_path: Path):
     for number, content in enumerate((polygon, feature, {"type": "FeatureCollection", "features": [feature]})):
         path = tmp_path / f"{number}.geojson"
         path.write_text(json.dumps(content))
-        found = bounds_of(str(path), rasterio.crs.CRS.from_epsg(32632))
-        np.testing.assert_allclose(found, (500_010, 5_399_800, 500_110, 5_399_950), atol=1)
-        assert read(scene, bounds=str(path))[0].shape[0] in range(300, 306)
+        with ImageReader(region=Region(str(path), None)).open(scene) as image:
+            place = image.georeference.profile["transform"]
+            assert abs(place.c - 500_010) < 2 and abs(place.f - 5_399_950) < 2
+            assert image.shape[0] in range(300, 306) and image.shape[1] in range(200, 206)
+
+
+def test_of_polygons_what_lies_within_is_mapped(scene: Path, tmp_path: Path):
+    """Each by the centres of its pixels, a few rows at a time as all at once."""
+    x, y = np.array([500_010, 500_110, 500_110]), np.array([5_399_950, 5_399_950, 5_399_850])  # a triangle
+    ring = [*zip(*rasterio.warp.transform("EPSG:32632", "OGC:CRS84", [*x, x[0]], [*y, y[0]]), strict=True)]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    for metres, step in ((None, 0.5), (2.0, 2.0)):
+        with ImageReader(region=Region(str(tmp_path / "a.geojson"), metres)).open(scene) as image:
+            rows, columns = np.indices(image.shape)
+            place = image.georeference.profile["transform"]
+            east, north = place * (columns + 0.5, rows + 0.5)
+            depth = np.minimum(np.minimum(5_399_950 - north, 500_110 - east), (east - 500_010) - (5_399_950 - north))
+            mask = image.outline.mask(0, image.shape[0])
+            assert mask[depth > step / 2].all() and not mask[depth < -step / 2].any()
+            np.testing.assert_array_equal(image.outline.mask(17, 30), mask[17:30])
+            assert image.read(0, 9)[1] is None  # the network sees what lies around
 
 
 def test_a_coarser_resolution_is_the_mean(scene: Path):
@@ -123,11 +141,16 @@ def test_files_that_cannot_lie_anywhere(tmp_path: Path):
         read(tmp_path / "a.png", metres=1.0)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"type": "FeatureCollection", "features": []}', '{"type": "Topology"}'])
+POINT = '{"type": "Point", "coordinates": [9, 48]}'
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"type": "FeatureCollection", "features": []}', '{"type": "Topology"}', POINT]
+)
 def test_no_geojson(tmp_path: Path, text: str):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ConfigError, match=r"a.json is no GeoJSON file with polygons .*: give one, or \[left,bottom"):
-        bounds_of(str(tmp_path / "a.json"), rasterio.crs.CRS.from_epsg(32632))
+        polygons_of(str(tmp_path / "a.json"), rasterio.crs.CRS.from_epsg(32632))
 
 
 def test_of_a_url_only_what_is_needed_is_read(scene: Path):
