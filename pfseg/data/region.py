@@ -76,7 +76,8 @@ def polygons_of(file: str, crs: Any) -> list[dict[str, Any]]:
         shapes = [feature.get("geometry", feature) for feature in features]
         if not shapes or (kinds := {shape["type"] for shape in shapes} - {"Polygon", "MultiPolygon"}):
             raise ValueError(f"it holds {', '.join(sorted(kinds)) if shapes else 'nothing'}")
-        found: list[dict[str, Any]] = load_rasterio().warp.transform_geom(_WORLD, crs, shapes)
+        own = text["crs"]["properties"]["name"] if "crs" in text else _WORLD  # as before RFC 7946
+        found: list[dict[str, Any]] = load_rasterio().warp.transform_geom(own, crs, shapes)
     except Exception as error:  # rasterio lets several private errors of GDAL and PROJ through
         raise ConfigError(
             f"region={file} is no GeoJSON file with polygons ({one_line(error)}): give one, or "

@@ -72,6 +72,14 @@ def test_a_region_as_geojson(scene: Path, tmp_path: Path):
             assert image.shape[0] in range(300, 306) and image.shape[1] in range(200, 206)
 
 
+def test_geojson_may_name_another_crs(scene: Path, tmp_path: Path):
+    """As it did before RFC 7946, and as many programs still write it."""
+    ring = [[500_010, 5_399_800], [500_110, 5_399_800], [500_110, 5_399_950], [500_010, 5_399_800]]
+    named = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "crs": named, "coordinates": [ring]}))
+    assert read(scene, bounds=str(tmp_path / "a.geojson"))[0].shape == (300, 200, 3)
+
+
 def test_of_polygons_what_lies_within_is_mapped(scene: Path, tmp_path: Path):
     """Each by the centres of its pixels, a few rows at a time as all at once."""
     x, y = np.array([500_010, 500_110, 500_110]), np.array([5_399_950, 5_399_950, 5_399_850])  # a triangle
