@@ -18,7 +18,7 @@ from pfseg.errors import DataError
 from pfseg.jobs.predict import Stopped, attempt, find_tasks, predict_image
 from pfseg.jobs.predictor import Predictor, checkpoint_names, load_predictor
 from pfseg.launch.driver import JobStopped, run_job
-from pfseg.prediction.folder import Task, open_record
+from pfseg.prediction.folder import Task, mask_folders, open_record
 from pfseg.prediction.shares import Shares
 from pfseg.prediction.strips import STRIPS, share_done
 from pfseg.signals import STOPPING, collected_signals
@@ -42,6 +42,8 @@ def run(settings: Predict) -> None:
     if isinstance(settings.launch, Slurm):
         submit_script(settings, settings.launch, output)
         return
+    for folder in mask_folders(Path(settings.input).expanduser()):
+        terminal.line(console, f"{folder} is left out: it holds masks")
     ranks, gpus = plan_ranks(settings)
     given = settings.dump()
     record = {"checkpoint": checkpoint_names(settings), **{key: given[key] for key in _CHANGING}}

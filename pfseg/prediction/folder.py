@@ -18,6 +18,7 @@ from pfseg.prediction.maps import target_name
 from pfseg.prediction.stac import find_asset
 
 RECORD = ".pfseg.json"
+_MASKS = {"masks": "images", "gt": "image", "masks_png": "images_png"}  # beside the images of data sets in conf/dataset
 _UNKNOWN = 100 << 20  # size of an image behind a URL in bytes, for the progress bar
 
 
@@ -60,7 +61,12 @@ def find_images(pattern: str, output: Path, asset: str | None = None) -> tuple[P
         if path.resolve() == output.resolve():
             raise ConfigError(f"output={output} is the folder of the images: give another, so that maps don't mix")
         suffixes = (*PLAIN, *GEOGRAPHIC)
-        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and not _is_hidden(file, path)]
+        masks = set(mask_folders(path))
+        files = [
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in suffixes and not _is_hidden(file, path) and masks.isdisjoint(file.parents)
+        ]
         if images := _images(files, output):
             return path, images
         raise ConfigError(f"input={pattern} holds no images: expected files named *{', *'.join(suffixes)}")
@@ -71,6 +77,12 @@ def find_images(pattern: str, output: Path, asset: str | None = None) -> tuple[P
             f"input={pattern} {problem} (looked in {path}): give an image, a folder, or a pattern as 'a/*.tif'"
         )
     return Path(os.path.commonpath([image.parent for image in images])), images
+
+
+def mask_folders(root: Path) -> list[Path]:
+    """Folders below `root` that hold the masks of a data set, by their names and that of the folder beside them."""
+    named = (folder for folder in root.rglob("*") if folder.name in _MASKS and folder.is_dir())
+    return sorted(folder for folder in named if folder.with_name(_MASKS[folder.name]).is_dir())
 
 
 def _is_hidden(file: Path, root: Path) -> bool:

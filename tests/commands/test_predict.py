@@ -627,6 +627,16 @@ def test_hidden_folders_and_brackets(predict, tmp_path):
         assert [path.name for path in found] == names
 
 
+def test_masks_of_a_data_set_are_not_mapped(predict, tmp_path, capsys):
+    for name in ("val/images/a.tif", "val/masks/a.tif", "masks/b.tif"):
+        save_tif(tmp_path / "in" / name, planes(picture(70, 70)), **UTM)
+    out = predict()
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.tif")) == ["masks/b.tif", "val/images/a.tif"]
+    assert f"{tmp_path}/in/val/masks is left out: it holds masks\n" in capsys.readouterr().out
+    predict("overwrite=true", given=tmp_path / "in" / "val" / "masks")
+    assert (out / "a.tif").exists()
+
+
 def test_maps_never_replace_images_or_each_other(predict, tmp_path):
     write(tmp_path / "in" / "a.png", picture(70, 70))
     with pytest.raises(ConfigError, match=r"output=.*/in is the folder of the images"):
