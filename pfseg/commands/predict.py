@@ -25,6 +25,7 @@ from pfseg.signals import STOPPING, collected_signals
 from pfseg.tracking import terminal
 from pfseg.tracking.console import RunConsole
 from pfseg.tracking.terminal import ConsoleProgress
+from pfseg.weights.calibration import digest_of
 
 _RANKS = ".pfseg"  # folder in that of the maps, where ranks share the images out
 _BEFORE = -1  # stands for earlier starts among the ranks that tell how far they are
@@ -47,6 +48,8 @@ def run(settings: Predict) -> None:
     ranks, gpus = plan_ranks(settings)
     given = settings.dump()
     record = {"checkpoint": checkpoint_names(settings), **{key: given[key] for key in _CHANGING}}
+    if isinstance(settings.region, str) and (file := Path(settings.region)).is_file():
+        record["region"] = f"{file} (sha256 {digest_of(file)[:16]})"
     if changes := settings.dataset.changes():
         record["dataset"] = changes
     left = [task for task in tasks if settings.overwrite or not task.done]

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import psutil
 import pyogrio
 import pytest
 import rasterio
+import rasterio.warp
 from data.fakes import write
 from privileges import permissions_hold
 from rasterio.control import GroundControlPoint
@@ -401,6 +403,9 @@ def test_a_region_that_is_no_rectangle(predict, tmp_path):
         np.testing.assert_array_equal(file.read(4) > 0, labels != 255)
     with rasterio.open(out / "a_confidence.tif") as file:
         np.testing.assert_array_equal(np.isfinite(file.read(1)), labels != 255)
+    (tmp_path / "a.geojson").write_text((tmp_path / "a.geojson").read_text() + " ")
+    with pytest.raises(ConfigError, match=r"holds maps made with region=\S+/a.geojson \(sha256 \w+\), this is region="):
+        predict(f"region={tmp_path / 'a.geojson'}", "window=64")
 
 
 def test_an_image_behind_a_url(predict, tmp_path):
@@ -696,11 +701,14 @@ def in_ranks(checkpoint: Path, folder: Path, *overrides: str, ranks: int = 2, pa
 
 def kill_a_rank(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
     """Kill rank 1 as soon as something is done."""
-    while not done():
+    ranks: dict[str, psutil.Process] = {}
+    while "1" not in ranks or not done():
         assert process.poll() is None, process.communicate()
+        for child in psutil.Process(process.pid).children(recursive=True) if "1" not in ranks else ():
+            with suppress(psutil.Error):
+                ranks.setdefault(child.environ().get("OMPI_COMM_WORLD_RANK", ""), child)
         time.sleep(0.01)
-    children = psutil.Process(process.pid).children(recursive=True)
-    next(child for child in children if child.environ().get("OMPI_COMM_WORLD_RANK") == "1").kill()
+    ranks["1"].kill()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1 and "was killed (exit code 137)" in errors
 
@@ -712,10 +720,11 @@ def test_ranks_share_the_images(checkpoint, tmp_path):
         save_tif(tmp_path / "in" / f"{number}.tif", planes(picture(260, 300, number)), **UTM)
     (tmp_path / "in" / "damaged.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    kill_a_rank(in_ranks(checkpoint, tmp_path, "window=64"), lambda: len(list(out.glob("?.tif"))) > 2)
+    given = ["window=64", "flips=h"]
+    kill_a_rank(in_ranks(checkpoint, tmp_path, *given), lambda: len(list(out.glob("?.tif"))) > 2)
     before = {path: path.stat().st_mtime_ns for path in out.glob("?.tif")}
     assert 3 <= len(before) < 9
-    told, errors = in_ranks(checkpoint, tmp_path, "window=64").communicate(timeout=200)
+    told, errors = in_ranks(checkpoint, tmp_path, *given).communicate(timeout=200)
     assert f"{9 - len(before)} images predicted into" in told and f"{len(before)} were finished before" in told
     assert "error: 1 of 10 images could not be predicted; the first: " in errors and "damaged.png" in errors
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 from data.fakes import tif
+from rasterio.transform import from_origin
 from runs import ENVIRONMENT, ROOT, TINY, rows
 from stand_in import settings
 from tiny_network import make_checkpoint
@@ -197,7 +198,8 @@ def test_maps_by_two_ranks_of_a_job_that_is_told_to_stop(cluster: dict[str, str]
     """Submitted again, it goes on."""
     make_checkpoint(tmp_path / "colour.safetensors")
     pixels = np.random.default_rng(0).integers(0, 80, (4000, 300, 3)) * 3 + np.arange(3)  # no two channels alike
-    tif(tmp_path / "in" / "a.tif", np.moveaxis(pixels, 2, 0).astype(np.uint8))
+    place = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
+    tif(tmp_path / "in" / "a.tif", np.moveaxis(pixels, 2, 0).astype(np.uint8), **place)
     given = [f"checkpoint={tmp_path / 'colour.safetensors'}", "trust=true", f"input={tmp_path / 'in'}", "window=64"]
     given += [f"output={tmp_path / 'out'}", "gpus=0", "ranks=2", "launch=slurm", "launch.submit=true", "flips=d4"]
     environment = cluster | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
