@@ -184,8 +184,8 @@ class _Rank:
             self._records.write("message", step=0, epoch=0, level="info", text=note)
 
     def _advance(self, task: Task, share: float) -> None:
-        done = round(self._shares.advance(share * task.size))
-        self._records.progress("predicting", done, self._total, step=0, epoch=0)
+        done = self._shares.advance(share * task.size) / max(1, self._total)
+        self._records.progress("predicting", round(100 * done), 100, step=0, epoch=0)
         if self._stop():
             raise Stopped
 

@@ -59,6 +59,7 @@ class RunConsole(Sink):
         self._best = ""
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._work = ("", 0, 0.0)  # what is shown as progress, how far it was when it was first heard of, and when
 
     def show_config(self, config: Mapping[str, Any]) -> None:
         """Show the composed configuration as a tree."""
@@ -142,8 +143,14 @@ class RunConsole(Sink):
         self._bar("run", at, step, steps or None, f"left [b]{left}[/]  since {self._elapsed()}{self._best}")
 
     def on_progress(self, row: ProgressRow) -> None:
-        """Show how far a validation or an evaluation is."""
-        self._bar("progress", row["text"], row["done"], row["total"])
+        """Show how far a validation, an evaluation or a prediction is, and how long it will still take."""
+        text, done, now = row["text"], row["done"], time.monotonic()
+        if text != self._work[0] or done <= self._work[1]:
+            self._work = text, done, now
+        _, before, began = self._work
+        left = (now - began) * (row["total"] - done) / max(1, done - before)
+        facts = f"{terminal.duration(left)} left" if before < done < row["total"] else ""
+        self._bar("progress", text, done, row["total"], facts)
 
     def on_message(self, row: MessageRow) -> None:
         """Show a message of a rank."""
@@ -197,7 +204,7 @@ class RunConsole(Sink):
         """Show or move one line of the live display; as plain lines only the waits, now and then."""
         if not self.live:
             if key not in ("epoch", "run"):
-                count = f" {done}/{total}" if key == "progress" and total else ""
+                count = f" {done}/{total}{', ' * bool(facts)}{facts}" if key == "progress" and total else ""
                 self._seldom(key, text + count, key == "wait" and done is not None and done == total)
             return
         if self._progress is None:

@@ -106,15 +106,16 @@ def test_plain_waits_are_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> N
         console.waiting(float(second + 3))
     for done in (3, 60, 120):
         console.compiling("operators", done, 120, 120.0 - done)
-    for done in (1, 2):
-        console.record({"event": "progress", "text": "validating", "done": done, "total": 2})
+    for done in (1, 2, 4):
+        console.record({"event": "progress", "text": "validating", "done": done, "total": 4})
         now += 20
     preparing = "preparing Jittor: a first start compiles it, 1-3 minutes, cached for next time ... "
     assert file.getvalue().splitlines() == [
         f"{preparing}3 s",
         f"{preparing}18 s",
         "compiling operators 120/120, 0:00 left, cached for next time",
-        "validating 2/2",
+        "validating 2/4, 0:40 left",
+        "validating 4/4",
     ]
 
 
