@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pfseg.files import PART, lock, write_atomic
 
 _log = logging.getLogger(__name__)
 _SILENT_SECONDS = 1.0  # of a compilation, which may find all in the cache
+_FAILED = ("Error happend during compilation", "Run cmd failed")  # in Jittor's errors
 _LINKING = ("-l", "-L", "-Wl,", "-shared")
 
 # What most operators include. The two definitions stand at the head of each operator and change what headers declare.
@@ -42,11 +45,16 @@ _HEADER = """#include <cmath>
 #include "ops/reduce_op.h"
 """
 # Jittor calls: <interpreter> .../asm_tuner.py --cc_path=<compiler> <arguments>
+# What a killed compiler leaves is in the folder that the job removes.
 _SCRIPT = """#!/bin/sh
 compiler="${2#--cc_path=}"
 shift 2
-exec "$compiler" "$@"
+TMPDIR="${PFSEG_SCRATCH:-$TMPDIR}" exec "$compiler" "$@"
 """
+
+
+class CompilationError(PfsegError):
+    """The compiler failed: for lack of space or memory, or for a fault of an operator."""
 
 
 class _Progress:
@@ -104,6 +112,17 @@ def hasten(jittor: Any) -> None:
         return
     jittor.flags.cc_flags += f' {_DEFINITIONS} -include "{header}" '
     jittor.flags.python_path = f'/bin/sh "{script}"'
+
+
+def explained(error: BaseException) -> BaseException:
+    """An error of Jittor's for a compilation that failed, as one for users; any other as it is."""
+    if not isinstance(error, RuntimeError) or not any(text in str(error) for text in _FAILED):
+        return error
+    folders = f"{os.environ.get('JITTOR_HOME', '~')}/.cache/jittor and {tempfile.gettempdir()}"
+    return CompilationError(
+        "Jittor could not compile an operator: often the compiler was killed for lack of memory, or a disk is full; "
+        f"free some space in {folders}, or memory, and give the command again (the compiler's words are in worker.log)"
+    )
 
 
 def _prepare(name: Path, compile: list[str], text: str, jittor_path: Path) -> Path:

@@ -28,7 +28,7 @@ import numpy as np
 from pfseg import compiler, toolkit
 from pfseg.devices import rank, visible_gpus, world_size
 from pfseg.errors import JobError, PfsegError
-from pfseg.files import PART, lock, program
+from pfseg.files import PART, cannot_write, lock, program
 
 __all__ = ["jt", "rank", "world_size"]  # for type checkers, which take them for private imports otherwise
 
@@ -168,6 +168,10 @@ def _import_jittor() -> Any:
             import jittor
         except SystemExit:
             _start_again()
+        except OSError as error:
+            raise cannot_write(settle_home() / ".cache" / "jittor", error) from error
+        except RuntimeError as error:
+            raise compiler.explained(error) from None
         os.environ.pop(_AGAIN, None)
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from pfseg.errors import ConfigError, DataError
 from pfseg.launch.watchdog import die_with_parent
 from pfseg.launch.worker import main
 from pfseg.tracking.records import RecordWriter
+
+kept: list[Any] = []
 
 
 class Settings(SimpleNamespace):
@@ -132,6 +135,10 @@ def _misbehave(behave: str) -> None:
             assert holder.stdout is not None and holder.stdout.readline()
             fcntl.flock(file, fcntl.LOCK_EX)
             holder.communicate()
+    elif behave == "semaphore":
+        kept.append(multiprocessing.get_context("spawn").Lock())
+        sys.stdout.write(f"semaphore {kept[0]._semlock.name}\n")
+        sys.stdout.flush()
     elif behave == "raise":
         raise ValueError("the cat sat on the mask")
     elif behave == "user":

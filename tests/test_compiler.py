@@ -86,3 +86,20 @@ def test_lines_tell_how_far_a_compilation_is(monkeypatch: pytest.MonkeyPatch, ca
         "Compiling jittor_core(3/4) used: 3.0s eta: 1.0s\r"
         "Compiling jittor_core(4/4) used: 4.5s eta: 0.0s\n"
     )
+
+
+def test_temporary_files_of_the_compiler_are_in_the_folder_of_the_job(
+    jittor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiler.hasten(jittor)
+    jittor.flags.cc_flags += " -v"
+    assert f" -o {tmp_path}/cc" not in compile_operator(jittor, tmp_path).stderr
+    monkeypatch.setenv("PFSEG_SCRATCH", str(tmp_path))
+    assert f" -o {tmp_path}/cc" in compile_operator(jittor, tmp_path).stderr
+
+
+def test_a_compiler_that_failed_is_one_line_for_users():
+    error = RuntimeError("[f 1127] Error happend during compilation:\n[Error] source file location: ...")
+    assert str(compiler.explained(error)).startswith("Jittor could not compile an operator: often the compiler was ")
+    other = RuntimeError("shapes do not fit")
+    assert compiler.explained(other) is other

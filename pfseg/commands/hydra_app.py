@@ -30,7 +30,7 @@ from pfseg.config.stored import expand_resume
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
 from pfseg.files import cannot_write
-from pfseg.launch.lease import lease
+from pfseg.launch.lease import lease, sole_use
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
 
 Run = Callable[[Any], float | None]
@@ -70,6 +70,10 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `pfseg train --info | head`
     else:
         checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
+        for text in overrides:
+            if (given := text.removeprefix("hydra.run.dir=").strip("'\"")) != text and "$" not in given:
+                with sole_use(Path(given)):  # before Hydra writes into a run that another command works on
+                    pass
     failures: list[Exception] = []
     task = _task(command, checked, failures, args.experimental_rerun)
     prepare_hydra()

@@ -22,6 +22,7 @@ from pfseg.config.training_checks import published_address
 from pfseg.errors import PfsegError
 from pfseg.files import shown
 from pfseg.launch.driver import JobStopped, run_job
+from pfseg.launch.lease import sole_use
 from pfseg.launch.slurm import submit, write_script
 from pfseg.launch.worker import Result
 from pfseg.tracking import terminal
@@ -67,8 +68,13 @@ def drive(settings: Train | Evaluate, folder: Path) -> Result:
     """Run a job in `folder` and show its telemetry; returns its result.
 
     Raises:
-        JobError: the job failed or was stopped.
+        JobError: the job failed or was stopped, or another command works in this folder.
     """
+    with sole_use(folder):
+        return _drive(settings, folder)
+
+
+def _drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
     console = RunConsole(folder)
     console.show_config(settings.dump())
     sinks: list[Sink] = [console]

@@ -1,4 +1,4 @@
-"""Jobs of a sweep wait here for the GPUs or cores that they use, so that none lands on those of another.
+"""What a command holds for itself: its folder, and the GPUs or cores of a sweep's jobs, which wait for them here.
 
 Each GPU and core of this machine has a lock file, which the job's driver holds until it ends, however it ends. One
 waiting job at a time collects locks, in the order of asking: a job that needs several is never overtaken for ever.
@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 from pfseg.devices import JobSettings, plan_ranks, visible_gpus
-from pfseg.files import lock
+from pfseg.errors import JobError
+from pfseg.files import cannot_write, lock, shown
 
 _LOOK_SECONDS = 0.2  # between looks at what has become free
 
@@ -80,6 +81,22 @@ def hold(names: Sequence[str], count: int, tell: Callable[[str], None]) -> Itera
             collect(["turn"], 1, turn)
             held = collect(names, count, locks)
         yield [name for name in names if name in held]
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Hold a run's or a sweep's folder for this command alone; raises JobError if another one works in it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(folder / ".run", wait=False))
+        except TimeoutError:
+            raise JobError(
+                f"{shown(folder)} is in use by another command: wait for its end, or choose another folder "
+                "(config: hydra.run.dir, or hydra.sweep.dir)"
+            ) from None
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        yield
 
 
 def _share(launcher: Mapping[str, str | int | None], ranks: int, cores: int) -> int:

@@ -25,6 +25,7 @@ from pfseg.launch.watchdog import die_with_parent
 
 _TICK_SECONDS = 1.0  # between two looks at the job; what ranks leave behind may run on for so long
 _SENT = ("PFSEG_", "OMP_", "JITTOR_", "PYTHONPATH", "TTY_COMPATIBLE", "nvcc_path", "cc_path", "NCCL_")  # beginnings
+_TRACKER = "multiprocessing.resource_tracker"  # it ends after the last rank, and removes what was left in /dev/shm
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15"  # a password prompt would wait for ever
 
 
@@ -63,7 +64,7 @@ class Mpirun:
             stdin=subprocess.PIPE if nodes.several else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=env | {"PRTE_MCA_prte_local_tmpdir_base": str(scratch)},
+            env=env | {"PRTE_MCA_prte_local_tmpdir_base": str(scratch), "PFSEG_SCRATCH": str(scratch)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -122,7 +123,8 @@ class Mpirun:
         """Kill processes, by default all of mpirun's session: ranks, their loading processes, compilers."""
         for process in self._session() if processes is None else processes:
             with suppress(psutil.Error):
-                process.kill()
+                if _TRACKER not in " ".join(process.cmdline()):
+                    process.kill()
 
     def _end_leftovers(self) -> None:
         """Kill what ranks left behind when they ended: mpirun waits until nobody holds their output open."""

@@ -18,6 +18,7 @@ import psutil
 from pfseg.errors import ConfigError, JobError
 from pfseg.files import load_yaml, shown, write_atomic
 from pfseg.launch.driver import JobStopped
+from pfseg.launch.lease import sole_use
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.reporting.table import build_table, csv_text, print_table
 from pfseg.signals import handled
@@ -29,8 +30,16 @@ _COLUMNS = ("job", "overrides", "status", "best_mIoU", "best_step", "steps", "se
 
 @contextmanager
 def sweep(folder: Path) -> Iterator[None]:
-    """Run a sweep inside, and sum it up at the end; raises JobError if a job failed or the sweep was stopped."""
-    (folder / _MARK).unlink(missing_ok=True)
+    """Run a sweep inside, and sum it up at the end.
+
+    Raises JobError if a job failed, the sweep was stopped, or another command works in its folder.
+    """
+    with sole_use(folder):
+        (folder / _MARK).unlink(missing_ok=True)
+        yield from _sweep(folder)
+
+
+def _sweep(folder: Path) -> Iterator[None]:
     try:
         with handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), _stopper(folder)):
             yield

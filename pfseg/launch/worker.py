@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pfseg.compiler import explained
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
 from pfseg.files import plain, write_atomic
@@ -119,6 +120,7 @@ def _choose_devices(config: Config) -> None:
 
 
 def _report(folder: Path, rank: int, error: BaseException) -> None:
+    error = explained(error)
     report: RankError = {
         "rank": rank,
         "time": time.time(),

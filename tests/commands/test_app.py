@@ -8,12 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import TINY, command
+from runs import TINY, command, start
 
 import pfseg
 from pfseg.commands.app import commands, main
 from pfseg.config.commands import SCHEMAS
 from pfseg.config.compose import config_dir
+from pfseg.launch.lease import sole_use
 
 
 def ended(*arguments: str) -> int:
@@ -89,6 +90,23 @@ def test_ctrl_c_is_as_before_when_a_command_has_ended(capsys: pytest.CaptureFixt
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("library", ["pydantic_core", "libopenblas"])
+def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(library: str, tmp_path: Path):
+    process = start("train.py", *TINY, f"hydra.run.dir={tmp_path / 'run'}")
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None, f"it doesn't import {library}"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "") and process.returncode == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_in_use_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with sole_use(tmp_path):
+        assert command("train", *TINY, f"hydra.run.dir={tmp_path}") == 1
+    assert f"error: {tmp_path} is in use by another command: wait for its end, or" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
 
 
 def test_a_rank_of_mpirun_does_not_start_another_job(

@@ -179,6 +179,7 @@ def test_schemas_name_what_the_constructors_take():
         ),
         (["pruner={_target_:optuna.pruners.Nix}"], "pruner._target_=optuna.pruners.Nix: no such class; write it as"),
         (["optimizer.lr"], "cannot read `optimizer.lr`"),
+        ([f"trainer.{'e' * 300}=1"], "unknown key `trainer.e{32}...` of 308 characters"),
         (
             ["optimizer.lr=1,2"],
             "`optimizer.lr=1,2` has several values: add -m .--multirun. to run them all, or put",

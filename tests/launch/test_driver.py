@@ -357,3 +357,21 @@ def test_a_killed_mpirun_leaves_no_orphans(tmp_path: Path) -> None:
         run(tmp_path, ranks=2, steps=600, seconds=0.1)
     thread.join()
     wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 5)
+
+
+@pytest.mark.parametrize("victim", [0, 2, 4], ids=["another rank", "its rank", "mpirun"])
+def test_a_kill_leaves_no_semaphore_in_shared_memory(victim: int, tmp_path: Path) -> None:
+    names: list[str] = []
+
+    def kill() -> None:
+        started = pids(tmp_path, 2)
+        wait_until(lambda: "semaphore /" in (tmp_path / "worker.log").read_text())
+        names.extend(re.findall(r"semaphore /(\S+)", (tmp_path / "worker.log").read_text()))
+        os.kill(started[victim], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(JobError, match="exit code 137"):
+        run(tmp_path, ranks=2, behave="semaphore", steps=600, seconds=0.1)
+    thread.join()
+    wait_until(lambda: not Path("/dev/shm", f"sem.{names[0]}").exists())

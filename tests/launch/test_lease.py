@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from stand_in import settings
 
-from pfseg.launch.lease import _share, hold, lease
+from pfseg.errors import JobError, WriteError
+from pfseg.launch.lease import _share, hold, lease, sole_use
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +83,12 @@ def test_cores_of_a_job_of_two_ranks(launcher: dict[str, Any], threads: str | No
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     assert _share(launcher, ranks=2, cores=8) == share
+
+
+def test_a_folder_is_used_by_one_command_at_a_time(tmp_path: Path):
+    with sole_use(tmp_path), pytest.raises(JobError, match=r"is in use by another command: wait for its end"):
+        sole_use(tmp_path).__enter__()
+    with sole_use(tmp_path):  # free again
+        pass
+    with pytest.raises(WriteError, match=r"can't be written \(Not a directory\)"):
+        sole_use(Path(os.devnull, "run")).__enter__()

@@ -35,6 +35,12 @@ class Layout:
     folders: dict[str, str]  # of each split, with both
     lists: dict[str, str]  # of the images, for the splits that the data set reads by a list
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no index names, such as folders elsewhere."""
+        for text in (self.images, self.masks, self.mask_suffix, *self.folders.values(), *self.lists.values()):
+            if not isinstance(text, str) or text.startswith("/") or ".." in text.split("/"):
+                raise ValueError(f"{text!r} is no name in its folder")
+
     def files(self, split: str, name: str, has_mask: bool) -> list[str]:
         """Paths below the output folder of one patch: its image and, with `has_mask`, its mask."""
         folder, stem = self.folders[split], PurePosixPath(name).stem
