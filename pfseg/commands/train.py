@@ -74,7 +74,7 @@ def drive(settings: Train | Evaluate, folder: Path) -> Result:
         return _drive(settings, folder)
 
 
-def _drive(settings: Train | Evaluate, folder: Path) -> dict[str, Any]:
+def _drive(settings: Train | Evaluate, folder: Path) -> Result:
     console = RunConsole(folder)
     console.show_config(settings.dump())
     sinks: list[Sink] = [console]

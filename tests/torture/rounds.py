@@ -89,7 +89,7 @@ def disk(folder: Path, *options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 def enlarge(folder: Path) -> None:
