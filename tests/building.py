@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pfseg.build import build_model, instantiate
+from pfseg.build import build_model
 from pfseg.config.check import checked
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train
+from pfseg.config.targets import instantiate
 from pfseg.losses import ImageWeightedCrossEntropy, PFNetLoss, RelaxedBoundaryLoss
 from pfseg.models.pfnet import PFNet
 

@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up; a room imports those below it
     ("models", "losses"),
     ("inference",),
     ("engine", "export", "prediction"),
+    ("build_data",),
     ("build",),
     ("jobs", "__init__"),
     ("commands",),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from pfseg.build import Trained, build_dataset, build_evaluator, follow_record, restore_model
+from pfseg.build import Trained, build_evaluator, restore_model
+from pfseg.build_data import build_dataset, follow_record
 from pfseg.config.commands import Export
 from pfseg.config.schema import Train
 from pfseg.config.stored import training_settings

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from pfseg import __version__
-from pfseg.build import display_positions, find_scenes, share_stretch
+from pfseg.build_data import display_positions, find_scenes, share_stretch
 from pfseg.config.commands import PrepareJob
 from pfseg.config.compose import compose, spell
 from pfseg.config.data_settings import FolderData

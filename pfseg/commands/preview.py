@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfseg.build import build_dataset, build_loader, display_positions, measure_colours, share_stretch
+from pfseg.build_data import build_dataset, build_loader, display_positions, measure_colours, share_stretch
 from pfseg.config.commands import Preview
 from pfseg.data.census import Census
 from pfseg.data.display import displayed

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.build import Trained, build_dataset, build_evaluator, follow_record, restore_network
+from pfseg.build import Trained, build_evaluator, restore_network
+from pfseg.build_data import build_dataset, follow_record
 from pfseg.config.schema import Evaluate, Train
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, SegmentationDataset
@@ -25,6 +26,7 @@ from pfseg.engine.evaluator import BlendingEvaluator, Evaluator, SceneEvaluator
 from pfseg.engine.ranks import on_every_rank, sum_ranks
 from pfseg.engine.scoring import Evaluation, ImageScores, Panel
 from pfseg.files import plain, shown, write_atomic
+from pfseg.launch.worker import Result
 from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
@@ -38,7 +40,7 @@ CLASS_COLUMNS = ("IoU", "precision", "recall", "F1")
 _EXTREMES = ("worst", "best")  # of `ImageScores`
 
 
-def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> Result:
     """Score a checkpoint in this rank; returns what becomes `result.json`."""
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pfseg.config.commands import Predict
 from pfseg.data.reader import Image
@@ -15,6 +14,7 @@ from pfseg.devices import rank, world_size
 from pfseg.errors import ConfigError, DataError, PfsegError, unforeseen
 from pfseg.inference.blending import window_rows
 from pfseg.jobs.predictor import Predictor, load_predictor
+from pfseg.launch.worker import Result
 from pfseg.prediction.folder import Task, find_images, plan
 from pfseg.prediction.maps import Maps
 from pfseg.prediction.rows import Rows, predict_resized, predict_rows
@@ -30,7 +30,7 @@ class Stopped(Exception):
     """The prediction was told to stop."""
 
 
-def run(settings: Predict, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+def run(settings: Predict, folder: Path, stop: Callable[[], bool]) -> Result:
     """Predict the images that no other rank predicts, and strips of large ones; `folder` is that of `Shares`.
 
     Raises:

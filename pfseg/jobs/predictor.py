@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfseg.build import Trained, display_positions, restore_network
+from pfseg.build import Trained, restore_network
+from pfseg.build_data import display_positions
 from pfseg.config.commands import Predict
 from pfseg.config.data_settings import Dataset
 from pfseg.config.schema import Train

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pfseg import __version__, build
+from pfseg import __version__, build, build_data
 from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
 from pfseg.config.targets import instantiate
@@ -23,12 +22,13 @@ from pfseg.engine.ranks import on_every_rank
 from pfseg.engine.schedule import make_schedule
 from pfseg.engine.trainer import Hook, Trainer, total_steps
 from pfseg.files import write_atomic
+from pfseg.launch.worker import Result
 from pfseg.ops import kernels
 from pfseg.runtime import jt, memory_advice, rank, seed_everything, world_size
 from pfseg.tracking.records import RecordWriter
 
 
-def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> Result:
     """Train in this rank; returns what becomes `result.json`."""
     seed_everything(settings.seed)
     kernels.set_precision(settings.precision)
@@ -40,19 +40,22 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         if records:
             records.progress("measuring images", done, total, step=0, epoch=0)
 
-    build.share_stretch(data, show)
-    train_set, val_set = build.build_dataset(data, "train"), build.build_dataset(data, "val")
+    def say(text: str) -> None:
+        if records:
+            records.write("message", step=0, epoch=0, level="info", text=text)
+
+    build_data.share_stretch(data, show)
+    train_set, val_set = build_data.build_dataset(data, "train"), build_data.build_dataset(data, "val")
     if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
         train_set.warnings.append(overlap)
-    build.measure_colours(data, train_set, show)
-    build.settle_class_weights(settings.loss, data, train_set, show)
-    assert data.mean is not None
-    model = build.build_model(settings.model, train_set.num_classes, len(data.mean))
+    build_data.measure_colours(data, train_set, show)
+    build_data.settle_class_weights(settings.loss, data, train_set, show)
+    model = build.build_model(settings.model, train_set.num_classes, data.num_bands)
     if world_size() > 1:
         model.mpi_param_broadcast()
     optimizer = build_optimizer(settings.optimizer, model)
-    loader = build.build_loader(
-        settings, train_set, rank=rank(), world_size=world_size(), workers=build.loader_workers(settings)
+    loader = build_data.build_loader(
+        settings, train_set, rank=rank(), world_size=world_size(), workers=build_data.loader_workers(settings)
     )
     evaluator = build.build_evaluator(settings, val_set, model)
     steps_per_epoch = loader.batches_per_epoch // trainer_settings.accumulate
@@ -64,7 +67,7 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         total_steps=total_steps(trainer_settings, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
     )
-    given = build.input_record(data, train_set)
+    given = build_data.input_record(data, train_set)
     if rank() == 0:
         write_atomic(folder / "input.json", json.dumps(given, indent=1))
     finders: list[Hook] = [RangeTest()] if settings.schedule.name == "range_test" else []
@@ -88,11 +91,9 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         if records:
             records.drop_after(trainer.state.step)
     else:
-        report = build.load_initial(model, settings.model)
-        if records:
-            records.write("message", step=0, epoch=0, level="info", text=report)
+        say(build.load_initial(model, settings.model))
     if records:
-        cost = count(model, (1, len(data.mean), *data.crop_size))[1]
+        cost = count(model, (1, data.num_bands, *data.crop_size))[1]
         records.write(
             "start",
             step=trainer.state.step,
@@ -112,12 +113,10 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         )
         if not settings.resume:
             _tell_masks(records, count_masks(train_set, Path(data.root) if data.root else None, "train"))
-        if isinstance(train_set, SceneDataset):
-            records.write("message", step=0, epoch=0, level="info", text=train_set.describe())
+    if isinstance(train_set, SceneDataset):
+        say(train_set.describe())
     if world_size() > 1 and jt.flags.use_cuda:
-        text = f"gradients are averaged by {nccl.way().text}"
-        if records:
-            records.write("message", step=0, epoch=0, level="info", text=text)
+        say(f"gradients are averaged by {nccl.way().text}")
     try:
         with memory_advice("lower batch_size (with trainer.accumulate for the same updates) or dataset.crop_size"):
             return trainer.run()

@@ -140,7 +140,10 @@ class SegmentationNetwork(jt.nn.Module):
         num_classes: K.
         min_size: smallest side of the input in pixels.
         output_stride: stride of the backbone's coarsest map; sides of batches are multiples of it.
+        in_channels: bands of the images, which whoever builds the network sets.
     """
+
+    in_channels = 3
 
     def __init__(self, backbone: Backbone, head: Head, num_classes: int) -> None:
         super().__init__()

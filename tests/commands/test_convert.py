@@ -20,7 +20,8 @@ from runs import ROOT, command, rows, run_worker, stored
 from safetensors.numpy import save_file
 from weight_files import add_names, jittor_file, tensor, torch_stream, torch_zip
 
-from pfseg.build import build_dataset, build_model
+from pfseg.build import build_model
+from pfseg.build_data import build_dataset
 from pfseg.config.check import check, checked
 from pfseg.config.compose import compose
 from pfseg.config.schema import Train

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data.fakes import write
 
-from pfseg.build import build_dataset
+from pfseg.build_data import build_dataset
 from pfseg.commands.prepare import run
 from pfseg.config.check import checked
 from pfseg.config.commands import PrepareJob

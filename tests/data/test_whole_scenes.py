@@ -12,7 +12,7 @@ import pytest
 from data.building import augmentation, scene_dataset, train_loader
 from data.fakes import COLORS, write
 
-from pfseg.build import build_dataset
+from pfseg.build_data import build_dataset
 from pfseg.config.check import checked
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import FolderData

@@ -13,7 +13,7 @@ from data.fakes import COLORS, tif, write
 from data.published import labels, pixels, prepared
 from numpy_networks import evaluation_settings
 
-from pfseg.build import build_dataset
+from pfseg.build_data import build_dataset
 from pfseg.config.data_settings import FolderData
 from pfseg.data.base import SegmentationDataset
 from pfseg.data.preparation.places import Place, scene_order, scene_places

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from building import settings
 
-from pfseg.build import build_dataset, settle_class_weights
+from pfseg.build_data import build_dataset, settle_class_weights
 from pfseg.data.base import parse_classes
 from pfseg.data.census import Census
 

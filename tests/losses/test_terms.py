@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from building import build_loss, settings
 
-from pfseg.build import instantiate
+from pfseg.config.targets import instantiate
 from pfseg.losses import FocalLoss, LovaszLoss, OhemCrossEntropy, TverskyLoss
 from pfseg.losses.cross_entropy import SoftCrossEntropy
 from pfseg.models.network import Points, SegOutput

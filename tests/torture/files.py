@@ -29,7 +29,7 @@ import rasterio.errors
 import yaml
 from weight_files import add_names, jittor_file, tensor, torch_stream, torch_zip
 
-from pfseg.build import build_dataset
+from pfseg.build_data import build_dataset
 from pfseg.commands import convert, report, reproduce
 from pfseg.config.check import check
 from pfseg.config.compose import compose

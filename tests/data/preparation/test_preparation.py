@@ -27,7 +27,7 @@ from data.published import (
     tree,
 )
 
-from pfseg.build import build_dataset, follow_record, input_record
+from pfseg.build_data import build_dataset, follow_record, input_record
 from pfseg.config.check import check, checked
 from pfseg.config.compose import compose
 from pfseg.config.data_settings import FolderData
