@@ -145,8 +145,8 @@ def test_it_holds_all_that_runs_and_nothing_else(installed: Installation):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"pfseg", "hydra_plugins"}
 
 
-def test_without_its_dependencies_it_still_says_what_it_can_do(installed: Installation, tmp_path: Path):
-    told = subprocess.run([installed.script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+def test_it_says_what_it_can_do(place: Place):
+    told = place.pfseg("--help")
     assert "train" in told and "evaluate" in told and "predict" in told
 
 

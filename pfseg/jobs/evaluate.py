@@ -31,7 +31,7 @@ from pfseg.metrics.confusion import scores
 from pfseg.reporting.evaluation import to_html
 from pfseg.reporting.table import csv_text
 from pfseg.tracking.panels import save_confusion, save_panels, save_reliability
-from pfseg.tracking.records import MapFiles, RecordWriter
+from pfseg.tracking.records import RecordWriter
 from pfseg.tracking.samples import save_maps
 from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import load_meta
@@ -41,7 +41,7 @@ _EXTREMES = ("worst", "best")  # of `ImageScores`
 
 
 def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> Result:
-    """Score a checkpoint in this rank; returns what becomes `result.json`."""
+    """Score a checkpoint in this rank; returns what becomes `result.json`, which rank 0 alone knows."""
     assert isinstance(settings.checkpoint, str)  # the command scores several one by one
     checkpoint = on_every_rank(Path(settings.checkpoint))
     if checkpoint.suffix != ".onnx":
@@ -54,58 +54,67 @@ def run(settings: Evaluate, folder: Path, stop: Callable[[], bool]) -> Result:
     if trained.size:
         stored.dataset.eval_size = trained.size, trained.size
     evaluator = _build(settings, stored, dataset, trained)
-    names = [info.name for info in dataset.classes]
-    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
     step, epoch = trained.meta.get("progress", {}).get("step", 0), trained.meta.get("epoch", 0)
-
-    def write(event: str, **fields: Any) -> None:
-        if records:
-            records.write(event, step=step, epoch=epoch, **fields)
+    records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
+    write = partial(records.write, step=step, epoch=epoch) if records else None
 
     def show(done: int, total: int) -> None:
         if records:
             records.progress("evaluating", done, total, step=step, epoch=epoch)
 
-    counts = {"images_train": 0, "images_val": len(dataset)}
-    write("start", steps=0, ranks=world_size(), device=trained.device, classes=names, **counts)
+    if write:
+        names, counts = [info.name for info in dataset.classes], {"images_train": 0, "images_val": len(dataset)}
+        write("start", steps=0, ranks=world_size(), device=trained.device, classes=names, **counts)
     try:
         found = evaluator.run(trained.network, show)
-        for warning in evaluator.loader.pop_warnings():
-            write("message", level="warning", text=warning)
+        warnings = evaluator.loader.pop_warnings()
     finally:
         evaluator.loader.close()
     parts = {"images": found.details, "scenes": found.scenes.details if found.scenes else None}
     _gather(parts | {"calibration": evaluator if isinstance(evaluator, CalibratingEvaluator) else None}, folder)
-    result = _scores(found, names, settings.exclude)
-    scenes = _scores(found.scenes, names, settings.exclude) if found.scenes else {}
-    samples: list[MapFiles] = []
-    if rank() == 0:
-        used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
-        used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
-        pictures = _pictures(found, evaluator)
-        results = {"checkpoint": settings.checkpoint, "step": step, **used}
-        results |= _write_files(folder, found, result, dataset.classes, pictures)
-        if isinstance(evaluator, CalibratingEvaluator):
-            calibrated = calibrate(evaluator.kept)
-            results["calibration"] = calibrated.dump()
-            save_reliability(folder / "reliability.png", calibrated.before, calibrated.after)
-            kept = save_calibration(checkpoint, {"split": settings.split, **results["calibration"]})
-            write("message", level="info", text=_calibration_text(calibrated, kept))
-        if found.scenes:
-            shown_scenes = _pictures(found.scenes, evaluator)
-            results["scenes"] = _write_files(folder / "scenes", found.scenes, scenes, dataset.classes, shown_scenes)
-        results = plain(results)
-        write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-        write_atomic(folder / "results.html", to_html(folder, results, dataset.classes))
-        extremes = [each._replace(name=f"{kind}: {each.name}") for kind in _EXTREMES for each in pictures[kind]]
-        samples = save_maps(folder, step, extremes, [None] * len(extremes)) if extremes else []
+    if not write:
+        return {"status": "done"}
+    for warning in warnings:
+        write("message", level="warning", text=warning)
+    used = {key: getattr(settings, key) for key in ("split", "score", "overlap", "scales", "flips", "exclude")}
+    used |= {"eval_size": stored.dataset.eval_size or "whole", "contrast": stored.dataset.eval_contrast or "own"}
+    results = {"checkpoint": settings.checkpoint, "step": step, **used}
+    if isinstance(evaluator, CalibratingEvaluator):
+        calibrated = calibrate(evaluator.kept)
+        results["calibration"] = calibrated.dump()
+        save_reliability(folder / "reliability.png", calibrated.before, calibrated.after)
+        kept = save_calibration(checkpoint, {"split": settings.split, **results["calibration"]})
+        write("message", level="info", text=_calibration_text(calibrated, kept))
+    return _conclude(folder, found, evaluator, dataset.classes, results, write)
+
+
+def _conclude(
+    folder: Path,
+    found: Evaluation,
+    evaluator: Evaluator,
+    classes: Sequence[ClassInfo],
+    results: dict[str, Any],
+    write: Callable[..., None],
+) -> Result:
+    """Write files and records of the scores; `results` is what `results.json` says of the evaluation itself."""
+    exclude, pictures = results["exclude"], _pictures(found, evaluator)
+    result, scenes = _scores(found, classes, exclude), {}
+    results |= _write_files(folder, found, result, classes, pictures)
+    if found.scenes:
+        scenes = _scores(found.scenes, classes, exclude)
+        shown_scenes = _pictures(found.scenes, evaluator)
+        results["scenes"] = _write_files(folder / "scenes", found.scenes, scenes, classes, shown_scenes)
+    results = plain(results)
+    write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    write_atomic(folder / "results.html", to_html(folder, results, classes))
+    extremes = [panel._replace(name=f"{kind}: {panel.name}") for kind in _EXTREMES for panel in pictures[kind]]
     write(
         "val",
         **{f"val/{key}": value for key, value in result.items()},
         **{f"val/scenes_{key}": value for key, value in scenes.items() if "/" not in key},
-        exclude=settings.exclude,
+        exclude=exclude,
         panels="samples.png" if found.panels else None,
-        samples=samples,
+        samples=save_maps(folder, results["step"], extremes, [None] * len(extremes)) if extremes else [],
         best=False,
     )
     write("confusion", confusion=found.confusion.tolist())
@@ -182,7 +191,8 @@ def _gather(parts: Mapping[str, ImageScores | CalibratingEvaluator | None], fold
                 path.unlink()
 
 
-def _scores(found: Evaluation, names: Sequence[str], exclude: Sequence[str]) -> dict[str, float]:
+def _scores(found: Evaluation, classes: Sequence[ClassInfo], exclude: Sequence[str]) -> dict[str, float]:
+    names = [info.name for info in classes]
     boundary = found.boundary.scores(names, exclude) if found.boundary else {}
     return scores(found.confusion, names, exclude) | boundary
 

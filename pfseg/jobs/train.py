@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pfseg import __version__, build, build_data
+from pfseg import __version__, build_data
+from pfseg.build import build_evaluator, build_model, load_initial
 from pfseg.config.schema import Train
 from pfseg.config.stored import check_fits, training_settings
 from pfseg.config.targets import instantiate
-from pfseg.data.base import find_overlap
-from pfseg.data.census import Census, count_masks
+from pfseg.data.base import SegmentationDataset, find_overlap
+from pfseg.data.census import count_masks
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine import nccl
 from pfseg.engine.cost import count
@@ -33,50 +34,27 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> Result:
     seed_everything(settings.seed)
     kernels.set_precision(settings.precision)
     kernels.set_deterministic(settings.trainer.deterministic)
-    data, trainer_settings = settings.dataset, settings.trainer
     records = RecordWriter(folder / "metrics.jsonl") if rank() == 0 else None
-
-    def show(done: int, total: int) -> None:
-        if records:
-            records.progress("measuring images", done, total, step=0, epoch=0)
-
-    def say(text: str) -> None:
-        if records:
-            records.write("message", step=0, epoch=0, level="info", text=text)
-
-    build_data.share_stretch(data, show)
-    train_set, val_set = build_data.build_dataset(data, "train"), build_data.build_dataset(data, "val")
-    if rank() == 0 and (overlap := find_overlap(train_set, val_set)):
-        train_set.warnings.append(overlap)
-    build_data.measure_colours(data, train_set, show)
-    build_data.settle_class_weights(settings.loss, data, train_set, show)
-    model = build.build_model(settings.model, train_set.num_classes, data.num_bands)
+    train_set, val_set = _data_sets(settings, records)
+    model = build_model(settings.model, train_set.num_classes, settings.dataset.num_bands)
     if world_size() > 1:
         model.mpi_param_broadcast()
-    optimizer = build_optimizer(settings.optimizer, model)
-    loader = build_data.build_loader(
-        settings, train_set, rank=rank(), world_size=world_size(), workers=build_data.loader_workers(settings)
-    )
-    evaluator = build.build_evaluator(settings, val_set, model)
-    steps_per_epoch = loader.batches_per_epoch // trainer_settings.accumulate
-    global_batch = settings.batch_size * trainer_settings.accumulate * world_size()
-    base_lr = scale_lr(settings.optimizer, global_batch)
-    lr = make_schedule(
-        settings.schedule,
-        base_lr=base_lr,
-        total_steps=total_steps(trainer_settings, steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
-    )
-    given = build_data.input_record(data, train_set)
-    if rank() == 0:
+    workers = build_data.loader_workers(settings)
+    loader = build_data.build_loader(settings, train_set, rank=rank(), world_size=world_size(), workers=workers)
+    evaluator = build_evaluator(settings, val_set, model)
+    steps_per_epoch = loader.batches_per_epoch // settings.trainer.accumulate
+    base_lr = scale_lr(settings.optimizer, _global_batch(settings))
+    total = total_steps(settings.trainer, steps_per_epoch)
+    given = build_data.input_record(settings.dataset, train_set)
+    if records:
         write_atomic(folder / "input.json", json.dumps(given, indent=1))
     finders: list[Hook] = [RangeTest()] if settings.schedule.name == "range_test" else []
     trainer = Trainer(
-        settings=trainer_settings,
+        settings=settings.trainer,
         model=model,
         loss=instantiate(settings.loss),
-        optimizer=optimizer,
-        lr=lr,
+        optimizer=build_optimizer(settings.optimizer, model),
+        lr=make_schedule(settings.schedule, base_lr=base_lr, total_steps=total, steps_per_epoch=steps_per_epoch),
         loader=loader,
         hooks=standard_hooks(evaluator, train_set.classes, stop) + finders,
         folder=folder,
@@ -91,32 +69,13 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> Result:
         if records:
             records.drop_after(trainer.state.step)
     else:
-        say(build.load_initial(model, settings.model))
+        _say(records, load_initial(model, settings.model))
     if records:
-        cost = count(model, (1, data.num_bands, *data.crop_size))[1]
-        records.write(
-            "start",
-            step=trainer.state.step,
-            epoch=trainer.epoch,
-            steps=trainer.total_steps,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=settings.batch_size,
-            global_batch=global_batch,
-            base_lr=base_lr,
-            ranks=world_size(),
-            device="cuda" if jt.flags.use_cuda else "cpu",
-            classes=[c.name for c in train_set.classes],
-            images_train=len(train_set),
-            images_val=len(val_set),
-            parameters=cost.parameters,
-            macs=cost.macs,
-        )
-        if not settings.resume:
-            _tell_masks(records, count_masks(train_set, Path(data.root) if data.root else None, "train"))
+        _announce(records, settings, trainer, train_set, len(val_set), base_lr)
     if isinstance(train_set, SceneDataset):
-        say(train_set.describe())
+        _say(records, train_set.describe())
     if world_size() > 1 and jt.flags.use_cuda:
-        say(f"gradients are averaged by {nccl.way().text}")
+        _say(records, f"gradients are averaged by {nccl.way().text}")
     try:
         with memory_advice("lower batch_size (with trainer.accumulate for the same updates) or dataset.crop_size"):
             return trainer.run()
@@ -125,10 +84,66 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> Result:
         evaluator.loader.close()
 
 
-def _tell_masks(records: RecordWriter, census: Census) -> None:
+def _say(records: RecordWriter | None, text: str, level: str = "info") -> None:
+    if records:
+        records.write("message", step=0, epoch=0, level=level, text=text)
+
+
+def _global_batch(settings: Train) -> int:
+    return settings.batch_size * settings.trainer.accumulate * world_size()
+
+
+def _data_sets(settings: Train, records: RecordWriter | None) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The splits to train and to validate on; what is measured on the first is filled in."""
+
+    def show(done: int, total: int) -> None:
+        if records:
+            records.progress("measuring images", done, total, step=0, epoch=0)
+
+    data = settings.dataset
+    build_data.share_stretch(data, show)
+    train_set, val_set = build_data.build_dataset(data, "train"), build_data.build_dataset(data, "val")
+    if records and (overlap := find_overlap(train_set, val_set)):
+        train_set.warnings.append(overlap)
+    build_data.measure_colours(data, train_set, show)
+    build_data.settle_class_weights(settings.loss, data, train_set, show)
+    return train_set, val_set
+
+
+def _announce(
+    records: RecordWriter,
+    settings: Train,
+    trainer: Trainer,
+    train_set: SegmentationDataset,
+    images_val: int,
+    base_lr: float,
+) -> None:
+    """Write what the run begins with, and what its masks hold."""
+    data = settings.dataset
+    cost = count(trainer.model, (1, data.num_bands, *data.crop_size))[1]
+    records.write(
+        "start",
+        step=trainer.state.step,
+        epoch=trainer.epoch,
+        steps=trainer.total_steps,
+        steps_per_epoch=trainer.steps_per_epoch,
+        batch_size=settings.batch_size,
+        global_batch=_global_batch(settings),
+        base_lr=base_lr,
+        ranks=world_size(),
+        device="cuda" if jt.flags.use_cuda else "cpu",
+        classes=[info.name for info in train_set.classes],
+        images_train=len(train_set),
+        images_val=images_val,
+        parameters=cost.parameters,
+        macs=cost.macs,
+    )
+    if settings.resume:
+        return
+    census = count_masks(train_set, Path(data.root) if data.root else None, "train")
     pixels, images, ignored = census.shares()
     table = [{"name": info.name, "color": list(info.color)} for info in census.classes]
     shares = {"pixels": pixels.tolist(), "images": images.tolist(), "ignored": ignored}
     records.write("masks", step=0, epoch=0, classes=table, masks=census.masks, **shares)
     for text in census.warnings():
-        records.write("message", step=0, epoch=0, level="warning", text=text)
+        _say(records, text, "warning")
