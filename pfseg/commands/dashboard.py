@@ -61,6 +61,6 @@ def _save(runs: Sequence[Run], entity: str, project: str) -> str:
         return str(workspace.save_as_new_view().url)
     except Exception as error:  # W&B raises those of several HTTP packages
         raise JobError(
-            f"W&B took no workspace for {entity or 'the default entity'}/{project} ({error}); check entity and "
+            f"W&B rejected the workspace for {entity or 'the default entity'}/{project} ({error}); check entity and "
             "project: the project must exist, its runs uploaded (`wandb sync`)"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -30,6 +30,9 @@ from pfseg.weights.sources import push
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from pfseg.inference.onnx_network import OnnxNetwork
+    from pfseg.models.network import SegmentationNetwork
 
 _SAME = 0.999  # least share of the pixels that have to get the same class
 _CALIBRATED = 32  # images whose values int8 has to hold, at most
@@ -85,7 +88,7 @@ def run(settings: Export) -> None:
     terminal.line(console, f"map with it: pfseg predict checkpoint={shown(file)} input=<images> output=<folder>")
 
 
-def _export(settings: Export, source: _Source, model: Any) -> tuple[ModelProto, dict[str, str]]:
+def _export(settings: Export, source: _Source, model: SegmentationNetwork) -> tuple[ModelProto, dict[str, str]]:
     """The network as ONNX, checked against itself in Jittor; and what to tell the user."""
     from pfseg.export.comparison import compare
     from pfseg.export.model import to_onnx
@@ -100,7 +103,7 @@ def _export(settings: Export, source: _Source, model: Any) -> tuple[ModelProto, 
         checkpoint, meta, classes, mean=mean, std=std, size=size, overlap=settings.overlap, resolution=resolution
     )
     made = to_onnx(model, size=size, mean=mean, std=std, dynamic_batch=settings.dynamic_batch, metadata=entries)
-    agreement = compare(expected, _logits(made, batch))
+    agreement = compare(expected, _loaded(made)(batch))
     if agreement.same < _SAME:
         raise CheckpointError(
             f"{checkpoint}: ONNX Runtime and Jittor agree on {100 * agreement.same:.2f} % of the pixels of a random "
@@ -130,13 +133,14 @@ def _resolution(stored: Train) -> float | None:
         return None
 
 
-def _logits(model: ModelProto, batch: np.ndarray) -> np.ndarray:
+def _loaded(model: ModelProto) -> OnnxNetwork:
+    """The network in ONNX Runtime, which keeps no file open."""
     from pfseg.inference.onnx_network import OnnxNetwork
 
     with tempfile.TemporaryDirectory(prefix="pfseg-") as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(model.SerializeToString())
-        return OnnxNetwork(path)(batch)
+        return OnnxNetwork(path)
 
 
 def _smaller(settings: Export, source: _Source, model: ModelProto) -> ModelProto:
@@ -156,17 +160,13 @@ def _smaller(settings: Export, source: _Source, model: ModelProto) -> ModelProto
 
 def _loss(settings: Export, source: _Source, models: Mapping[str, ModelProto], console: Console) -> str:
     """The mIoU of each model on the labelled images, in words."""
-    from pfseg.inference.onnx_network import OnnxNetwork
-
     stored = source.stored.model_copy(deep=True)
     follow_record(stored.dataset, source.meta.get("input"), settings.dataset.changes())
     dataset = build_dataset(stored.dataset, settings.split)
     found = {}
     for name, model in models.items():
-        with tempfile.TemporaryDirectory(prefix="pfseg-") as folder, ConsoleProgress(console, f"scoring {name}") as bar:
-            path = Path(folder, "model.onnx")
-            path.write_bytes(model.SerializeToString())
-            network = OnnxNetwork(path)
+        network = _loaded(model)
+        with ConsoleProgress(console, f"scoring {name}") as bar:
             stored.dataset.eval_size = network.size, network.size
             trained = Trained(network, network.device, 1, network.size, network.size, source.meta)
             evaluator = build_evaluator(stored, dataset, trained)

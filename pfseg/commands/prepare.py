@@ -49,7 +49,7 @@ def run(settings: PrepareJob) -> None:
     source, target = src.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ConfigError(
-            f"out={out} and src={src} lie in each other: give a folder beside src, so that they don't mix"
+            f"one of out={out} and src={src} contains the other: give a folder beside src, so that files don't mix"
         )
     scenes = _find_scenes(data)
     with ConsoleProgress(console, "measuring images") as progress:

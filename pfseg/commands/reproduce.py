@@ -79,8 +79,8 @@ def run(settings: Reproduce) -> None:
         git = stored.environment.get("git")
         remedy = f"check out the revision with `git checkout {git['revision']}`, or " if git else ""
         raise ConfigError(
-            f"not as when {shown(stored.folder)} ran: {', '.join(different)}, so the result may differ too; "
-            f"{remedy}start it all the same with force=true"
+            f"changed since {shown(stored.folder)} ran: {', '.join(different)}, so the result may differ too; "
+            f"{remedy}start it anyway with force=true"
         )
     sys.stdout.flush()
     if code := subprocess.run(command, check=False).returncode:

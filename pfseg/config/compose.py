@@ -58,7 +58,7 @@ def working_config_dir() -> Path | None:
     groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir())
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name not in groups and (hint := nearest(path.name, groups)):
-            raise ConfigError(f"{path} is no group of settings: {hint}groups: {', '.join(groups)}")
+            raise ConfigError(f"{path} is not a group of settings: {hint}groups: {', '.join(groups)}")
     return folder
 
 
@@ -246,7 +246,7 @@ def _explain(
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         _check_files(loader)
     if isinstance(error, RecursionError):
-        return ConfigError("YAML files name each other in a circle: look at the `defaults` of your own files")
+        return ConfigError("YAML files include each other in a circle: check `defaults` in your own files")
     groups = [each.key_or_group.partition("@")[0] for each in overrides]  # asking about each takes Hydra 0.2 s
     choices = [
         each for each, name in zip(overrides, groups, strict=True) if "." not in name and loader.get_group_options(name)

@@ -51,7 +51,7 @@ _LATER_OF: dict[str, dict[str, object]] = {  # the same by `_target_`
     "pfseg.models.resnet.ResNet": {"stem": "deep", "output_stride": None, "dilation": None},
 }
 _NEEDED = {
-    ".hydra/overrides.yaml": "is no run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",
+    ".hydra/overrides.yaml": "is not a run folder (no .hydra/overrides.yaml): give outputs/<name>/<date>/<time>",
     "resolved.yaml": "has no resolved.yaml: it never started; start a new run",
     "checkpoints/last.safetensors": "has no checkpoints/last.safetensors to go on from: start a new run",
 }

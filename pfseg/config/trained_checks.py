@@ -35,7 +35,7 @@ def _find_checkpoints(settings: Evaluate | Predict) -> list[Path]:
     given = settings.checkpoint
     paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
     if not paths:
-        raise ConfigError("checkpoint=[] names none: give run folders or .safetensors files")
+        raise ConfigError("checkpoint=[] is empty: give run folders or .safetensors files")
     settings.checkpoint = str(paths[0]) if isinstance(given, str) else [str(path) for path in paths]
     return paths
 
@@ -53,7 +53,7 @@ def _check_scores(settings: Evaluate, stored: Mapping[Path, Train]) -> None:
     if unknown := [name for name in settings.exclude if name not in names]:
         raise ConfigError(f"exclude: unknown class {unknown[0]!r}; the classes are {', '.join(names)}")
     if not set(names) - set(settings.exclude):
-        raise ConfigError("exclude names every class, so the means have nothing left: leave one of them in")
+        raise ConfigError("exclude names every class, which leaves nothing to average: keep at least one class")
     for path, train in stored.items():
         if path.suffix == ".onnx":
             _check_onnx(settings, path)
@@ -71,7 +71,7 @@ def _check_onnx(settings: Evaluate, path: Path) -> None:
             "at another size (pfseg export size=...)"
         )
     if settings.ranks not in ("auto", 1):
-        raise ConfigError(f"ranks={settings.ranks}: {path} is scored by one rank, as ONNX Runtime uses all cores")
+        raise _one_rank(settings.ranks, path)
     settings.ranks = 1
 
 
@@ -95,13 +95,19 @@ def check_predict(settings: Predict) -> None:
     if not settings.outputs:
         raise ConfigError("outputs=[] writes nothing: name one or more, such as outputs=[classes,overlay]")
     if settings.resize is not None and settings.window is not None:
-        raise ConfigError("resize and window are both set: the image is either resized as a whole or cut into windows")
+        raise ConfigError(
+            "resize and window are both set: leave out one; an image is either resized as a whole or cut into windows"
+        )
     settings.outputs = list(dict.fromkeys(settings.outputs))
     settings.output = absolute(settings.output)
     paths = _find_checkpoints(settings)
     settings.ranks = plan_ranks(settings)[0]
     if settings.ranks > 1 and (exported := [path for path in paths if path.suffix == ".onnx"]):
-        raise ConfigError(f"ranks={settings.ranks}: {exported[0]} runs in one rank, as ONNX Runtime uses all cores")
+        raise _one_rank(settings.ranks, exported[0])
+
+
+def _one_rank(ranks: int | str, path: Path) -> ConfigError:
+    return ConfigError(f"ranks={ranks}: {path} runs in one rank, because ONNX Runtime uses all cores: leave out ranks")
 
 
 def check_convert(settings: Convert) -> None:

@@ -37,7 +37,9 @@ def check_train(settings: Train) -> None:
         )
     _check_samples(settings)
     if model.pretrained is not None and model.init is not None:
-        raise ConfigError("model.pretrained and model.init are both set: init has a backbone, leave out the other")
+        raise ConfigError(
+            "model.pretrained and model.init are both set: init includes a backbone, so leave out pretrained"
+        )
     if model.pretrained == published.NAME:
         published_address(model)
     elif model.pretrained is not None:

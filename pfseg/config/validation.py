@@ -121,7 +121,9 @@ def _fault(error: ErrorDetails, node: Mapping[str, object], kind: type[Settings]
         if part not in fields:
             return unknown_key(path, fields, note)
         if part not in node:
-            return ConfigError(f"{path} is missing: add it to the YAML file of `{group or 'the job'}`")
+            return ConfigError(
+                f"{path} is missing: add it to the YAML file of {f'`{group}`' if group else 'the command'}"
+            )
         value, hint = node[part], field_type(fields[part])
         if not (kinds := members(hint)) or not isinstance(value, Mapping):
             fault = str(error["ctx"]["error"]) if error["type"] == "value_error" else _expected(value, hint)

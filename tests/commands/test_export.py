@@ -199,5 +199,7 @@ def test_another_size_than_the_file_takes(given: str, model: Path, images: Path,
 
 
 def test_onnx_files_run_in_one_rank(model: Path, images: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"ranks=2: .*model.onnx runs in one rank, as ONNX Runtime uses all cores"):
+    with pytest.raises(
+        ConfigError, match=r"ranks=2: .*model.onnx runs in one rank, because ONNX Runtime uses all cores: leave"
+    ):
         predicted(model, images, tmp_path / "out", "ranks=2", "gpus=0")

@@ -609,7 +609,7 @@ def test_the_output_is_a_file(predict, tmp_path):
         (["bands=[0,1,2,3]"], r"bands=\[0, 1, 2, 3\] names 4 bands, but the network takes 3"),
         (["stretch=[98,2]"], r"stretch=\[98,2\]: expected \[low, high\] with low < high"),
         (["scales=[]"], r"scales=\[\]: expected one or more numbers above 0"),
-        (["checkpoint=[]"], r"checkpoint=\[\] names none"),
+        (["checkpoint=[]"], r"checkpoint=\[\] is empty"),
         (["outputs=[disagreement]"], r"compares several predictions: give checkpoint=\[a,b,...\], or flips"),
         (["checkpoint=weights.pth"], r"checkpoint=weights.pth does not exist"),
     ],

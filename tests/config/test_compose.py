@@ -331,7 +331,7 @@ def test_resume_refuses_what_it_cannot_continue(run: Path):
     with pytest.raises(ConfigError, match=r"has no resolved\.yaml: it never started"):
         expand_resume([f"resume={run}"])
     (run / ".hydra" / "overrides.yaml").unlink()
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         expand_resume([f"resume={run}"])
 
 
@@ -467,7 +467,7 @@ def test_command_lines_that_are_refused(args, env, text, monkeypatch: pytest.Mon
         ("name: " + "[" * 3000, r"^\S+/mine.yaml:1 can't be read as YAML: exceeded maximum nesting depth$"),
         ("name: \udcff", r"^\S+/mine.yaml can't be read as YAML: 'utf-8' codec"),
         ("a: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "absurd size$"),
-        ("defaults: [mine]", r"^YAML files name each other in a circle: look at the `defaults` of your own files$"),
+        ("defaults: [mine]", r"^YAML files include each other in a circle: check `defaults` in your own files$"),
     ],
     ids=["tab", "brace", "twice", "deep", "bytes", "bomb", "circle"],
 )
