@@ -159,7 +159,7 @@ def test_smaller_files_and_what_they_cost(
         (["eval_size=96"], r"model.onnx takes images of 64x64 px only: leave out eval_size and scales, or export"),
         (["eval_size=whole"], "takes images of 64x64 px only"),
         (["scales=[0.5,1]"], "takes images of 64x64 px only"),
-        (["ranks=2"], "ranks=2: .*model.onnx is scored by one rank"),
+        (["ranks=2"], "ranks=2: .*model.onnx runs in one rank"),
     ],
 )
 def test_what_an_onnx_file_cannot_do(overrides: list[str], text: str, onnx_file: Path):
