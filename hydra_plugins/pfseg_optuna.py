@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, JobError, MissingPackage
 from pfseg.files import write_atomic
 from pfseg.tracking.optuna import PRUNED, TRIAL
 
@@ -46,7 +46,7 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra hands over; raises ConfigError without Optuna, or for a pruner without storage."""
         if find_spec("optuna") is None:
-            raise ConfigError("hydra/sweeper=optuna_study needs Optuna: pip install 'pfseg[sweep]'")
+            raise MissingPackage("hydra/sweeper=optuna_study", "optuna", "sweep")
         if config.get("pruner") and None in (self._study.get("storage"), self._study.get("study_name")):
             raise ConfigError(
                 "pruner is set, but the study is kept in memory, where its jobs can't report: set "

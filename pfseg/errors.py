@@ -15,6 +15,13 @@ class ConfigError(PfsegError):
     exit_code = 2
 
 
+class MissingPackage(ConfigError):
+    """An optional package that `what` needs is not installed; `pfseg[extra]` brings it."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs the package {package}: run `pip install 'pfseg[{extra}]'`")
+
+
 class DataError(PfsegError):
     """Image, mask, list or folder that is missing, unreadable or does not fit the class table."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfseg.config.commands import Dashboard
-from pfseg.errors import ConfigError, JobError
+from pfseg.errors import ConfigError, JobError, MissingPackage
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
 from pfseg.tracking.wandb import has_key, server, unreachable
@@ -18,7 +18,7 @@ from pfseg.tracking.wandb import has_key, server, unreachable
 def run(settings: Dashboard) -> None:
     """Save a workspace with panels for what the runs have logged, online or to a file."""
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise ConfigError("the dashboard needs the package wandb-workspaces: pip install 'pfseg[dashboard]'")
+        raise MissingPackage("pfseg dashboard", "wandb-workspaces", "dashboard")
     from pfseg.reporting.workspace import build_workspace, spec
 
     runs = [run for run in read_runs(find_runs(settings.runs)) if (run.folder / "wandb").is_dir()]

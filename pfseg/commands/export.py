@@ -17,7 +17,7 @@ from pfseg.config.schema import Train
 from pfseg.config.stored import training_settings
 from pfseg.data.base import ClassInfo, parse_classes
 from pfseg.data.reader import ImageReader
-from pfseg.errors import CheckpointError, ConfigError, PfsegError
+from pfseg.errors import CheckpointError, ConfigError, MissingPackage, PfsegError
 from pfseg.export.folder import index_hash, shareable, write_folder
 from pfseg.export.metadata import describe, ground_resolution
 from pfseg.files import shown, write_atomic
@@ -55,7 +55,7 @@ def run(settings: Export) -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"pfseg export needs the package {error.name}: run `pip install 'pfseg[onnx]'`") from error
+        raise MissingPackage("pfseg export", str(error.name), "onnx") from error
     checkpoint, console = Path(settings.checkpoint), terminal.console()
     stored = training_settings(checkpoint, settings.dataset.changes(), trust=settings.trust)
     data = stored.dataset

@@ -18,7 +18,7 @@ from pfseg.config.targets import named
 from pfseg.data.base import parse_classes
 from pfseg.data.tiling import windows
 from pfseg.devices import plan_ranks
-from pfseg.errors import ConfigError
+from pfseg.errors import ConfigError, MissingPackage
 from pfseg.weights import published
 
 _FORMATS = "(.pth, .pkl, .safetensors)"
@@ -149,7 +149,7 @@ def smallest_side(model: Model) -> int:
 def check_job(settings: Train | Evaluate) -> None:
     """Check loggers, ranks and devices."""
     if settings.logger.tensorboard is not None and importlib.util.find_spec("tensorboardX") is None:
-        raise ConfigError("logger=tensorboard needs the package tensorboardX: pip install 'pfseg[tensorboard]'")
+        raise MissingPackage("logger=tensorboard", "tensorboardX", "tensorboard")
     settings.ranks = plan_ranks(settings)[0]
     if settings.launch.name == "inline" and settings.ranks != 1:
         raise ConfigError(f"launch=inline runs one rank, got ranks={settings.ranks}: add ranks=1 or use launch=mpi")

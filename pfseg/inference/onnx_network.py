@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pfseg.errors import CheckpointError, ConfigError, one_line
+from pfseg.errors import CheckpointError, MissingPackage, one_line
 from pfseg.weights.onnx_file import read_onnx
 
 _LEAST = 1e-30  # instead of a probability of 0, which has no logarithm
@@ -58,7 +58,7 @@ def _start(path: Path, opset: int) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise ConfigError(f"{path} needs the package onnxruntime: run `pip install 'pfseg[onnx]'`") from error
+        raise MissingPackage(str(path), "onnxruntime", "onnx") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: one for each core
     options.log_severity_level = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfseg.errors import CheckpointError, ConfigError, one_line
+from pfseg.errors import CheckpointError, MissingPackage, one_line
 from pfseg.files import parse_json
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 SUFFIX = ".onnx"
 _OWN = ("bands", "stretch", "mean", "std", "classes")
 NEEDED = (*_OWN, "pfseg")  # entries of the metadata, each JSON
-_INSTALL = "run `pip install 'pfseg[onnx]'`"
 _AGAIN = "export the checkpoint again, by pfseg export"
 
 
@@ -76,7 +75,7 @@ def _load(path: Path) -> ModelProto:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise ConfigError(f"{path} needs the packages onnx and onnxruntime: {_INSTALL}") from error
+        raise MissingPackage(str(path), str(error.name), "onnx") from error
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pfseg.data.cache import cache_folder
-from pfseg.errors import CheckpointError, ConfigError, one_line
+from pfseg.errors import CheckpointError, ConfigError, MissingPackage, one_line
 
 FILES = ["*.safetensors", "*.json", "*.yaml", "*.csv", "*.onnx"]  # what a model folder is used by
 _OFFLINE = "check the network, or give a folder that was downloaded elsewhere"
@@ -89,7 +89,7 @@ def _hub(what: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError as error:
-        raise ConfigError(f"{what} needs the package huggingface_hub: run `pip install 'pfseg[hub]'`") from error
+        raise MissingPackage(what, "huggingface_hub", "hub") from error
     return huggingface_hub
 
 

@@ -119,5 +119,5 @@ def test_a_pruner_needs_a_stored_study():
 def test_without_optuna_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules[OptunaSweeper.__module__], "find_spec", lambda name: None)
     sweeper = OptunaSweeper(1, 1, {}, {})
-    with pytest.raises(ConfigError, match=r"needs Optuna: pip install 'pfseg\[sweep\]'$"):
+    with pytest.raises(ConfigError, match=r"needs the package optuna: run `pip install 'pfseg\[sweep\]'`$"):
         sweeper.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))

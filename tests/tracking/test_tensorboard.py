@@ -67,6 +67,6 @@ def test_without_the_package_it_is_an_error(monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else find(name))
     assert checked(compose("train", ["logger=wandb", "gpus=0"]), Train).logger.chosen().keys() == {"wandb"}
-    text = r"^logger=tensorboard needs the package tensorboardX: pip install 'pfseg\[tensorboard\]'$"
+    text = r"^logger=tensorboard needs the package tensorboardX: run `pip install 'pfseg\[tensorboard\]'`$"
     with pytest.raises(ConfigError, match=text):
         checked(settings, Train)
