@@ -46,12 +46,7 @@ class Predict(Application):
     """Make maps of any image, from a PNG to a GeoTIFF that doesn't fit into memory."""
 
     job: Literal["predict"] = setting("the command")
-    gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
-    ranks: t.Ranks = setting("processes that share the images; auto: one per GPU, or one on the CPU")
     launch: Annotated[Mpi | Slurm, KINDS]
-    checkpoint: str | list[str] = setting(
-        "run folder (its best checkpoint), .safetensors or .onnx file; several are averaged: [a,b,c]"
-    )
     input: str = setting("image, folder, pattern in quotes such as 'scenes/*.tif', URL (https, s3) or STAC item")
     asset: str | None = setting("asset to take of a STAC item; null: its only image")
     region: t.Bounds | str | None = setting(
@@ -65,7 +60,6 @@ class Predict(Application):
     window: t.Size | None = setting("window in pixels, or [height, width]; null: as in validation, or else training")
     resize: t.Size | None = setting("instead of windows: size that the whole image is resized to")
     batch_size: t.Count = setting("windows at a time")
-    precision: t.Precision = setting("what the network computes in, on a CPU fp32 or bf16")
     bands: t.Bands | None = setting("bands that the network gets, from 0; null: as in training or the file")
     stretch: t.Stretch | None = setting("black and white beyond 8 bits, as dataset.stretch; null: as in training")
     nodata: bool = setting("whether pixels without data have none in the map, instead of being predicted")

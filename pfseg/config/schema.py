@@ -16,15 +16,20 @@ from pfseg.config.run_settings import LaunchSettings, Loggers, OptimizerSettings
 from pfseg.config.settings import CustomTarget, Settings, setting
 
 
-class Job(Settings):
-    """What training and evaluation have in common: they run in ranks."""
+class Ranks(Settings):
+    """What runs in ranks."""
 
-    seed: t.Seed = setting("seed of everything random")
     gpus: t.Gpus = setting("auto: all GPUs; 0: the CPU; a number; or a list of positions such as [0,2]")
-    ranks: t.Ranks = setting("number of training processes; auto: one per GPU, or one on the CPU")
+    ranks: t.Ranks = setting("number of processes that share the work; auto: one per GPU, or one on the CPU")
     precision: t.Precision = setting(
         "what the network computes in, on a CPU fp32 or bf16; losses, statistics and weights stay fp32"
     )
+
+
+class Job(Ranks):
+    """What training and evaluation have in common."""
+
+    seed: t.Seed = setting("seed of everything random")
     logger: Loggers
     launch: LaunchSettings
 
@@ -51,9 +56,12 @@ class Train(TrainBase):
     job: Literal["train"] = setting("the command")
 
 
-class Application(Settings):
-    """How a trained network is applied to images."""
+class Application(Ranks):
+    """How trained networks are applied to images."""
 
+    checkpoint: str | list[str] = setting(
+        "run folder (its best checkpoint), .safetensors or .onnx file; [a,b,c] compares several, or averages their maps"
+    )
     trust: bool = setting("whether to run code that a checkpoint names and that isn't pfseg's own")
     overlap: t.Decay = setting("share of a window that the next one covers too; windows are blended smoothly")
     scales: t.Scales = setting("factors that images are resized by; probabilities are averaged")
@@ -79,9 +87,6 @@ class Evaluate(Application, Job):
     """Score checkpoints."""
 
     job: Literal["evaluate"] = setting("the command")
-    checkpoint: str | list[str] = setting(
-        "run folder (its best checkpoint), .safetensors or .onnx file; several: [a,b,c]"
-    )
     split: t.Split = setting("split of the data set to score on")
     score: Literal["patches", "scenes", "both"] = setting(
         "patches: each image by itself, overlaps counted as published; scenes: patches put together; both"

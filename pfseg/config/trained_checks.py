@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfseg.config.commands import Convert, Export, Predict
 from pfseg.config.paths import absolute, find_data, shown_size
-from pfseg.config.schema import Evaluate, Train
+from pfseg.config.schema import Application, Evaluate, Train
 from pfseg.config.stored import training_settings
 from pfseg.config.training_checks import check_job, smallest_side
 from pfseg.data.base import parse_classes
@@ -30,7 +30,7 @@ def check_evaluate(settings: Evaluate) -> None:
     check_job(settings)
 
 
-def _find_checkpoints(settings: Evaluate | Predict) -> list[Path]:
+def _find_checkpoints(settings: Application) -> list[Path]:
     """The files that `checkpoint` stands for, which become its value; raises ConfigError."""
     given = settings.checkpoint
     paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
