@@ -6,7 +6,7 @@ import os
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -171,12 +171,12 @@ def _training_command(data: FolderData, layout: Layout, out: Path) -> str:
     return " ".join(["pfseg train", *map(shlex.quote, given)])
 
 
-def _stored_settings(data: FolderData) -> tuple[str, dict[str, Any]]:
+def _stored_settings(data: FolderData) -> tuple[str, dict[str, object]]:
     """The file in conf/dataset that is named as the data set, or else `folder`; and the settings in it."""
     for choice in (data.name, "folder"):
         with suppress(ConfigError):
             composed = compose("prepare", [f"dataset={choice}", "src=.", "out=."]).dataset
-            raw = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+            raw = cast(dict[str, object], OmegaConf.to_container(composed, resolve=True))
             given = {key: value for key, value in data.dump().items() if raw.get(key) == "???"}
             return choice, validate(raw | given, FolderData).dump() | dict.fromkeys(given)
     raise AssertionError("conf/dataset/folder.yaml is part of pfseg")

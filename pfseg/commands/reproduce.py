@@ -29,10 +29,10 @@ from pfseg.tracking import terminal
 
 _ASIDE = ("resume", "logger.", "launch.", "gpus", "checkpoint")  # what may change without changing the result
 _PATHS = ("dataset.root", "checkpoint", "model.pretrained", "model.init")
-_FILES: dict[str, Any] = {
-    "resolved.yaml": dict[str, Any],
+_FILES: dict[str, object] = {
+    "resolved.yaml": dict[str, object],
     ".hydra/overrides.yaml": list[str],
-    ".hydra/hydra.yaml": dict[str, Any],
+    ".hydra/hydra.yaml": dict[str, object],
     "environment.json": Environment,
 }
 _OWN_FILES = ("command-line", "working-folder")  # where YAML files of the user's own came from
@@ -51,7 +51,7 @@ class Stored(NamedTuple):
     """What a run folder says about its start."""
 
     folder: Path  # absolute
-    config: dict[str, Any]  # resolved settings
+    config: dict[str, object]  # resolved settings
     overrides: list[str]  # as on the command line, without those of folders and resumption
     environment: Environment
     config_dir: str | None  # further folder of YAML files (`--config-dir`)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -147,6 +148,6 @@ _SCHEMAS = (Train, Evaluate, Predict, PrepareJob, Preview, Profile, Convert, Exp
 SCHEMAS: dict[str, type[Settings]] = {get_args(each.model_fields["job"].annotation)[0]: each for each in _SCHEMAS}
 
 
-def load(settings: dict[str, Any]) -> Settings:
+def load(settings: Mapping[str, Any]) -> Settings:
     """Typed settings from what `dump` returned; they were checked before."""
     return SCHEMAS[settings["job"]].model_validate_json(json.dumps(settings))

@@ -62,7 +62,7 @@ class Several(Settings, extra="allow"):
         return {name: value for name, value in self.values().items() if value is not None}
 
     @model_serializer
-    def _serialize(self) -> dict[str, Any]:
+    def _serialize(self) -> dict[str, object]:
         return {name: value.dump() for name, value in self.chosen().items()}
 
 

@@ -121,7 +121,7 @@ def _kept(settings: Train) -> dict[str, object]:
     return kept | {"optimizer.name": settings.optimizer.name}
 
 
-def _rename(node: Mapping[str, object], group: str) -> dict[str, Any]:
+def _rename(node: Mapping[str, object], group: str) -> dict[str, object]:
     renamed = {}
     for key, value in node.items():
         if key == "_target_" and isinstance(value, str):

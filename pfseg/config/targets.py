@@ -39,7 +39,7 @@ def _built(value: object) -> object:
     return value
 
 
-def named(node: Target | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def named(node: Target | Mapping[str, Any]) -> tuple[str, dict[str, object]]:
     """The `_target_` and the keywords of a group of settings; below a custom class it is a mapping."""
     if isinstance(node, Target):
         return node.target, node.values()

@@ -212,7 +212,7 @@ def _write_files(
     result: dict[str, float],
     classes: Sequence[ClassInfo],
     pictures: Mapping[str, Sequence[Panel]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write tables and pictures; returns what `results.json` says about them."""
     names = [info.name for info in classes]
     pixels, matrix = found.confusion.sum(axis=1), found.confusion.tolist()
