@@ -13,10 +13,16 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +78,26 @@ class _Progress:
             say(self.what, index + 1, self.total, used, left)
 
 
+class _Pool:
+    """Processes that compile, in place of Jittor's pool, which waits for ever for one that was killed, and stays."""
+
+    def __init__(self, processes: int, initializer: Callable[[], None]) -> None:
+        self._processes, self._initializer = processes, initializer
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def imap_unordered(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """Results as they come; raises BrokenProcessPool if a process was killed."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Jittor's handler may wait for ever for a lock
+        with ProcessPoolExecutor(self._processes, get_context("fork"), self._initializer) as pool:
+            futures = [pool.submit(function, task) for task in tasks]
+            for future in as_completed(futures):
+                yield future.result()
+
+
 def say(what: str, done: int, total: int, used: float = 0.0, left: float | None = None) -> None:
     """Write a line as Jittor does for operators, which `pfseg.launch.driver` looks for."""
     rest = "" if left is None else f" eta: {left:.1f}s"
@@ -80,10 +106,10 @@ def say(what: str, done: int, total: int, used: float = 0.0, left: float | None 
     sys.stderr.flush()
 
 
-def show_progress() -> None:
-    """Let Jittor say how far it is with compiling itself, from now on; to be called before it is imported."""
+def replace_parts() -> None:
+    """Let Jittor say how far it is with compiling itself, and survive it; to be called before it is imported."""
     utilities = importlib.import_module("jittor_utils")
-    vars(utilities)["DelayProgress"] = _Progress
+    vars(utilities).update(DelayProgress=_Progress, Pool=_Pool)
     cache = Path(utilities.cache_path)
     if not any(any(cache.glob(pattern)) for pattern in ("jittor_core*.so", "cu*/jittor_core*.so")):
         say("Compiling jittor_core", 0, 0)
@@ -116,7 +142,8 @@ def hasten(jittor: Any) -> None:
 
 def explained(error: BaseException) -> BaseException:
     """An error of Jittor's for a compilation that failed, as one for users; any other as it is."""
-    if not isinstance(error, RuntimeError) or not any(text in str(error) for text in _FAILED):
+    failed = isinstance(error, RuntimeError) and any(text in str(error) for text in _FAILED)
+    if not failed and not isinstance(error, BrokenProcessPool):
         return error
     folders = f"{os.environ.get('JITTOR_HOME', '~')}/.cache/jittor and {tempfile.gettempdir()}"
     return CompilationError(

@@ -163,7 +163,7 @@ def _import_jittor() -> Any:
     with pinned:
         if cuda:
             toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
-        compiler.show_progress()
+        compiler.replace_parts()
         try:
             import jittor
         except SystemExit:

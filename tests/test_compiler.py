@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +41,10 @@ def compile_operator(jittor: Any, folder: Path) -> subprocess.CompletedProcess[s
     files = f'"{folder}/one_op.cc" {jittor.flags.cc_flags} -Ofast -Winvalid-pch -H -o "{folder}/one_op.so"'
     command = f'{jittor.flags.python_path} {folder}/asm_tuner.py --cc_path="{GPP}" {files}'
     return subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+
+
+def die(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_operators_take_the_precompiled_header(jittor: Any, tmp_path: Path):
@@ -103,3 +110,13 @@ def test_a_compiler_that_failed_is_one_line_for_users():
     assert str(compiler.explained(error)).startswith("Jittor could not compile an operator: often the compiler was ")
     other = RuntimeError("shapes do not fit")
     assert compiler.explained(other) is other
+
+
+def test_a_compiling_process_that_is_killed_ends_the_compilation():
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(BrokenProcessPool) as broken:
+            list(compiler._Pool(2, lambda: None).imap_unordered(die, [0, 1]))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert str(compiler.explained(broken.value)).startswith("Jittor could not compile an operator: ")

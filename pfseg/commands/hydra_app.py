@@ -70,9 +70,9 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `pfseg train --info | head`
     else:
         checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
-        for text in overrides:
-            if (given := text.removeprefix("hydra.run.dir=").strip("'\"")) != text and "$" not in given:
-                with sole_use(Path(given)):  # before Hydra writes into a run that another command works on
+        for key, _, value in (text.partition("=") for text in overrides):
+            if key == "hydra.run.dir" and "$" not in value:
+                with sole_use(Path(value.strip("'\""))):  # before Hydra writes into a run that another command works on
                     pass
     failures: list[Exception] = []
     task = _task(command, checked, failures, args.experimental_rerun)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +17,12 @@ from torture.bench import Bench, train
 
 SECONDS = 2.0  # between two looks
 GROWTH = {"MiB": 30.0, "threads": 1.0, "files": 1.0}  # allowed over the watched part of a run
-KINDS = {"pfseg.launch.worker": "rank", "spawn_main": "loading process", "resource_tracker": "tracker"}
+KINDS = {  # by what is in their command lines
+    "prterun": "mpirun",
+    "pfseg.launch.worker": "rank and beside it",
+    "spawn_main": "loading processes",
+    "resource_tracker": "tracker",
+}
 
 
 def watch_long_runs(folder: Path) -> int:
@@ -61,15 +66,18 @@ def watch(bench: Bench, name: str, arguments: list[str], count: Callable[[], int
         process = bench.start(arguments, name, output=output)
         while process.poll() is None:
             time.sleep(SECONDS)
-            place = count()
+            seen = Counter[tuple[str, str]]()  # sums over the processes of a kind
             for each in bench.processes(name):
                 with suppress(psutil.Error):
                     what = "command" if each.pid == process.pid else kind(each)
-                    looks[what, "MiB"].append((place, each.memory_full_info().uss / 2**20))
-                    looks[what, "threads"].append((place, each.num_threads()))
-                    looks[what, "files"].append((place, each.num_fds()))
-            kept = sum(path.stat().st_size for path in bench.temporary.rglob("*") if path.is_file())
-            looks["temporary files", "MiB"].append((place, kept / 2**20))
+                    seen[what, "MiB"] += each.memory_full_info().uss / 2**20
+                    seen[what, "threads"] += each.num_threads()
+                    seen[what, "files"] += each.num_fds()
+            kept = [*bench.temporary.rglob("*"), *Path("/dev/shm").iterdir()]
+            seen["temporary files", "MiB"] = sum(path.stat().st_size for path in kept if path.is_file()) / 2**20
+            place = count()
+            for key, amount in seen.items():
+                looks[key].append((place, amount))
     assert process.returncode == 0, (bench.folder / "output.txt").read_text()
     total, failed = count(), 0
     print(f"{name}:")
@@ -80,7 +88,7 @@ def watch(bench: Bench, name: str, arguments: list[str], count: Callable[[], int
             grows = slope * total * 2 / 3 > GROWTH[unit]
             failed |= grows
             grown = "  GROWS" if grows else ""
-            print(f"  {what:<16} {np.median(amounts):8.1f} {unit:<8} {1000 * slope:+8.2f} per 1,000{grown}", flush=True)
+            print(f"  {what:<18} {np.median(amounts):8.1f} {unit:<8} {1000 * slope:+8.2f} per 1,000{grown}", flush=True)
     return int(failed)
 
 
