@@ -27,6 +27,14 @@ def wandb_history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+def wandb_rows(records: list[dict[str, Any]], key: str) -> list[list[Any]]:
+    """Rows of a table that was logged once, with its pictures, as the artifact of the table has them."""
+    tables = [record["artifact"] for record in records if record["type"] == "artifact"]
+    (table,) = (each for each in tables if each["name"].partition("-")[2].partition("-")[2].startswith(f"{key}-"))
+    (entry,) = (entry for entry in table["manifest"]["contents"] if entry["path"].endswith(".table.json"))
+    return json.loads(Path(entry["local_path"]).read_text())["data"]
+
+
 def tensorboard_events(file: Path) -> Iterator[Any]:
     """Each event of a file: length, checksum, content, checksum."""
     content = file.read_bytes()

@@ -12,7 +12,7 @@ from pfseg.config.commands import Dashboard
 from pfseg.errors import ConfigError, JobError, MissingPackage
 from pfseg.files import shown, write_atomic
 from pfseg.reporting.runs import Run, find_runs, read_runs
-from pfseg.tracking.wandb import has_key, server, unreachable
+from pfseg.tracking.wandb_access import has_key, server, unreachable
 
 
 def run(settings: Dashboard) -> None:

@@ -127,6 +127,11 @@ class Wandb(Settings):
     mode: Literal["auto", "online", "offline"] = setting("auto: online with a key and a network, otherwise offline")
     tags: list[str] = setting("tags of the run")
     checkpoints: list[Literal["last", "best"]] = setting("checkpoints that are uploaded as artifacts, by these aliases")
+    registry: str | None = setting(
+        "collection of a registry that the best checkpoint is linked to, wandb-registry-model/<name>; null: none"
+    )
+    alerts: list[Literal["failed", "early_stop", "finished"]] = setting("ends of a run that W&B alerts its user to")
+    fork: bool = setting("whether a run that is resumed with other settings becomes a fork of its W&B run")
 
 
 class TensorBoard(Settings):

@@ -37,6 +37,7 @@ _LATER: dict[str, dict[str, object]] = {
         "overfit": False,
     },
     "optimizer": {"decay_norms": True, "lr_factors": {}},
+    "logger.wandb": {"registry": None, "alerts": [], "fork": False},
     "": {"pruner": None, "resume": None, "precision": "fp32"},
 }
 _LATER_OF: dict[str, dict[str, object]] = {  # the same by `_target_`
@@ -70,7 +71,10 @@ def current(settings: Mapping[str, object]) -> dict[str, Any]:
     """Stored settings under their present names, later ones filled in; nothing is checked."""
     renamed = _rename(settings, "")
     for group, later in _LATER.items():
-        if isinstance(node := renamed.get(group) if group else renamed, dict):
+        node: Any = renamed
+        for key in filter(None, group.split(".")):
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict):
             node.update(later | node)
     return renamed
 

@@ -107,7 +107,7 @@ def _conclude(
     results = plain(results)
     write_atomic(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
     write_atomic(folder / "results.html", to_html(folder, results, classes))
-    extremes = [panel._replace(name=f"{kind}: {panel.name}") for kind in _EXTREMES for panel in pictures[kind]]
+    extremes = list({panel.name: panel for kind in _EXTREMES for panel in pictures[kind]}.values())
     write(
         "val",
         **{f"val/{key}": value for key, value in result.items()},
@@ -198,11 +198,10 @@ def _scores(found: Evaluation, classes: Sequence[ClassInfo], exclude: Sequence[s
 
 
 def _pictures(found: Evaluation, evaluator: Evaluator) -> dict[str, list[Panel]]:
-    """The first images, and the worst and the best, whose names tell the score; all in three bands."""
+    """The first images, and the worst and the best; all in three bands."""
     pictures = {"samples": found.panels}
     for kind in _EXTREMES:
-        scored = getattr(found.details, kind) if found.details else []
-        pictures[kind] = [panel._replace(name=f"{panel.name}, mIoU {score:.1f}") for score, panel in scored]
+        pictures[kind] = [panel for _, panel in getattr(found.details, kind)] if found.details else []
     return {kind: evaluator.shown(panels) for kind, panels in pictures.items()}
 
 
@@ -226,7 +225,9 @@ def _write_files(
     if found.details:
         write_atomic(folder / "images.csv", csv_text(["image", "mIoU", "OA"], sorted(found.details.rows)))
     save_confusion(folder / "confusion.png", found.confusion, names)
-    for name, panels in pictures.items():
+    scored = {row.name: f"{row.name}, mIoU {row.miou:.1f}" for row in found.details.rows} if found.details else {}
+    for kind, panels in pictures.items():
         if panels:
-            save_panels(folder / f"{name}.png", panels, classes)
+            titled = [panel._replace(name=scored[panel.name]) for panel in panels] if kind in _EXTREMES else panels
+            save_panels(folder / f"{kind}.png", titled, classes)
     return {"images": found.images, **result, "classes": names, "confusion": matrix}

@@ -95,6 +95,10 @@ def run_job(
         with handled(STOPPING, stop):
             code = process.wait()
         return _ending(folder, settings, code, process, telemetry)
+    except JobError as error:
+        if not isinstance(error, JobStopped):
+            telemetry.tell("failed", str(error))
+        raise
     finally:
         telemetry.close()
 

@@ -15,6 +15,7 @@ from pfseg.tracking.wandb import CONFUSION
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"
+_PREDICTIONS = "val/predictions"
 _PICTURES = ("val/masks", "val/boundaries", "val/edges", "val/samples")
 _CHARTS = {  # by the key of the logged table: W&B's chart, its fields, its title
     "val/IoU_bars_table": ("wandb/bar/v0", {"label": "class", "value": "IoU"}, "IoU by class, %"),
@@ -36,7 +37,7 @@ def logged_names(runs: Iterable[Run]) -> set[str]:
                 val = cast(ValRow, row)
                 names |= {"val/classes", "val/IoU_bars_table"} | ({"val/samples"} if val.get("panels") else set())
                 samples = val.get("samples", [])
-                names |= {"val/masks", "val/boundaries"} if samples else set()
+                names |= {"val/masks", "val/boundaries", _PREDICTIONS} if samples else set()
                 if "dataset.edge.rule" in run.settings and any("edge" in sample for sample in samples):
                     names.add("val/edges")
     return names | {"best/mIoU"} if "val/mIoU" in names else names
@@ -86,7 +87,7 @@ def _sections(names: set[str]) -> dict[str, list[Any]]:
         return sorted((name for name in names if name.startswith(prefix)), key=lambda name: (name != first, name))
 
     norms, boundaries = some(_NORM), some("val/boundary_")
-    others = {"val/classes", *_CHARTS, *_PICTURES, *boundaries, *_STATE, "train/eta_s", *norms}
+    others = {"val/classes", _PREDICTIONS, *_CHARTS, *_PICTURES, *boundaries, *_STATE, "train/eta_s", *norms}
     scores = [name for name in some("val/", "val/mIoU") if name.count("/") == 1 and name not in others]
     losses = [name for name in some("train/", "train/loss") if name not in others]
     charts = [
@@ -99,13 +100,16 @@ def _sections(names: set[str]) -> dict[str, list[Any]]:
         for key, (chart, fields, title) in _CHARTS.items()
         if key in names
     ]
-    classes = [wr.WeavePanelSummaryTable(table_name="val/classes")] * ("val/classes" in names)
+    classes, predictions = (
+        [wr.WeavePanelSummaryTable(table_name=name)] * (name in names) for name in ("val/classes", _PREDICTIONS)
+    )
     pictures = [key for key in _PICTURES if key in names]
     return {
         "Validation": _lines(scores, "epoch"),
         "IoU by class": charts + classes + _lines(some("val/IoU/"), "epoch"),
         "Images and masks": [
-            wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2) for key in pictures
+            *(wr.MediaBrowser(title=key.partition("/")[2], media_keys=[key], num_columns=2) for key in pictures),
+            *predictions,
         ],
         "Losses": _lines(losses),
         "Learning rate, speed, memory": _lines([key for key in _STATE if key in names]),

@@ -149,6 +149,9 @@ class Sink:
     def message(self, text: str, level: str = "info") -> None:
         """Receive a text for the user; `level` is info, warning or error."""
 
+    def failed(self, reason: str) -> None:
+        """Note why the job has failed, before `finish`; one that was told to stop has not."""
+
     def finish(self, exit_code: int = 0) -> None:
         """Note that the job has ended with this exit code; no further call follows."""
 

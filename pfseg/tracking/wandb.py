@@ -5,32 +5,28 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 
 from __future__ import annotations
 
-import http.client
-import netrc
+import csv
 import os
-import ssl
+import socket
 import threading
-import urllib.error
-import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
 import wandb
 
 from pfseg.data.base import IGNORE
-from pfseg.errors import ConfigError
-from pfseg.files import load_json, shown, write_atomic
+from pfseg.errors import ConfigError, one_line
+from pfseg.files import load_json, load_yaml, shown, write_atomic
+from pfseg.metrics.confusion import confusion_matrix, scores
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import (
     ConfusionRow,
     EndRow,
-    MapFiles,
     Row,
     Sink,
     StartRow,
@@ -38,18 +34,20 @@ from pfseg.tracking.records import (
     boundary_scores,
     class_names,
     figures,
+    number,
     numbers,
     read_records,
 )
-from pfseg.tracking.samples import boundary_picture, edge_picture, read_maps
+from pfseg.tracking.samples import SampleMaps, boundary_picture, edge_picture, read_maps
+from pfseg.tracking.wandb_access import choose_mode, forget_service
+from pfseg.tracking.wandb_lineage import use_inputs
+from pfseg.weights.checkpoint import load_meta
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
-PROBE_SECONDS = 5.0
 _MATRIX = ("Actual", "Predicted", "nPredictions")
 CONFUSION = ("wandb/confusion_matrix/v1", {name: name for name in _MATRIX}, "Confusion, pixels")  # chart, fields, title
-_MODES = ("auto", "online", "offline", "disabled")
-_WANDB_MODES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # further ones that W&B knows
+_ASIDE = {"name", "resume", "logger", "launch", "gpus", "ranks"}  # settings whose change makes no fork
 _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
 
@@ -61,15 +59,33 @@ class WandbLogger(Sink):
     variable WANDB_MODE.
 
     Raises:
-        ConfigError: an unknown mode, or `online` without an API key.
+        ConfigError: an unknown mode, `online` without an API key, or a registry without checkpoints to link.
     """
 
-    def __init__(self, run: RunContext, *, mode: str, checkpoints: Sequence[str], **options: Any) -> None:
-        self.folder, self._console, self._checkpoints = run.folder, run.console, checkpoints
+    def __init__(
+        self,
+        run: RunContext,
+        *,
+        mode: str,
+        checkpoints: Sequence[str],
+        registry: str | None,
+        alerts: Sequence[str],
+        fork: bool,
+        **options: Any,
+    ) -> None:
+        if registry and "best" not in checkpoints:
+            raise ConfigError(
+                f"logger.wandb.registry={registry} links the best checkpoint, which is not uploaded; "
+                "add logger.wandb.checkpoints=[best]"
+            )
+        self.folder, self._console, self._settings = run.folder, run.console, run.settings
+        self._checkpoints, self._registry, self._alerts = checkpoints, registry, alerts
         self._edge = (run.settings.get("dataset") or {}).get("edge")
         self._names: list[str] = []
+        self._inputs: threading.Thread | None = None
+        self._best_artifact: wandb.Artifact | None = None
         wandb.setup(wandb.Settings(silent=True))  # before anything else of W&B, which would print
-        self._run = _start(run, mode, options)
+        self._run = _start(run, mode, options | {"notes": _notes(run, checkpoints)}, fork)
         self._sync_dir = shown(self._run.settings.sync_dir)
         self._run.define_metric("epoch")
         self._run.define_metric("val/*", step_metric="epoch")
@@ -78,11 +94,16 @@ class WandbLogger(Sink):
         self._best = max((value for value in earlier if value is not None), default=0.0)
 
     def on_start(self, row: StartRow) -> None:
-        """Add the machine, code and data to the settings."""
+        """Add the machine, code and data to the settings, and name the data and the checkpoint that the run uses."""
         self._names = row.get("classes") or []
         environment = load_json(self.folder / "environment.json") or {}
         environment |= {key: value for key, value in row.items() if key in _START}
         self._run.config.update({"environment": environment}, allow_val_change=True)
+        if not (self._run.offline or self._run.disabled or self._inputs):  # W&B itself takes them online only
+            self._inputs = threading.Thread(
+                target=self._use_inputs, args=(environment.get("data"),), name="pfseg-wandb-inputs", daemon=True
+            )
+            self._inputs.start()
 
     def on_train(self, row: Row) -> None:
         """Log losses, speed and memory; `epoch` counts from 1."""
@@ -97,7 +118,11 @@ class WandbLogger(Sink):
             values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
         if panels := row.get("panels"):
             values["val/samples"] = wandb.Image(str(self.folder / panels))
-        values |= sample_pictures(self.folder, row.get("samples") or [], self._names, self._edge)
+        samples = read_maps(self.folder, row.get("samples", []))
+        pictures = sample_pictures(samples, self._names, self._edge)
+        values |= {**pictures}
+        if samples:
+            values["val/predictions"] = self._predictions(samples, pictures["val/masks"], row.get("exclude", []))
         self._run.log(values, step=row["step"])
         if row.get("best"):
             self._upload("best", row["step"])
@@ -114,6 +139,19 @@ class WandbLogger(Sink):
         """Put the status into the summary."""
         self._run.summary["status"] = row["status"]
         self._upload("last", row["step"])
+        if row["status"] == "early_stop":
+            self._alert("early_stop", f"stopped early at step {row['step']}: no better mIoU than {self._best:.2f}")
+        elif row["status"] == "done":
+            self._alert("finished", f"finished at step {row['step']}, best mIoU {self._best:.2f}")
+
+    def failed(self, reason: str) -> None:
+        """Alert to a failure."""
+        self._alert("failed", reason)
+
+    def _alert(self, kind: str, text: str) -> None:
+        if kind in self._alerts:
+            level = "ERROR" if kind == "failed" else "INFO"
+            self._run.alert(f"{self._run.name}: {kind.replace('_', ' ')}", text, level)
 
     def _upload(self, name: str, step: int) -> None:
         """Log a checkpoint as a version of the run's artifact; W&B takes a copy before this returns."""
@@ -121,12 +159,47 @@ class WandbLogger(Sink):
         if name in self._checkpoints and file.exists():
             artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "model", metadata={"step": step})
             artifact.add_file(str(file))
-            self._run.log_artifact(artifact, aliases=[name, f"step-{step}"])
+            logged = self._run.log_artifact(artifact, aliases=[name, f"step-{step}"])
+            self._best_artifact = logged if name == "best" else self._best_artifact
+
+    def _predictions(
+        self, samples: Sequence[SampleMaps], pictures: Sequence[wandb.Image], exclude: Sequence[str]
+    ) -> wandb.Table:
+        """A row for each sample, and in an evaluation for every image, of which only the samples have pictures."""
+        rows: dict[str, list[object]] = {}
+        if (file := self.folder / "images.csv").exists():
+            with file.open(encoding="utf-8", newline="") as stream:
+                _, *lines = csv.reader(stream)
+            rows = {name: [name, *(float(text) if text else None for text in texts)] for name, *texts in lines}
+        for sample, picture in zip(samples, pictures, strict=True):
+            result = scores(confusion_matrix(sample.pred, sample.mask, len(self._names)), self._names, exclude)
+            found = [number(result["mIoU"]), number(result["OA"])]
+            rows[sample.name] = [*rows.get(sample.name, [sample.name, *found]), picture]
+        data = [[*row, None][:4] for row in rows.values()]
+        return wandb.Table(columns=["image", "mIoU", "OA", "prediction"], data=data)
+
+    def _use_inputs(self, data: Mapping[str, str | None] | None) -> None:
+        try:
+            use_inputs(self._run, self._settings, data)
+        except Exception as error:  # W&B raises those of several packages
+            self._console.message(f"W&B: what the run uses could not be linked to it ({one_line(error)})", "warning")
+
+    def _link(self) -> None:
+        """Link the best checkpoint to the registry."""
+        if self._registry and self._best_artifact is not None and not self._run.disabled:
+            try:
+                self._run.link_artifact(self._best_artifact, self._registry)
+            except Exception as error:  # NotImplementedError offline; online those of several packages
+                reason = "W&B links online runs only" if self._run.offline else one_line(error)
+                self._console.message(f"W&B: the checkpoint isn't linked to {self._registry} ({reason})", "warning")
 
     def finish(self, exit_code: int = 0) -> None:
         """Mark the run finished, failed if `exit_code` isn't 0; gives up an upload that takes too long."""
 
         def work() -> None:
+            if self._inputs:
+                self._inputs.join()
+            self._link()
             with suppress(Exception):  # the service may have been killed below
                 self._run.finish(exit_code=exit_code)
 
@@ -137,24 +210,26 @@ class WandbLogger(Sink):
             for child in psutil.Process().children():  # Python's own exit would wait for it without end
                 if child.name().startswith("wandb-core"):
                     child.kill()  # what it wrote to disk stays
-            _forget_service()
+            forget_service()
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
 
 
 def sample_pictures(
-    folder: Path, rows: Sequence[MapFiles], names: Sequence[str], edge: Mapping[str, Any] | None
+    samples: Sequence[SampleMaps], names: Sequence[str], edge: Mapping[str, Any] | None
 ) -> dict[str, list[wandb.Image]]:
-    """Pictures of the validation samples `rows` in a run folder.
+    """Pictures of validation samples.
 
     `val/masks` are images under truth and prediction, with the class `names`; others are `val/boundaries` and, where
     the network finds edges and `edge` gives `rule` and `thickness` of their labels, `val/edges`.
     """
     labels = {**dict(enumerate(names)), IGNORE: "ignored"}
+    classes = [{"id": number, "name": name} for number, name in labels.items()]  # for tables
     pictures: defaultdict[str, list[wandb.Image]] = defaultdict(list)
-    for sample in read_maps(folder, rows):
+    for sample in samples:
         maps = {"ground_truth": sample.mask, "prediction": sample.pred}
         masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
-        pictures["val/masks"].append(wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg"))
+        picture = wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg", classes=classes)
+        pictures["val/masks"].append(picture)
         caption = f"{sample.name}: green found, orange missed, blue wrong"
         pictures["val/boundaries"].append(wandb.Image(boundary_picture(sample), caption=caption))
         if edge and sample.edge is not None:
@@ -176,20 +251,49 @@ def _class_scores(scores: Mapping[str, float | None]) -> dict[str, object]:
     }
 
 
-def _start(run: RunContext, mode: str, options: Mapping[str, Any]) -> wandb.Run:
+def _notes(run: RunContext, checkpoints: Sequence[str]) -> str:
+    """What a run does not log, and how it would."""
+    kept = [name for name in ("best", "last") if name not in checkpoints]
+    trainer = run.settings.get("trainer") or {}
+    missing = [
+        f"{' and '.join(kept)} checkpoint (logger.wandb.checkpoints)" * bool(kept),
+        "gradient norms (trainer.log_grad_norm)" * (not trainer.get("log_grad_norm")),
+        "images of the data set",
+        "output of the ranks (worker.log)",
+    ]
+    return f"Not logged here: {', '.join(filter(None, missing))}. Run folder: {socket.gethostname()}:{run.folder}"
+
+
+def _forked(run: RunContext, former: str) -> str | None:
+    """Where a run that is resumed with other settings leaves the W&B run `former`; None with the same ones."""
+    before = load_yaml(run.folder / "resolved.yaml")
+    last = run.folder / "checkpoints" / "last.safetensors"
+    if not isinstance(before, dict) or not last.exists():
+        return None
+    keys = {key for key in {*before, *run.settings} if before.get(key) != run.settings.get(key)}
+    return f"{former}?_step={load_meta(last)['progress']['step']}" if keys - _ASIDE else None
+
+
+def _start(run: RunContext, mode: str, options: dict[str, Any], fork: bool) -> wandb.Run:
     """Start a W&B run, online where that is possible."""
     chosen, reason = choose_mode(mode)
     file = run.folder / "wandb" / "run_id"  # kept in the folder, which may be moved, or resumed on another host
-    if not file.exists():  # the agent of a W&B sweep has chosen one already, by which it finds the run
+    former = file.read_text().strip() if file.exists() else None
+    branch = _forked(run, former) if former and fork else None
+    if former is None or branch:
+        # The agent of a W&B sweep has chosen an id already, by which it finds the run.
         given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         write_atomic(file, given or uuid.uuid4().hex[:12])
+    if former is not None or "WANDB_NOTES" in os.environ:
+        del options["notes"]  # the user's may be there
     start: Callable[..., wandb.Run] = partial(
         wandb.init,
         **options,
         dir=str(run.folder),
         config=dict(run.settings),
         id=file.read_text().strip(),
-        resume="allow",
+        fork_from=branch,
+        resume=None if branch else "allow",
         name=f"{run.settings.get('name', 'pfseg')} {run.folder.name}",
         group=run.group,
         job_type=run.settings.get("job"),
@@ -204,86 +308,10 @@ def _start(run: RunContext, mode: str, options: Mapping[str, Any]) -> wandb.Run:
             run.console.message(f"W&B: {started.url}")
             return started
         except wandb.errors.Error as error:
-            _forget_service()  # the failed start keeps the run's id in use
+            forget_service()  # the failed start keeps the run's id in use
             chosen, reason = "offline", str(error).splitlines()[0]
     started = start(mode=chosen)
     if chosen == "offline":
         place = shown(started.settings.sync_dir)
         run.console.message(f"W&B offline ({reason}); upload it later with: wandb sync {place}")
     return started
-
-
-def _forget_service() -> None:
-    """Forget W&B's own process, so that the next run starts a new one."""
-    with suppress(Exception, SystemExit):  # it exits this process when the other one didn't end well
-        wandb.teardown()
-
-
-def choose_mode(mode: str) -> tuple[str, str]:
-    """The mode that is possible here (online, offline or disabled), and the reason for being offline.
-
-    Raises:
-        ConfigError: an unknown mode, or `online` without an API key.
-    """
-    if mode == "auto":
-        given = os.environ.get("WANDB_MODE", "").strip().lower()
-        mode = _WANDB_MODES.get(given, given)
-        if mode not in _MODES:
-            known = ", ".join([*_MODES, *filter(None, _WANDB_MODES)])
-            raise ConfigError(
-                f"WANDB_MODE={given} (of the environment) is not one of {known}; unset it or use one of them"
-            )
-    if mode not in _MODES:
-        raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
-    if mode in ("disabled", "offline"):
-        return mode, "logger.wandb.mode=offline"
-    if has_key():
-        fault = unreachable(server())
-        return ("offline", fault) if fault else ("online", "")
-    if mode == "online":
-        raise ConfigError(
-            "logger.wandb.mode=online needs a W&B key, none is known; run `wandb login`, set WANDB_API_KEY, "
-            "or use logger.wandb.mode=auto"
-        )
-    return "offline", "no API key, see `wandb login`"
-
-
-def server() -> str:
-    """The address of the W&B server."""
-    return str(wandb.setup().settings.base_url)
-
-
-def has_key() -> bool:
-    """Whether an API key is known for the W&B server."""
-    if wandb.setup().settings.api_key or os.environ.get("WANDB_API_KEY"):
-        return True
-    host = server().split("://")[-1].split("/")[0]
-    try:
-        file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
-        return False
-
-
-def unreachable(url: str) -> str:
-    """Say why a server gives no answer at all within a few seconds; empty where it gives one, be it an error."""
-    # W&B's own start would try for much longer, and leave its service unusable.
-    fault = f"no answer from {url} in {PROBE_SECONDS:.0f} s"
-
-    def ask() -> None:
-        nonlocal fault
-        try:
-            with suppress(urllib.error.HTTPError, http.client.HTTPException):
-                urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
-            fault = ""
-        except TimeoutError:
-            pass
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            # A certificate that only W&B's own settings accept is still an answer.
-            fault = "" if isinstance(reason, ssl.SSLError) else f"{url} can't be reached: {reason}"
-
-    thread = threading.Thread(target=ask, name="pfseg-wandb-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)  # looking up a name has no time limit of its own
-    return fault

@@ -38,6 +38,7 @@ class Heard(Sink):
         self.waits: list[float] = []
         self.late = False  # whether it was told to wait after the first row
         self.messages: list[tuple[str, str]] = []
+        self.failures: list[str] = []
 
     def record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -51,6 +52,9 @@ class Heard(Sink):
 
     def message(self, text: str, level: str = "info") -> None:
         self.messages.append((level, text))
+
+    def failed(self, reason: str) -> None:
+        self.failures.append(reason)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +159,7 @@ def test_a_failing_rank_ends_all(tmp_path: Path, heard: Heard, behave: str, text
     with pytest.raises(JobError, match=text) as error:
         run(tmp_path, heard, ranks=2, behave=behave, steps=600, seconds=0.1)
     assert len(read_records(tmp_path / "metrics.jsonl")) < 600, "rank 0 was not ended"
-    assert error.value.exit_code == exit_code
+    assert error.value.exit_code == exit_code and heard.failures == [str(error.value)]
     wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path, 2)), 2)
     if behave == "raise":
         assert "Traceback" in (tmp_path / "worker.log").read_text()
@@ -232,16 +236,16 @@ def test_inline_runs_in_this_process(tmp_path: Path, heard: Heard) -> None:
         run(tmp_path, launch={"name": "inline"}, behave="raise")
 
 
-def test_a_run_that_stops_by_itself_ends_with_0(tmp_path: Path) -> None:
+def test_a_run_that_stops_by_itself_ends_with_0(tmp_path: Path, heard: Heard) -> None:
     files = [tmp_path / "metrics.jsonl"]
     thread = threading.Thread(
         target=lambda: (wait_until(files[0].exists), os.kill(pids(tmp_path, 1)[0], signal.SIGUSR1))
     )
     thread.start()
     with pytest.raises(JobStopped, match=r"^stopped at step \d+; go on with: pfseg train resume=") as stopped:
-        run(tmp_path, steps=600, seconds=0.1)
+        run(tmp_path, heard, steps=600, seconds=0.1)
     thread.join()
-    assert stopped.value.exit_code == 0
+    assert stopped.value.exit_code == 0 and not heard.failures
 
 
 def test_an_evaluation_has_nothing_to_save(tmp_path: Path) -> None:

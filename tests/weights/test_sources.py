@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 from runs import ROOT
+from wandb_server import CONTENT as CONTENT_OF_ARTIFACT
+from wandb_server import wandb_server
 from weights.hub import Hub, serving
 
-from pfseg.errors import CheckpointError, ConfigError
+from pfseg.errors import ConfigError
 from pfseg.weights.sources import fetch, push
 
 CONTENT = {"model.safetensors": b"weights", "config.yaml": b"a: 1\n", "picture.png": b"large"}
@@ -83,35 +84,24 @@ def test_a_folder_is_uploaded(hub: Hub, tmp_path: Path):
     assert f"push=owner/new: {folder} is whole, but could not be uploaded" in refused.stderr
 
 
-class Artifact:
-    """A version of an artifact, as `wandb.Api` gives it."""
-
-    version = "v3"
-
-    def download(self, root: str) -> str:
-        Path(root).mkdir(parents=True, exist_ok=True)
-        (Path(root) / "best.safetensors").write_bytes(b"weights")
-        return root
-
-
-def test_artifacts_are_kept_for_when_there_is_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Online:
-        def artifact(self, name: str, type: str) -> Artifact:
-            assert (name, type) == ("team/maps/checkpoint-x:best", "model")
-            return Artifact()
-
-    class Offline:
-        def artifact(self, name: str, type: str) -> Artifact:
-            raise wandb.errors.CommError("no network")
-
-    source = "wandb://team/maps/checkpoint-x:best"
-    monkeypatch.setattr(wandb, "Api", Offline)
-    with pytest.raises(CheckpointError, match=r"checkpoint=wandb://.*:best can't be downloaded \(no network\): check"):
-        fetch(source, tmp_path)
-    monkeypatch.setattr(wandb, "Api", Online)
-    assert fetch(source, tmp_path) == tmp_path / "wandb" / "team" / "maps" / "checkpoint-x" / "v3"
-    monkeypatch.setattr(wandb, "Api", Offline)
-    assert (fetch(source, tmp_path) / "best.safetensors").read_bytes() == b"weights"
+@pytest.mark.slow
+def test_artifacts_are_kept_for_when_there_is_no_network(tmp_path: Path):
+    show = 'print(fetch("wandb://team/maps/checkpoint-x:best", Path("cache")))'
+    with wandb_server() as server:
+        place = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+        place |= {"WANDB_CACHE_DIR": str(tmp_path / "w")}
+        done = asked(show.replace("cache", str(tmp_path)), "", tmp_path, **place)
+        folder = tmp_path / "wandb" / "team" / "maps" / "checkpoint-x"
+        assert done.stdout.strip() == str(folder / "v3"), done.stderr
+        assert (folder / "v3" / "best.safetensors").read_bytes() == CONTENT_OF_ARTIFACT
+        unknown = asked('fetch("wandb://team/maps/other:best", Path("cache"))', "", tmp_path, **place)
+        assert "CheckpointError: checkpoint=wandb://team/maps/other:best can't be downloaded (" in unknown.stderr
+        assert "not found" in unknown.stderr
+    offline = asked(show.replace("cache", str(tmp_path)), "", tmp_path, **place)
+    assert offline.stdout.strip() == str(folder / "best"), offline.stderr
+    assert (folder / "best" / "best.safetensors").read_bytes() == CONTENT_OF_ARTIFACT
+    never = asked(show, "", tmp_path, **place)
+    assert "checkpoint-x:best can't be downloaded (" in never.stderr and "check the network, or" in never.stderr
 
 
 @pytest.mark.parametrize("source", ["hf://name", "hf://a/b/c", "wandb://a/b", "s3://bucket/model", "https://x.org/a"])
