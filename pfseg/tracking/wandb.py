@@ -59,7 +59,7 @@ class WandbLogger(Sink):
     variable WANDB_MODE.
 
     Raises:
-        ConfigError: an unknown mode, `online` without an API key, or a registry without checkpoints to link.
+        ConfigError: an unknown WANDB_MODE, `online` without an API key, or a registry without checkpoints to link.
     """
 
     def __init__(
@@ -252,16 +252,14 @@ def _class_scores(scores: Mapping[str, float | None]) -> dict[str, object]:
 
 
 def _notes(run: RunContext, checkpoints: Sequence[str]) -> str:
-    """What a run does not log, and how it would."""
-    kept = [name for name in ("best", "last") if name not in checkpoints]
-    trainer = run.settings.get("trainer") or {}
-    missing = [
-        f"{' and '.join(kept)} checkpoint (logger.wandb.checkpoints)" * bool(kept),
-        "gradient norms (trainer.log_grad_norm)" * (not trainer.get("log_grad_norm")),
-        "images of the data set",
-        "output of the ranks (worker.log)",
-    ]
-    return f"Not logged here: {', '.join(filter(None, missing))}. Run folder: {socket.gethostname()}:{run.folder}"
+    """What a run does not log, the settings that would log it, and where the run folder is."""
+    missing = ["images of the data set", "output of the ranks (worker.log)"]
+    if run.settings.get("job") == "train":
+        if kept := [name for name in ("best", "last") if name not in checkpoints]:
+            missing.insert(0, f"checkpoint {' and '.join(kept)} (logger.wandb.checkpoints)")
+        if not (run.settings.get("trainer") or {}).get("log_grad_norm"):
+            missing.insert(0, "gradient norms (trainer.log_grad_norm)")
+    return f"Not logged here: {', '.join(missing)}. Run folder: {socket.gethostname()}:{run.folder}"
 
 
 def _forked(run: RunContext, former: str) -> str | None:
@@ -282,7 +280,7 @@ def _start(run: RunContext, mode: str, options: dict[str, Any], fork: bool) -> w
     branch = _forked(run, former) if former and fork else None
     if former is None or branch:
         # The agent of a W&B sweep has chosen an id already, by which it finds the run.
-        given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") and not branch else None
         write_atomic(file, given or uuid.uuid4().hex[:12])
     if former is not None or "WANDB_NOTES" in os.environ:
         del options["notes"]  # the user's may be there

@@ -17,8 +17,8 @@ import wandb
 from pfseg.errors import ConfigError
 
 PROBE_SECONDS = 5.0
-_MODES = ("auto", "online", "offline", "disabled")
-_WANDB_MODES = {"": "auto", "dryrun": "offline", "run": "online", "shared": "online"}  # further ones that W&B knows
+_MODES = {mode: mode for mode in ("auto", "online", "offline", "disabled")}
+_WANDB_MODES = _MODES | {"dryrun": "offline", "run": "online", "shared": "online"}  # of WANDB_MODE
 
 
 def forget_service() -> None:
@@ -31,18 +31,16 @@ def choose_mode(mode: str) -> tuple[str, str]:
     """The mode that is possible here (online, offline or disabled), and the reason for being offline.
 
     Raises:
-        ConfigError: an unknown mode, or `online` without an API key.
+        ConfigError: an unknown mode in the environment, or `online` without an API key.
     """
     if mode == "auto":
-        given = os.environ.get("WANDB_MODE", "").strip().lower()
-        mode = _WANDB_MODES.get(given, given)
-        if mode not in _MODES:
-            known = ", ".join([*_MODES, *filter(None, _WANDB_MODES)])
+        given = os.environ.get("WANDB_MODE", "").strip().lower() or "auto"
+        if given not in _WANDB_MODES:
             raise ConfigError(
-                f"WANDB_MODE={given} (of the environment) is not one of {known}; unset it or use one of them"
+                f"WANDB_MODE={given} (of the environment) is not one of {', '.join(_WANDB_MODES)}; unset it or use one "
+                "of them"
             )
-    if mode not in _MODES:
-        raise ConfigError(f"logger.wandb.mode={mode!r} is not one of {', '.join(_MODES)}")
+        mode = _WANDB_MODES[given]
     if mode in ("disabled", "offline"):
         return mode, "logger.wandb.mode=offline"
     if has_key():

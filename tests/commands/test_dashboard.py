@@ -73,7 +73,9 @@ def test_no_panel_asks_for_what_a_wandb_run_lacks(tmp_path: Path):
     metrics = {name for name in named if name.startswith(("train/", "val/", "best/"))}
     assert metrics <= held, metrics - held
     assert {"val/masks", "val/boundaries", "val/edges", "val/samples", "val/boundary_IoU"} <= metrics
-    assert all(f'"{table}"' in (tmp_path / "workspace.json").read_text() for table in ("val/classes", "val/predictions"))
+    assert all(
+        f'"{table}"' in (tmp_path / "workspace.json").read_text() for table in ("val/classes", "val/predictions")
+    )
     assert {"train/loss", "train/lr", "val/mIoU", "val/confusion_table", *(f"val/IoU/{n}" for n in NAMES[:-1])} <= named
     assert f"val/IoU/{NAMES[-1]}" not in named, "a class that never occurs"
 

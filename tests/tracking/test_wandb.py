@@ -372,11 +372,6 @@ def test_a_key_is_found_in_netrc(tmp_path: Path) -> None:
     assert has_key()
 
 
-def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^logger\.wandb\.mode='of' is not one of auto, online, offline, disabled$"):
-        logger_of(tmp_path, config("of"), Said())
-
-
 @pytest.mark.parametrize(
     ("given", "mode"), [("dryrun", "offline"), ("shared", ""), ("", "offline"), ("disabled", "disabled")]
 )
