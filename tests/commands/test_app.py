@@ -118,6 +118,12 @@ def test_a_rank_of_mpirun_does_not_start_another_job(
     assert "started by mpirun, which pfseg does by itself: type `pfseg train ranks=4 ...`" in capsys.readouterr().err
 
 
+def test_a_quoted_value_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("reproduce", "no run") == 2  # which becomes run='no run'
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert command("train", *TINY, "hydra.run.dir=/dev/null/run") == 1
     error = capsys.readouterr().err
