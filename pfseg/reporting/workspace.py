@@ -11,7 +11,7 @@ import wandb_workspaces.workspaces as ws
 from pfseg.reporting.runs import Run
 from pfseg.reporting.selection import differing
 from pfseg.tracking.records import ValRow, numbers, read_records
-from pfseg.tracking.wandb import CONFUSION
+from pfseg.tracking.wandb_media import CONFUSION
 
 _STATE = ("train/lr", "train/images_per_s", "train/rank_mib", "train/gpu_mib")
 _NORM = "train/grad_norm"

@@ -57,7 +57,16 @@ class RunConsole(Sink):
         self._last: dict[str, tuple[float, str]] = {}
         self._began = time.monotonic()
         self._best = ""
-        self._progress: Progress | None = None
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(24 if self.console.width >= 100 else 12, complete_style="cyan", finished_style="green"),
+            TaskProgressColumn("[dim]{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[facts]}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=2,
+            disable=not self.live,
+        )
         self._tasks: dict[str, TaskID] = {}
         self._work = ("", 0, 0.0)  # what is shown as progress, how far it was when it was first heard of, and when
 
@@ -92,9 +101,8 @@ class RunConsole(Sink):
 
     def finish(self, exit_code: int = 0) -> None:
         """End the live display; a second call does nothing."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress, self._tasks = None, {}
+        self._hide(*[*self._tasks])
+        self._progress.stop()
 
     def on_start(self, row: StartRow) -> None:
         """Say what the job works on, or where it goes on."""
@@ -207,17 +215,7 @@ class RunConsole(Sink):
                 count = f" {done}/{total}{', ' * bool(facts)}{facts}" if key == "progress" and total else ""
                 self._seldom(key, text + count, key == "wait" and done is not None and done == total)
             return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(24 if self.console.width >= 100 else 12, complete_style="cyan", finished_style="green"),
-                TaskProgressColumn("[dim]{task.percentage:3.0f} %"),
-                TextColumn("{task.fields[facts]}"),
-                console=self.console,
-                transient=True,
-                refresh_per_second=2,
-            )
-            self._progress.start()
+        self._progress.start()
         if key not in self._tasks:
             self._tasks[key] = self._progress.add_task(text, total=total, facts=facts)
         self._progress.update(self._tasks[key], description=text, completed=done or 0, total=total, facts=facts)
@@ -233,7 +231,7 @@ class RunConsole(Sink):
     def _hide(self, *keys: str) -> None:
         for key in keys:
             self._last.pop(key, None)
-            if self._progress and key in self._tasks:
+            if key in self._tasks:
                 self._progress.remove_task(self._tasks.pop(key))
 
     def _line(self, text: str, style: str = "") -> None:

@@ -5,12 +5,10 @@ Offline where no API key is known or the server can't be reached; `metrics.jsonl
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,10 +17,8 @@ from typing import Any
 import psutil
 import wandb
 
-from pfseg.data.base import IGNORE
 from pfseg.errors import ConfigError, one_line
 from pfseg.files import load_json, load_yaml, shown, write_atomic
-from pfseg.metrics.confusion import confusion_matrix, scores
 from pfseg.tracking.loggers import RunContext
 from pfseg.tracking.records import (
     ConfusionRow,
@@ -31,22 +27,18 @@ from pfseg.tracking.records import (
     Sink,
     StartRow,
     ValRow,
-    boundary_scores,
-    class_names,
     figures,
-    number,
     numbers,
     read_records,
 )
-from pfseg.tracking.samples import SampleMaps, boundary_picture, edge_picture, read_maps
+from pfseg.tracking.samples import read_maps
 from pfseg.tracking.wandb_access import choose_mode, forget_service
 from pfseg.tracking.wandb_lineage import use_inputs
+from pfseg.tracking.wandb_media import class_tables, confusion_chart, predictions, read_scores, sample_pictures
 from pfseg.weights.checkpoint import load_meta
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 120.0
-_MATRIX = ("Actual", "Predicted", "nPredictions")
-CONFUSION = ("wandb/confusion_matrix/v1", {name: name for name in _MATRIX}, "Confusion, pixels")  # chart, fields, title
 _ASIDE = {"name", "resume", "logger", "launch", "gpus", "ranks"}  # settings whose change makes no fork
 _START = ("device", "ranks", "global_batch", "steps", "steps_per_epoch", "images_train", "images_val")
 
@@ -112,28 +104,24 @@ class WandbLogger(Sink):
     def on_val(self, row: ValRow) -> None:
         """Log scores, their tables and the pictures of the samples."""
         scores = figures(row, "val/")
-        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | _class_scores(scores)
+        values: dict[str, object] = numbers(row, "val/") | {"epoch": row["epoch"] + 1} | class_tables(scores)
         if (miou := scores.get("mIoU")) is not None:
             self._best = max(miou, self._best)
             values["best/mIoU"] = self._best  # W&B sweeps optimise a value of its own, not a summary such as max
         if panels := row.get("panels"):
             values["val/samples"] = wandb.Image(str(self.folder / panels))
-        samples = read_maps(self.folder, row.get("samples", []))
-        pictures = sample_pictures(samples, self._names, self._edge)
-        values |= {**pictures}
-        if samples:
-            values["val/predictions"] = self._predictions(samples, pictures["val/masks"], row.get("exclude", []))
+        if samples := read_maps(self.folder, row.get("samples", [])):
+            pictures = sample_pictures(samples, self._names, self._edge)
+            known = read_scores(self.folder / "images.csv")
+            table = predictions(samples, pictures["val/masks"], self._names, row.get("exclude", []), known)
+            values |= {**pictures, "val/predictions": table}
         self._run.log(values, step=row["step"])
         if row.get("best"):
             self._upload("best", row["step"])
 
     def on_confusion(self, row: ConfusionRow) -> None:
         """Log W&B's chart of the confusion matrix."""
-        rows = zip(self._names, row["confusion"], strict=False)
-        data = [[truth, *pair] for truth, counts in rows for pair in zip(self._names, counts, strict=False)]
-        chart, fields, title = CONFUSION
-        table = wandb.Table(columns=list(fields), data=data)
-        self._run.log({"val/confusion": wandb.plot_table(chart, table, fields, {"title": title})}, step=row["step"])
+        self._run.log({"val/confusion": confusion_chart(row["confusion"], self._names)}, step=row["step"])
 
     def on_end(self, row: EndRow) -> None:
         """Put the status into the summary."""
@@ -161,22 +149,6 @@ class WandbLogger(Sink):
             artifact.add_file(str(file))
             logged = self._run.log_artifact(artifact, aliases=[name, f"step-{step}"])
             self._best_artifact = logged if name == "best" else self._best_artifact
-
-    def _predictions(
-        self, samples: Sequence[SampleMaps], pictures: Sequence[wandb.Image], exclude: Sequence[str]
-    ) -> wandb.Table:
-        """A row for each sample, and in an evaluation for every image, of which only the samples have pictures."""
-        rows: dict[str, list[object]] = {}
-        if (file := self.folder / "images.csv").exists():
-            with file.open(encoding="utf-8", newline="") as stream:
-                _, *lines = csv.reader(stream)
-            rows = {name: [name, *(float(text) if text else None for text in texts)] for name, *texts in lines}
-        for sample, picture in zip(samples, pictures, strict=True):
-            result = scores(confusion_matrix(sample.pred, sample.mask, len(self._names)), self._names, exclude)
-            found = [number(result["mIoU"]), number(result["OA"])]
-            rows[sample.name] = [*rows.get(sample.name, [sample.name, *found]), picture]
-        data = [[*row, None][:4] for row in rows.values()]
-        return wandb.Table(columns=["image", "mIoU", "OA", "prediction"], data=data)
 
     def _use_inputs(self, data: Mapping[str, str | None] | None) -> None:
         try:
@@ -212,43 +184,6 @@ class WandbLogger(Sink):
                     child.kill()  # what it wrote to disk stays
             forget_service()
             self._console.message(f"W&B took too long to finish; upload the rest with: wandb sync {self._sync_dir}")
-
-
-def sample_pictures(
-    samples: Sequence[SampleMaps], names: Sequence[str], edge: Mapping[str, Any] | None
-) -> dict[str, list[wandb.Image]]:
-    """Pictures of validation samples.
-
-    `val/masks` are images under truth and prediction, with the class `names`; others are `val/boundaries` and, where
-    the network finds edges and `edge` gives `rule` and `thickness` of their labels, `val/edges`.
-    """
-    labels = {**dict(enumerate(names)), IGNORE: "ignored"}
-    classes = [{"id": number, "name": name} for number, name in labels.items()]  # for tables
-    pictures: defaultdict[str, list[wandb.Image]] = defaultdict(list)
-    for sample in samples:
-        maps = {"ground_truth": sample.mask, "prediction": sample.pred}
-        masks = {key: {"mask_data": data, "class_labels": labels} for key, data in maps.items()}
-        picture = wandb.Image(sample.image, masks=masks, caption=sample.name, file_type="jpg", classes=classes)
-        pictures["val/masks"].append(picture)
-        caption = f"{sample.name}: green found, orange missed, blue wrong"
-        pictures["val/boundaries"].append(wandb.Image(boundary_picture(sample), caption=caption))
-        if edge and sample.edge is not None:
-            picture = edge_picture(sample, edge["rule"], edge["thickness"])
-            caption = f"{sample.name}: prediction | label"
-            pictures["val/edges"].append(wandb.Image(picture, caption=caption, file_type="jpg"))
-    return dict(pictures)
-
-
-def _class_scores(scores: Mapping[str, float | None]) -> dict[str, object]:
-    """The table of scores by class, boundary scores included where they were measured, and bars of the IoU."""
-    names = class_names(scores)
-    columns = ["IoU", "precision", "recall", "F1", *boundary_scores(scores)]
-    data = [[name, *(scores.get(f"{column}/{name}") for column in columns)] for name in names]
-    bars = wandb.Table(columns=["class", "IoU"], data=[[name, scores.get(f"IoU/{name}") or 0.0] for name in names])
-    return {
-        "val/classes": wandb.Table(columns=["class", *columns], data=data),
-        "val/IoU_bars": wandb.plot.bar(bars, "class", "IoU", title="IoU by class, %"),
-    }
 
 
 def _notes(run: RunContext, checkpoints: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from pfseg.data.cache import cache_folder
 from pfseg.errors import CheckpointError, ConfigError, MissingPackage, one_line
 
 FILES = ["*.safetensors", "*.json", "*.yaml", "*.csv", "*.onnx"]  # what a model folder is used by
-_OFFLINE = "check the network, or give a folder that was downloaded elsewhere"
+_ELSEWHERE = "give a folder that was downloaded elsewhere"
+_OFFLINE = f"check the network, or {_ELSEWHERE}"
 
 
 def is_source(checkpoint: str) -> bool:
@@ -124,5 +125,8 @@ def _from_wandb(source: str, name: str, cache: Path) -> Path:
     except (wandb.errors.Error, ValueError, OSError) as error:  # ValueError: there is no such artifact
         if folder.is_dir():
             return folder
-        raise CheckpointError(f"checkpoint={source} can't be downloaded ({one_line(error)}): {_OFFLINE}") from error
+        raise CheckpointError(
+            f"checkpoint={source} can't be downloaded ({one_line(error)}): check its name, and the key (wandb login); "
+            f"without a network, {_ELSEWHERE}"
+        ) from error
     return version

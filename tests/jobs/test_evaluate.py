@@ -28,7 +28,7 @@ from pfseg.launch.worker import job as run_worker
 from pfseg.metrics.confusion import scores
 from pfseg.runtime import jt
 from pfseg.tracking.samples import read_maps
-from pfseg.tracking.wandb import sample_pictures
+from pfseg.tracking.wandb_media import sample_pictures
 from pfseg.weights.checkpoint import load_checkpoint, save_checkpoint
 from pfseg.weights.transfer import export_weights
 
