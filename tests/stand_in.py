@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pfseg.data.workers import start_tracker
 from pfseg.errors import ConfigError, DataError
 from pfseg.launch.watchdog import die_with_parent
 from pfseg.launch.worker import main
@@ -136,6 +137,8 @@ def _misbehave(behave: str) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
             holder.communicate()
     elif behave == "semaphore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a rank that is busy: mpirun then sends SIGKILL
+        start_tracker()
         kept.append(multiprocessing.get_context("spawn").Lock())
         sys.stdout.write(f"semaphore {kept[0]._semlock.name}\n")
         sys.stdout.flush()

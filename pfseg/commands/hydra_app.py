@@ -32,6 +32,7 @@ from pfseg.errors import ConfigError, JobError, PfsegError
 from pfseg.files import cannot_write
 from pfseg.launch.lease import lease, sole_use
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
+from pfseg.signals import handled
 
 Run = Callable[[Any], float | None]
 _FLAGS = ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m", "--shell-completion -sc")
@@ -149,13 +150,19 @@ def _task(command: str, checked: list[Settings], failures: list[Exception], reru
         if rerun:
             _take_new_folder()
         try:
-            return work(checked[0] if checked else check(cfg))
+            with handled((signal.SIGTERM, signal.SIGHUP), _end):  # until the work handles them itself
+                return work(checked[0] if checked else check(cfg))
         except Exception as error:
             _keep_failure(error)
             failures.append(error)  # raised later: here Hydra would add lines of its own
             return None
 
     return task
+
+
+def _end(number: int) -> NoReturn:
+    """End as a program does, not as one that was killed: W&B, for one, then removes its temporary folder."""
+    raise SystemExit(128 + number)
 
 
 def _sweep_job(work: Run, cfg: DictConfig) -> float | None:

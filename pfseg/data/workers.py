@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -71,15 +72,36 @@ class Workers:
 
     def _submit(self, task: Any) -> Future[Any]:
         if self._pool is None:
-            # Python's resource tracker never leaves the group. It starts apart: that unblocks two of the signals.
-            with _signals_blocked():
-                resource_tracker.ensure_running()
+            start_tracker()
             self._pool = ProcessPoolExecutor(
                 self.workers, get_context("spawn"), initializer=_start, initargs=(self.job, os.getpid())
             )
         # Processes start within submit and inherit the blocked signals until they have left the group.
         with _signals_blocked():
             return self._pool.submit(_run, task)
+
+
+def start_tracker() -> None:
+    """Start Python's resource tracker, which removes semaphores of dead processes, where no signal to a group ends it.
+
+    It starts apart from the pool, because it unblocks two of the signals.
+    """
+    with _signals_blocked(), _other_group():
+        resource_tracker.ensure_running()
+
+
+@contextmanager
+def _other_group() -> Iterator[None]:
+    """Let a rank of mpirun, which kills whole process groups, start processes in another one."""
+    if "OMPI_COMM_WORLD_RANK" not in os.environ or os.getpgid(0) != os.getpid():
+        yield
+        return
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, process_group=0) as leader:  # its end doesn't end the group
+        os.setpgid(0, leader.pid)
+        try:
+            yield
+        finally:
+            os.setpgid(0, 0)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from runs import TINY, command, start
+from runs import ENVIRONMENT, ROOT, TINY, command, start
 
 import pfseg
 from pfseg.commands.app import commands, main
@@ -100,6 +103,28 @@ def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(library: s
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "") and process.returncode == 130
     assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_while_a_logger_starts_ends_the_command_in_order(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(
+        "import atexit, pathlib, time\n"
+        "def start(run):\n"
+        "    atexit.register(pathlib.Path('tidy').touch)\n"
+        "    pathlib.Path('begun').touch()\n"
+        "    time.sleep(60)\n"
+    )
+    arguments = [*TINY, "+logger.slow._target_=slow.start", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "pfseg", "train", *arguments]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, b"") and (tmp_path / "tidy").exists()
 
 
 def test_a_run_folder_in_use_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

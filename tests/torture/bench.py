@@ -32,7 +32,8 @@ from pfseg.weights.checkpoint import load_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = Path(__file__).parent / "project"
 PATIENCE = 300.0  # seconds after which a command counts as hung
-LEFT = re.compile(r"pfseg-(locks|mpi)-\d+(/.*\.lock)?$")  # folders of a user's, and locks in them, which stay
+# What stays: folders of a user's, locks in them, and a socket of W&B's service where that was killed.
+LEFT = re.compile(r"pfseg-(locks|mpi)-\d+(/.*\.lock)?$|wandb_symon-[-\d]+\.sock$")
 TRAINING = (
     "gpus=0 ranks=1 logger=none model=thin loss=ce batch_size=2 dataset.crop_size=64 dataset.size=64 "
     "dataset.train_images=8 dataset.val_images=2 schedule.warmup_steps=0 trainer.max_epochs=2 trainer.val_every=1 "
