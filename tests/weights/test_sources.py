@@ -100,10 +100,6 @@ def test_artifacts_are_kept_for_when_there_is_no_network(tmp_path: Path):
     offline = asked(show.replace("cache", str(tmp_path)), "", tmp_path, **place)
     assert offline.stdout.strip() == str(folder / "best"), offline.stderr
     assert (folder / "best" / "best.safetensors").read_bytes() == CONTENT_OF_ARTIFACT
-    never = asked(show, "", tmp_path, **place)
-    assert (
-        "checkpoint-x:best can't be downloaded (" in never.stderr and "without a network, give a folder" in never.stderr
-    )
 
 
 @pytest.mark.parametrize("source", ["hf://name", "hf://a/b/c", "wandb://a/b", "s3://bucket/model", "https://x.org/a"])
