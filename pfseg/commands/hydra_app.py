@@ -55,28 +55,20 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     if args.help:
         import_module("pfseg.commands.help").show(command, name, folder, config_path)
         return 0
-    shows = args.hydra_help or args.cfg or args.info or args.shell_completion
-    checked: list[Settings] = []
-    sweep_folder = None
+    settings = sweep_folder = None
     if args.experimental_rerun:
-        if overrides:
-            raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
-        if not Path(old := args.experimental_rerun).is_file():
-            raise ConfigError(f"--experimental-rerun {old} does not exist: give a run's config.pickle")
+        _check_rerun(args.experimental_rerun, overrides)
     elif args.multirun:
         cfg = compose(name, overrides, folder=folder, config_path=config_path, with_hydra=True)
         sweep_folder = Path(cfg.hydra.sweep.dir).absolute()
         overrides.append(f"hydra.sweep.dir={quote(str(sweep_folder))}")
-    elif shows:
+    elif args.hydra_help or args.cfg or args.info or args.shell_completion:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `pfseg train --info | head`
     else:
-        checked.append(check(compose(name, overrides, folder=folder, config_path=config_path)))
-        for key, _, value in (text.partition("=") for text in overrides):
-            if key == "hydra.run.dir" and "$" not in value:
-                with sole_use(Path(value.strip("'\""))):  # before Hydra writes into a run that another command works on
-                    pass
+        settings = check(compose(name, overrides, folder=folder, config_path=config_path))
+        _check_free(overrides)
     failures: list[Exception] = []
-    task = _task(command, checked, failures, args.experimental_rerun)
+    task = _task(command, settings, failures, rerun=bool(args.experimental_rerun))
     prepare_hydra()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     sys.argv = [sys.argv[0], *flags, *overrides]
@@ -94,6 +86,21 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
             return 1
         raise failures[0]
     return 0
+
+
+def _check_rerun(config: str, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise ConfigError(f"--experimental-rerun repeats a run as it was: leave out {overrides[0]}")
+    if not Path(config).is_file():
+        raise ConfigError(f"--experimental-rerun {config} does not exist: give a run's config.pickle")
+
+
+def _check_free(overrides: Sequence[str]) -> None:
+    """Raise JobError if another command works in the run folder that is given, before Hydra writes into it."""
+    for key, _, value in (text.partition("=") for text in overrides):
+        if key == "hydra.run.dir" and "$" not in value:
+            with sole_use(Path(value.strip("'\""))):
+                pass
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,7 +143,7 @@ def _expand(command: str, arguments: Sequence[str], words: str | None) -> list[s
     return overrides + [f"{words}={quote(text)}" for text in bare if words != "runs"]
 
 
-def _task(command: str, checked: list[Settings], failures: list[Exception], rerun: str | None) -> Run:
+def _task(command: str, settings: Settings | None, failures: list[Exception], *, rerun: bool) -> Run:
     """What Hydra calls with the settings of a run, or of each job of a sweep."""
 
     def task(cfg: DictConfig) -> float | None:
@@ -151,7 +158,7 @@ def _task(command: str, checked: list[Settings], failures: list[Exception], reru
             _take_new_folder()
         try:
             with handled((signal.SIGTERM, signal.SIGHUP), _end):  # until the work handles them itself
-                return work(checked[0] if checked else check(cfg))
+                return work(settings or check(cfg))
         except Exception as error:
             _keep_failure(error)
             failures.append(error)  # raised later: here Hydra would add lines of its own

@@ -68,6 +68,11 @@ class Application(Ranks):
     flips: t.Flips = setting("mirrored views that are averaged too: h (left-right), v, hv (both), d4 (8 symmetries)")
     contrast: t.OwnContrast | None = setting("standard deviation of grey levels; own: the image's; null: as trained")
 
+    @property
+    def checkpoints(self) -> list[str]:
+        """All of them, also if it is one."""
+        return [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
+
 
 class DataChanges(Settings, extra="allow"):
     """Settings of the data set that differ from those stored in the checkpoint."""

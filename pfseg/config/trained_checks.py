@@ -32,11 +32,10 @@ def check_evaluate(settings: Evaluate) -> None:
 
 def _find_checkpoints(settings: Application) -> list[Path]:
     """The files that `checkpoint` stands for, which become its value; raises ConfigError."""
-    given = settings.checkpoint
-    paths = [find_checkpoint(each) for each in ([given] if isinstance(given, str) else given)]
+    paths = [find_checkpoint(each) for each in settings.checkpoints]
     if not paths:
         raise ConfigError("checkpoint=[] is empty: give run folders or .safetensors files")
-    settings.checkpoint = str(paths[0]) if isinstance(given, str) else [str(path) for path in paths]
+    settings.checkpoint = str(paths[0]) if isinstance(settings.checkpoint, str) else [str(path) for path in paths]
     return paths
 
 

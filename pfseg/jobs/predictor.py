@@ -69,7 +69,7 @@ def load_predictor(settings: Predict) -> Predictor:
         CheckpointError: no checkpoint, damaged, or of code that is not trusted.
         ConfigError: windows that a network doesn't take, or checkpoints that don't go together.
     """
-    members = [_load(path, settings) for path in _paths(settings)]
+    members = [_load(path, settings) for path in map(Path, settings.checkpoints)]
     for other in members[1:]:
         _check_alike(members[0], other)
     first = members[0]
@@ -114,16 +114,11 @@ def load_predictor(settings: Predict) -> Predictor:
 def checkpoint_names(settings: Predict) -> str:
     """The checkpoints, with a part of their checksums and their temperatures; raises CheckpointError."""
     names = []
-    for path in _paths(settings):
+    for path in map(Path, settings.checkpoints):
         digest, temperature = digest_of(path), _temperature(path, settings)
         softened = "" if temperature == 1 else f", temperature {temperature:.6g}"
         names.append(f"{path.name} (sha256 {digest[:16]}{softened})")
     return ", ".join(names)
-
-
-def _paths(settings: Predict) -> list[Path]:
-    given = settings.checkpoint
-    return [Path(each) for each in ([given] if isinstance(given, str) else given)]
 
 
 def _temperature(path: Path, settings: Predict) -> float:
