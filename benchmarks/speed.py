@@ -32,8 +32,8 @@ from pfseg.runtime import jt
 _SCRIPTS = {"pfnet_r50": "torch_pfnet.py", "segnext_t": "torch_segnext.py"}
 
 
-class TorchNetwork:
-    """The network in PyTorch, in a process of its own."""
+class Network:
+    """A network in a process of its own, by a script that runs it once for each line on its standard input."""
 
     def __init__(self, python: str, script: str, folder: Path, *options: str) -> None:
         command = [python, str(Path(__file__).with_name(script)), str(folder), *options]
@@ -48,16 +48,18 @@ class TorchNetwork:
         self._process.stdin.flush()
         return float(self._read())
 
-    def close(self) -> None:
-        """End the process."""
+    def close(self) -> int:
+        """End the process; returns the most bytes that it held."""
         assert self._process.stdin is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
         self._process.stdin.close()
         self._process.wait()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
     def _read(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
-        assert line, "PyTorch's process has ended"
+        assert line, f"{self._process.args} has ended"
         return line
 
 
@@ -117,7 +119,7 @@ def compare(run: Callable[[], float], arguments: argparse.Namespace, folder: Pat
         table.add_row("pfseg", f"{1000 * statistics.median(run() for _ in range(arguments.rounds)):.0f}")
         table.add_row("PyTorch", "not installed: --torch <python that has it>")
         return table
-    other = TorchNetwork(arguments.torch, _SCRIPTS[arguments.model], folder)
+    other = Network(arguments.torch, _SCRIPTS[arguments.model], folder)
     error = np.abs(other.logits - logits).max() / np.abs(logits).max()
     assert error < 1e-3, f"logits differ by {error:.1g}"
     run(), other.run()  # compiles

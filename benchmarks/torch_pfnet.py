@@ -241,8 +241,9 @@ def take_turns(model: nn.Module, folder: Path, memory_format: torch.memory_forma
 def take_turns_in_modes(model: PFNet, folder: Path) -> None:
     """Run once for each mode on the standard input: fp32, channels_last, or bf16 (autocast, channels last)."""
     arrays = {path.stem: torch.from_numpy(np.load(path)) for path in folder.glob("*.npy")}
-    with torch.inference_mode():
-        np.save(folder / "logits.npy", model(arrays["image"]).numpy())
+    if not (folder / "logits.npy").exists():
+        with torch.inference_mode():
+            np.save(folder / "logits.npy", model(arrays["image"]).numpy())
     sys.stdout.write(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
     sys.stdout.flush()
     models = {torch.contiguous_format: model, torch.channels_last: copy.deepcopy(model)}
