@@ -38,7 +38,8 @@ DEFAULT_BACKBONE = "resnet50"
 _SHORT = {"resnet": "r", "res2net": "r2n"}  # of backbones in the names of networks
 _MANY = 20  # aliases in a file
 _LONGEST = 200  # characters of a key
-FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)  # what composing raises
+# What composing raises.
+FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, AssertionError)
 
 
 def config_dir() -> Path:
@@ -245,6 +246,8 @@ def _explain(
         return ConfigError(f"{mark.name}:{mark.line + 1} can't be read as YAML: {error.problem}")
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         _check_files(loader)
+    if isinstance(error, AssertionError):
+        return ConfigError("an entry of `defaults` has no name: check `defaults` in your own files")
     if isinstance(error, RecursionError):
         return ConfigError("YAML files include each other in a circle: check `defaults` in your own files")
     groups = [each.key_or_group.partition("@")[0] for each in overrides]  # asking about each takes Hydra 0.2 s

@@ -92,7 +92,7 @@ def group_seeds(runs: Sequence[Run]) -> list[SeedGroup]:
         settings = ((k, as_typed(v)) for k, v in run.settings.items() if k != "seed" and _top(k) not in _ASIDE)
         alike[run.job, *sorted(settings)].append(run)
     repeated = [(runs, [run for run in runs if run.status == "finished" and run.best]) for runs in alike.values()]
-    repeated = [pair for pair in repeated if len({run.settings.get("seed") for run in pair[1]}) >= 2]
+    repeated = [pair for pair in repeated if len({as_typed(run.settings.get("seed")) for run in pair[1]}) >= 2]
     shown = differing(runs)
     apart = differing([run for members, _ in repeated for run in members])
     several_jobs = len({run.job for run in runs}) > 1

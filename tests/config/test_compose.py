@@ -467,9 +467,10 @@ def test_command_lines_that_are_refused(args, env, text, monkeypatch: pytest.Mon
         ("name: " + "[" * 3000, r"^\S+/mine.yaml:1 can't be read as YAML: exceeded maximum nesting depth$"),
         ("name: \udcff", r"^\S+/mine.yaml can't be read as YAML: 'utf-8' codec"),
         ("a: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)), "absurd size$"),
+        ('defaults: [{"": ""}]', r"^an entry of `defaults` has no name: check `defaults` in your own files$"),
         ("defaults: [mine]", r"^YAML files include each other in a circle: check `defaults` in your own files$"),
     ],
-    ids=["tab", "brace", "twice", "deep", "bytes", "bomb", "circle"],
+    ids=["tab", "brace", "twice", "deep", "bytes", "bomb", "nameless", "circle"],
 )
 @pytest.mark.timeout(30)
 def test_damaged_files_of_the_users_own_are_named(

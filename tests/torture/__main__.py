@@ -55,12 +55,13 @@ def main() -> int:
         root = [] if os.geteuid() == 0 else ["--map-root-user"]
         os.execvp("unshare", ["unshare", "--mount", *root, sys.executable, "-m", "torture", *sys.argv[1:]])
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    if one:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
     if one == "long":
         return watch_long_runs(folder)
     print(f"seed={seed}", flush=True)
     bench = Bench(folder)
     if one:
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
         result = play(bench, empty_cache, seed) if one == "cold" else play(bench, kind_of(int(one)), int(one))
         print(*result.said, *result.faults, sep="\n")
         return bool(result.faults)

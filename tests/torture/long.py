@@ -82,7 +82,7 @@ def watch(bench: Bench, name: str, arguments: list[str], count: Callable[[], int
     total, failed = count(), 0
     print(f"{name}:")
     for (what, unit), values in looks.items():
-        places, amounts = np.array([row for row in values if row[0] >= total / 3]).T if values[-1][0] else ((), ())
+        places, amounts = np.array([row for row in values if total / 3 <= row[0] < total] or [(0, 0)]).T
         if len(set(places)) > 3:
             slope = np.polyfit(places, amounts, 1)[0]
             grows = slope * total * 2 / 3 > GROWTH[unit]
