@@ -14,8 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+from data.fakes import tif
+from rasterio.transform import from_origin
 from runs import ENVIRONMENT, ROOT, TINY, finished, rows, train
+from tiny_network import make_checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
 HERE, THERE = "10.79.0.1", "10.79.0.2"
@@ -190,3 +195,18 @@ def test_a_training_cut_off_and_resumed_has_the_losses_of_one_host(hosts: Hosts,
     assert rows(folder, "start")[0]["ranks"] == 2
     losses = [[(row["step"], row["train/loss"]) for row in rows(run, "train")] for run in (folder, tmp_path / "one")]
     assert losses[0] == losses[1]
+
+
+def test_maps_need_a_folder_that_both_hosts_see(hosts: Hosts, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "colour.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 80, (900, 300, 3)) * 3 + np.arange(3)  # no two channels alike
+    place = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_400_000, 0.5, 0.5)}
+    tif(tmp_path / "a.tif", np.moveaxis(pixels, 2, 0).astype(np.uint8), **place)
+    given = [f"checkpoint={tmp_path / 'colour.safetensors'}", "trust=true", f"input={tmp_path / 'a.tif'}", "window=64"]
+    given += ["gpus=0", "ranks=auto", f"launch.hosts=[{HERE}:1,{THERE}:1]", f"launch.interface={LINK}"]
+    told = finished(hosts.start("-m", "pfseg", "predict", *given, f"output={hosts.run}/maps"), 2)
+    assert f"error: host {hosts.there} doesn't see {hosts.run}/maps/.pfseg: give an output that all hosts share" in told
+    wait_for_end(hosts, 10)
+    finished(hosts.start("-m", "pfseg", "predict", *given, f"output={tmp_path}/maps"))
+    with rasterio.open(tmp_path / "maps" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), pixels.argmax(2))
