@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from pfseg.prediction.strips import STRIPS, Strips
 from pfseg.tracking.records import RecordWriter
 
 Progress = Callable[[float], None]  # takes the share of an image that was finished since the last call
+_WAIT_SECONDS = 0.2
 _LARGE = 0.25  # of what each rank has to do; larger images are divided
 
 
@@ -144,6 +146,10 @@ class _Rank:
             task = left[name]
             work = partial(predict_image, task, self._predictor, partial(self._advance, task), self._settings)
             self._finish(task, *attempt(task, work))
+        while rank() == 0 and not all(map(self._is_finished, left.values())):  # its result is that of the job
+            if self._stop():
+                raise Stopped
+            time.sleep(_WAIT_SECONDS)
 
     def _predict_strips(self, task: Task) -> list[str]:
         """Predict strips of an image that no other rank predicts; whoever then finds all of them done writes the maps.

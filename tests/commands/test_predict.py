@@ -37,8 +37,10 @@ from pfseg.config.compose import compose
 from pfseg.config.schema import Train
 from pfseg.data.reader import ImageReader
 from pfseg.errors import CheckpointError, ConfigError, DataError, WriteError
+from pfseg.jobs.predict import run as run_rank
 from pfseg.prediction.folder import find_images
 from pfseg.prediction.maps import Maps
+from pfseg.prediction.shares import Shares
 from pfseg.weights.calibration import save_calibration
 from pfseg.weights.checkpoint import save_checkpoint
 
@@ -711,6 +713,24 @@ def kill_a_rank(process: subprocess.Popen[str], done: Callable[[], bool]) -> Non
     ranks["1"].kill()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1 and "was killed (exit code 137)" in errors
+
+
+def test_the_first_rank_waits_for_the_others(checkpoint, tmp_path):
+    """What it returns is the result of the job: another rank may be stopped in the middle of an image."""
+    write(tmp_path / "in" / "a.png", picture(70, 70))
+    given = [f"checkpoint={checkpoint}", "trust=true", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    settings, folder = check(compose("predict", given)), tmp_path / "out" / ".pfseg"
+    with pytest.raises(
+        ConfigError, match=r"^host \S+ doesn't see \S+/out/.pfseg: give an output that all hosts share$"
+    ):
+        run_rank(settings, folder, lambda: False)
+    folder.mkdir(parents=True)
+    (folder / "resolved.yaml").touch()
+    asked: list[bool] = []
+    for _ in Shares(folder, 1).claim([str(tmp_path / "in" / "a.png")]):
+        assert run_rank(settings, folder, lambda: len(asked) > 1 or asked.append(True)) == {"status": "stopped"}
+    assert len(asked) == 2 and not (tmp_path / "out" / "a.png").exists()
+    assert run_rank(settings, folder, lambda: False) == {"status": "done"} and (tmp_path / "out" / "a.png").exists()
 
 
 @pytest.mark.slow
