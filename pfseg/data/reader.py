@@ -161,7 +161,7 @@ class Image(AbstractContextManager["Image"]):
         if self._contrast is not None:
             pixels = cv2.LUT(pixels, self._contrast)
         if valid is not None and not valid.all():
-            pixels = np.where(valid[..., None], pixels, np.uint8(0))
+            pixels = np.where(valid[..., None], pixels, np.uint8(0)) if valid.any() else np.zeros_like(pixels)
         return pixels, valid
 
     @property
