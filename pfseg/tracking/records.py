@@ -30,7 +30,7 @@ class Row(TypedDict):
 
     event: str
     step: int  # updates done
-    epoch: NotRequired[int]  # counts from 0
+    epoch: int  # counts from 0
     time: FiniteFloat  # unix seconds
 
 
