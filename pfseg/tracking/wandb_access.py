@@ -33,6 +33,7 @@ def choose_mode(mode: str) -> tuple[str, str]:
     Raises:
         ConfigError: an unknown mode in the environment, or `online` without an API key.
     """
+    reason = f"logger.wandb.mode={mode}"
     if mode == "auto":
         given = os.environ.get("WANDB_MODE", "").strip().lower() or "auto"
         if given not in _WANDB_MODES:
@@ -40,9 +41,9 @@ def choose_mode(mode: str) -> tuple[str, str]:
                 f"WANDB_MODE={given} (of the environment) is not one of {', '.join(_WANDB_MODES)}; unset it or use one "
                 "of them"
             )
-        mode = _WANDB_MODES[given]
+        mode, reason = _WANDB_MODES[given], f"WANDB_MODE={given}"
     if mode in ("disabled", "offline"):
-        return mode, "logger.wandb.mode=offline"
+        return mode, reason
     if has_key():
         fault = unreachable(server())
         return ("offline", fault) if fault else ("online", "")

@@ -382,7 +382,8 @@ def test_modes_of_the_environment(given: str, mode: str, monkeypatch: pytest.Mon
         with pytest.raises(ConfigError, match="needs a W&B key"):
             choose_mode("auto")
     else:
-        assert choose_mode("auto")[0] == mode
+        assert choose_mode("auto") == (mode, f"WANDB_MODE={given}" if given else "no API key, see `wandb login`")
+    assert choose_mode("offline") == ("offline", "logger.wandb.mode=offline")
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(
         ConfigError, match=r"WANDB_MODE=sometimes .* is not one of auto, online, offline, disabled, dry"
