@@ -66,7 +66,8 @@ def run(settings: Predict) -> None:
             failures = _predict_all(left, predictor, progress, console, len(tasks) - len(left), settings)
     shutil.rmtree(output / STRIPS, ignore_errors=True)
     before = f", {len(tasks) - len(left):,} were finished before" if len(left) < len(tasks) else ""
-    terminal.line(console, f"{len(left) - len(failures):,} images predicted into {output}{before}")
+    done = len(left) - len(failures)
+    terminal.line(console, f"{done:,} image{'s' * (done != 1)} predicted into {output}{before}")
     if failures:
         raise DataError(f"{len(failures):,} of {len(tasks):,} images could not be predicted; the first: {failures[0]}")
 

@@ -803,7 +803,7 @@ def test_ranks_share_one_image(predict, tmp_path, monkeypatch):
     fields["margin"][np.isfinite(fields["margin"])] = 0.25  # to see that it isn't made again
     np.savez_compressed(marked, **fields)
     told, errors = in_ranks(checkpoint, tmp_path, *given, ranks=4).communicate(timeout=200)
-    assert "1 images predicted into" in told, errors
+    assert "1 image predicted into" in told, errors
     for path in one.iterdir():
         assert (path.read_bytes() == (out / path.name).read_bytes()) == (path.name != "a_margin.tif"), path.name
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in one.iterdir())
