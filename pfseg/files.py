@@ -78,6 +78,13 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
     return WriteError(f"{path} can't be written ({error.strerror or error}); {remedy}")
 
 
+def write_fault(error: BaseException) -> WriteError | None:
+    """The error for users of a disk that is full or read-only; None for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return cannot_write(Path(error.filename or "a file"), error)
+    return None
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of `path`, which is a file `<path>.lock` beside it, until the end of the process at most.

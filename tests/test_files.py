@@ -10,7 +10,17 @@ import pytest
 from privileges import permissions_hold
 
 from pfseg.errors import WriteError
-from pfseg.files import load_json, load_yaml, lock, parse_json, program, replacing, shown, write_atomic
+from pfseg.files import (
+    load_json,
+    load_yaml,
+    lock,
+    parse_json,
+    program,
+    replacing,
+    shown,
+    write_atomic,
+    write_fault,
+)
 
 
 def test_paths_are_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -27,6 +37,14 @@ def test_a_file_is_written_whole_with_its_folder(tmp_path: Path):
     write_atomic(file, b"b", sync=False)
     assert file.read_bytes() == b"b"
     assert [item.name for item in file.parent.iterdir()] == ["result.json"]
+
+
+def test_a_full_disk_is_told_from_other_errors():
+    with pytest.raises(OSError) as full, open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"a")
+    assert str(write_fault(full.value)).startswith("a file can't be written (No space left on device); free some space")
+    assert write_fault(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
+    assert write_fault(ValueError()) is None
 
 
 def test_the_old_file_stays_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -29,7 +29,7 @@ from pfseg.config.settings import Settings
 from pfseg.config.stored import expand_resume
 from pfseg.devices import other_slurm_process
 from pfseg.errors import ConfigError, JobError, PfsegError
-from pfseg.files import cannot_write
+from pfseg.files import cannot_write, write_fault
 from pfseg.launch.lease import lease, sole_use
 from pfseg.launch.sweep import mark_stopped, stopped, sweep
 from pfseg.signals import handled
@@ -159,7 +159,8 @@ def _task(command: str, settings: Settings | None, failures: list[Exception], *,
         try:
             with handled((signal.SIGTERM, signal.SIGHUP), _end):  # until the work handles them itself
                 return work(settings or check(cfg))
-        except Exception as error:
+        except Exception as raised:
+            error = write_fault(raised) or raised
             _keep_failure(error)
             failures.append(error)  # raised later: here Hydra would add lines of its own
             return None

@@ -25,7 +25,7 @@ from typing import Any
 from pfseg.compiler import explained
 from pfseg.devices import choose_gpus
 from pfseg.errors import ConfigError, PfsegError
-from pfseg.files import plain, write_atomic
+from pfseg.files import plain, write_atomic, write_fault
 from pfseg.launch.watchdog import RankError, accompany, die_with_parent, tell
 
 _CONFIG = "PFSEG_JOB"  # the variable with the configuration
@@ -120,7 +120,7 @@ def _choose_devices(config: Config) -> None:
 
 
 def _report(folder: Path, rank: int, error: BaseException) -> None:
-    error = explained(error)
+    error = write_fault(error) or explained(error)
     report: RankError = {
         "rank": rank,
         "time": time.time(),

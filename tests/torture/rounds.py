@@ -62,8 +62,9 @@ def strike(bench: Bench, process: subprocess.Popen[str], random: Random, result:
     kinds: dict[str, int] = {"the command": process.pid}  # each kind once, so that many compilers don't outweigh others
     for each in bench.processes(result.number):
         with suppress(psutil.Error):
-            if each.pid != process.pid:
-                kinds[" ".join(each.cmdline()[:4])[-60:]] = each.pid
+            line = each.cmdline()
+            if each.pid != process.pid and "resource_tracker" not in " ".join(line):  # what that is for, see the docs
+                kinds[" ".join(line[:4])[-60:]] = each.pid
     what, number = random.choice(list(kinds)), random.choice(SIGNALS)
     pause = random.uniform(0, 3)  # of one that is stopped
     if process.poll() is not None:
