@@ -1,6 +1,6 @@
 """`make torture ARGS="minutes=20 seed=0"`: rounds of kills, full disks and damaged files until the time is over.
 
-`round=<number>` repeats a round, `round=long` watches long runs, `round=cold` two first starts with an empty cache.
+`round=<number>` repeats a round, `round=long` watches long runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from torture.bench import Bench, Round
 from torture.long import watch_long_runs
-from torture.rounds import FILES, empty_cache, kind_of, play
+from torture.rounds import FILES, kind_of, play
 
 LANES = 2  # side by side
 _CLONE_NEWNS = 0x20000
@@ -49,7 +49,7 @@ def main() -> int:
     minutes, seed = float(given.pop("minutes", 20)), int(given.pop("seed", time.time()))
     one = given.pop("round", None)
     if given:
-        sys.exit(f"unknown: {', '.join(given)}; expected minutes=<number> seed=<number> round=<number>|long|cold")
+        sys.exit(f"unknown: {', '.join(given)}; expected minutes=<number> seed=<number> round=<number>|long")
     if "PFSEG_APART" not in os.environ:  # mounts of its own; root here is whoever started it
         os.environ["PFSEG_APART"] = "1"
         root = [] if os.geteuid() == 0 else ["--map-root-user"]
@@ -62,7 +62,7 @@ def main() -> int:
     print(f"seed={seed}", flush=True)
     bench = Bench(folder)
     if one:
-        result = play(bench, empty_cache, seed) if one == "cold" else play(bench, kind_of(int(one)), int(one))
+        result = play(bench, kind_of(int(one)), int(one))
         print(*result.said, *result.faults, sep="\n")
         return bool(result.faults)
     fork = multiprocessing.get_context("fork")

@@ -273,23 +273,6 @@ def bad_network(bench: Bench, random: Random, result: Round) -> None:
             server.server_close()
 
 
-def empty_cache(bench: Bench, random: Random, result: Round) -> None:
-    """Two first starts at once compile Jittor and its operators into one empty cache; takes minutes."""
-    home = bench.folder / "home"
-    home.mkdir()
-    folders = [bench.folder / f"{result.number}-{number}" for number in range(2)]
-    work = bench.works["train"]
-    processes = []
-    for folder in folders:
-        processes.append(bench.start(work.arguments(folder), result.number, {"JITTOR_HOME": str(home)}))
-        time.sleep(random.uniform(0, 5))
-    for folder, process in zip(folders, processes, strict=True):
-        text, _ = process.communicate()
-        if process.returncode or work.result(folder) != work.expected:
-            result.faults.append(f"exit code {process.returncode}: {text[-2000:]}")
-    shutil.rmtree(home)
-
-
 def damaged_files(_: Bench, __: Random, result: Round) -> None:
     """A batch of damaged files, read in a process of its own."""
     result.said.append(f"{FILES} files")
