@@ -31,6 +31,7 @@ class TrainerSettings(Settings):
     save_every: t.Count | None = setting("steps between checkpoints, besides the one after each epoch")
     max_time: t.Positive | None = setting("minutes after which the run saves and ends; null: unlimited")
     deterministic: bool = setting("whether a GPU repeats a run to the last bit, by slower convolutions")
+    checkpointing: bool = setting("whether the backward pass computes the backbone's maps again, which saves memory")
     log_grad_norm: bool = setting("whether to log the norm of the gradient, of all and of each part of the network")
 
 

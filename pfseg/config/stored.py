@@ -32,6 +32,7 @@ _LATER: dict[str, dict[str, object]] = {
     "trainer": {
         "log_grad_norm": False,
         "bn_batches": 0,
+        "checkpointing": False,
         "deterministic": False,
         "freeze_backbone": 0,
         "overfit": False,

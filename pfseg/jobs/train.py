@@ -15,6 +15,7 @@ from pfseg.data.base import SegmentationDataset, find_overlap
 from pfseg.data.census import count_masks
 from pfseg.data.whole_scenes import SceneDataset
 from pfseg.engine import nccl
+from pfseg.engine.checkpointing import checkpoint_segments
 from pfseg.engine.cost import count
 from pfseg.engine.hooks import standard_hooks
 from pfseg.engine.optimizer import build_optimizer, scale_lr
@@ -39,6 +40,8 @@ def run(settings: Train, folder: Path, stop: Callable[[], bool]) -> Result:
     model = build_model(settings.model, train_set.num_classes, settings.dataset.num_bands)
     if world_size() > 1:
         model.mpi_param_broadcast()
+    if settings.trainer.checkpointing:
+        checkpoint_segments(model)
     workers = build_data.loader_workers(settings)
     loader = build_data.build_loader(settings, train_set, rank=rank(), world_size=world_size(), workers=workers)
     evaluator = build_evaluator(settings, val_set, model)

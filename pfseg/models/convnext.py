@@ -90,6 +90,11 @@ class ConvNeXt(Backbone):
             features.append(getattr(self, f"norm{i}")(x))
         return features
 
+    @property
+    def segments(self) -> list[jt.nn.Module]:
+        """The downsampling layers and the blocks."""
+        return [*self.downsample_layers, *(block for stage in self.stages for block in stage)]
+
     @staticmethod
     def rename_pretrained(key: str, keys: Collection[str]) -> str:
         """Name of a weight of an ImageNet file, the authors' or torchvision's, in this network."""

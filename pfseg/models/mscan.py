@@ -192,6 +192,13 @@ class MSCAN(Backbone):
             features.append(x)
         return features
 
+    @property
+    def segments(self) -> list[jt.nn.Module]:
+        """The patch embeddings and the blocks."""
+        numbers = range(1, 5)
+        blocks = [block for number in numbers for block in getattr(self, f"block{number}")]
+        return [*(getattr(self, f"patch_embed{number}") for number in numbers), *blocks]
+
     @staticmethod
     def rename_pretrained(key: str, keys: Collection[str]) -> str:
         """Name of a weight of an ImageNet file in this network; mmsegmentation's lack one of two `dwconv`."""

@@ -15,6 +15,7 @@ from pfseg.ops.convolution import PackedWeights
 from pfseg.ops.resampling import plane_resize, resize_to_image
 from pfseg.runtime import Var, jt
 
+_LAYERS = ("layer0", "layer1", "layer2", "layer3", "layer4")
 _BACKBONE = "backbone."  # before the names of its weights, where published files have nothing
 
 
@@ -72,6 +73,8 @@ class Backbone(jt.nn.Module):
         channels_last: whether it is made of the operators of `pfseg.ops` alone, so that on a GPU it can be given maps
             (N, H, W, C); see `pfseg.ops.maps`. Others get (N, C, H, W) float32 on every device.
         fresh: modules that files of trained weights lack, which then start as they are.
+        segments: parts from one map to one each, within which `trainer.checkpointing` keeps no maps; here `layer0` ..
+            `layer4`, if it has them.
     """
 
     out_channels: tuple[int, ...]
@@ -84,10 +87,20 @@ class Backbone(jt.nn.Module):
         """Stride of the coarsest map in pixels."""
         return self.feature_strides[-1]
 
+    @property
+    def segments(self) -> list[jt.nn.Module]:
+        """See above."""
+        return layers_of(self)
+
     @staticmethod
     def rename_pretrained(key: str, keys: Collection[str]) -> str:
         """The name in this backbone of the weight `key` of a published file, whose names are `keys`; here the same."""
         return key
+
+
+def layers_of(backbone: object) -> list[jt.nn.Module]:
+    """The modules `layer0` .. `layer4` of a backbone, as far as it has them."""
+    return [getattr(backbone, name) for name in _LAYERS if hasattr(backbone, name)]
 
 
 class LayeredBackbone(Backbone):

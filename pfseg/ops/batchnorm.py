@@ -8,10 +8,11 @@ W) float32; everything per channel (C,).
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt, world_size
 
 
-class _Normalise(jt.Function):
+class _Normalise(Function):
     """Training-mode normalisation on a CPU; returns (y, mean, biased variance over all ranks)."""
 
     def __init__(self, eps: float, relu: bool, sync: bool) -> None:
@@ -23,7 +24,8 @@ class _Normalise(jt.Function):
             # Every rank has equally many values: batches are whole.
             own, mean = mean, mean.mpi_all_reduce("mean")
             var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
-        self.inverse = 1.0 / jt.sqrt(var + self.eps)
+        # Fused with what follows, it would be rounded otherwise where the gradient doesn't need it, too.
+        self.inverse = (1.0 / jt.sqrt(var + self.eps)).stop_fuse()
         self.x, self.mean, self.scale, self.bias = x, mean, weight * self.inverse, bias
         inputs = [x, mean, self.scale, bias]
         (y,) = kernels.run_on_cpu("batchnorm_normalise", [(x.shape, "float32")], inputs, relu=self.relu)
@@ -45,7 +47,7 @@ class _Normalise(jt.Function):
         return x_grad, weight_grad, bias_grad
 
 
-class _NormaliseMaps(jt.Function):
+class _NormaliseMaps(Function):
     """Normalisation on the GPU kernels, of maps x (N, H, W, C) by weight and bias (C,); adds a fourth input, if any.
 
     Attributes:
@@ -128,9 +130,11 @@ class BatchNorm2d(jt.nn.Module):
         weight, bias, running_mean, running_var: (C,) float32; `running_var` is unbiased.
         momentum: share of the new value in the running one; None for a plain average over all batches since
             `reset_running_stats` (used to re-estimate the statistics).
+        tracking: whether batches move the running statistics.
     """
 
     relu = False
+    tracking = True
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True) -> None:
         super().__init__()
@@ -173,7 +177,8 @@ class BatchNorm2d(jt.nn.Module):
         sync = self.sync and world_size() > 1
         normalised: Var
         normalised, mean, var = _Normalise(self.eps, self.relu, sync)(x, self.weight, self.bias)
-        self._track(mean, var, x.shape[0] * x.shape[2] * x.shape[3] * (world_size() if sync else 1))
+        if self.tracking:
+            self._track(mean, var, x.shape[0] * x.shape[2] * x.shape[3] * (world_size() if sync else 1))
         return normalised
 
     def add_relu(self, x: Var, shortcut: Var) -> Var:
@@ -196,7 +201,7 @@ class BatchNorm2d(jt.nn.Module):
         normalise = _NormaliseMaps(self.eps, momentum, relu, sync, [self.running_mean, self.running_var])
         inputs = [x, self.weight, self.bias] if residual is None else [x, self.weight, self.bias, residual]
         y: Var = normalise(*inputs)
-        if momentum is not None:
+        if momentum is not None and self.tracking:
             mean, var = normalise.running
             self.running_mean.update(mean)
             self.running_var.update(var)

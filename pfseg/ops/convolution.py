@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 
 from pfseg.ops import kernels, maps
 from pfseg.ops.convolution_last import ConvolutionLast
+from pfseg.ops.function import Function
 from pfseg.ops.geometry import Pair, geometry, result_sides
 from pfseg.runtime import Var, jt
 
@@ -27,7 +28,7 @@ def _run(function: str, shape: Sequence[int], inputs: list[Var], scratch: int = 
     return kernels.run_on_cpu(f"convolution_{function}", outputs, inputs, **options)[0]
 
 
-class _Convolution(jt.Function):
+class _Convolution(Function):
     """One call's geometry, and the gradients of x, weight and bias."""
 
     def __init__(self, stride: Pair, padding: Pair, dilation: Pair) -> None:
@@ -75,7 +76,7 @@ def _scratch(x: Sequence[int], w: Sequence[int], y: Sequence[int], winograd: boo
     return maps + blocks(w[0]) * blocks(w[1]) * taps + 64
 
 
-class _Pack(jt.Function):
+class _Pack(Function):
     """Weights (K, C, h, w) float32 as the GPU kernels take them, (K', h, w, C) of a type, all by one launch.
 
     So are the gradients by the packed ones, which come back as (K, C, h, w).
@@ -96,7 +97,7 @@ class _Pack(jt.Function):
         return [None if g is None else next(gradients) for g in upstream]
 
 
-class _ConvolutionMaps(jt.Function):
+class _ConvolutionMaps(Function):
     """The same on the GPU kernels: maps (N, H, W, C) to (N, H', W', K), of the maps' type or float32.
 
     The weights that it takes, and gives a gradient for, are those of `_Pack`. Only those of a matrix product are
@@ -288,7 +289,7 @@ class Linear(Conv2d):
         return self.weight.reshape(*self.weight.shape, 1, 1)
 
 
-class _Matmul(jt.Function):
+class _Matmul(Function):
     def execute(self, a: Var, b: Var) -> Var:
         self.a, self.b = a, b
         return _product(a, b)

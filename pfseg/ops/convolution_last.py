@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pfseg.ops import kernels
+from pfseg.ops.function import Function
 from pfseg.ops.geometry import geometry, result_sides
-from pfseg.runtime import Var, jt
+from pfseg.runtime import Var
 
 _MIN_CHANNELS, _MIN_TILES = 128, 128  # for Winograd; measured on two cores with AVX-512
 
@@ -28,7 +29,7 @@ def _processor() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-class ConvolutionLast(jt.Function):
+class ConvolutionLast(Function):
     """A convolution and its gradients by x, weight (K, C, h, w) float32 and bias."""
 
     def __init__(self, module: Any) -> None:  # a `Conv2d`, which imports this module

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
-class _Depthwise(jt.Function):
+class _Depthwise(Function):
     """The convolution of x (N, C, H, W), on a GPU (N, H, W, C), and the gradients of x, weight and bias."""
 
     def __init__(self, dilation: tuple[int, int]) -> None:

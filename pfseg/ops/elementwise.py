@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
-from pfseg.runtime import Var, jt
+from pfseg.ops.function import Function
+from pfseg.runtime import Var
 
 
-class _Gelu(jt.Function):
+class _Gelu(Function):
     def __init__(self) -> None:
         self.run = kernels.run if kernels.active() else kernels.run_on_cpu
 
@@ -25,7 +26,7 @@ def gelu(x: Var) -> Var:
     return back(y) if back else y
 
 
-class _ScaledAdd(jt.Function):
+class _ScaledAdd(Function):
     def __init__(self) -> None:
         self.run = kernels.run if kernels.active() else kernels.run_on_cpu
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
-class _Groups(jt.Function):
+class _Groups(Function):
     """Over groups of channels of x (N, C, H, W), on a GPU (N, H, W, C)."""
 
     def __init__(self, groups: int, eps: float, relu: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
-class _Layer(jt.Function):
+class _Layer(Function):
     """Over the channels of x (N, C, H, W), on a GPU (N, H, W, C)."""
 
     def __init__(self, eps: float) -> None:

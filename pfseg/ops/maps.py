@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pfseg.ops import kernels
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 _state = {"last": False}
@@ -43,7 +44,7 @@ def channels(x: Var) -> int:
     return int(x.shape[3 if _state["last"] else 1])
 
 
-class _Transpose(jt.Function):
+class _Transpose(Function):
     """(N, C, H, W) to (N, H, W, C) of another type, or back."""
 
     def __init__(self, to_last: bool, dtype: str) -> None:
@@ -102,7 +103,7 @@ def _same(x: Var) -> Var:
     return x
 
 
-class _Join(jt.Function):
+class _Join(Function):
     def execute(self, *parts: Var) -> Var:
         self.shapes = [part.shape for part in parts]
         shape = (*parts[0].shape[:3], sum(part.shape[3] for part in parts))
@@ -113,7 +114,7 @@ class _Join(jt.Function):
         return tuple(kernels.run("maps_split", outputs, [upstream], count=len(outputs)))
 
 
-class _Split(jt.Function):
+class _Split(Function):
     def __init__(self, width: int) -> None:
         self.width = width
 
@@ -141,7 +142,7 @@ def split(x: Var, width: int) -> Sequence[Var]:
     return parts
 
 
-class _Modulate(jt.Function):
+class _Modulate(Function):
     def __init__(self, sign: float) -> None:
         self.sign = sign
 
@@ -173,7 +174,7 @@ def add_relu(a: Var, b: Var) -> Var:
     return y
 
 
-class _Add(jt.Function):
+class _Add(Function):
     def execute(self, a: Var, b: Var) -> Var:
         return kernels.run("maps_add", [(a.shape, a.dtype)], [a, b])[0]
 
@@ -181,7 +182,7 @@ class _Add(jt.Function):
         return upstream, upstream
 
 
-class _Fork(jt.Function):
+class _Fork(Function):
     def execute(self, x: Var) -> tuple[Var, Var]:
         return x.clone(), x.clone()
 
@@ -192,7 +193,7 @@ class _Fork(jt.Function):
         return kernels.run("maps_add", [(given[0].shape, given[0].dtype)], given)[0]
 
 
-class _Relu(jt.Function):
+class _Relu(Function):
     def execute(self, x: Var) -> Var:
         (self.y,) = kernels.run("maps_relu", [(x.shape, x.dtype)], [x])
         return self.y
@@ -229,7 +230,7 @@ def relu(x: Var) -> Var:
     return jt.ternary(x > zero, x, zero)
 
 
-class _ScaleChannels(jt.Function):
+class _ScaleChannels(Function):
     def execute(self, x: Var, factors: Var) -> Var:
         self.factors = factors
         return kernels.run("maps_scale_channels", [(x.shape, x.dtype)], [x, factors])[0]

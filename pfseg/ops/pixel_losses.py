@@ -7,12 +7,13 @@ on the device with all that leads to them.
 from __future__ import annotations
 
 from pfseg.ops import kernels
-from pfseg.runtime import Var, jt
+from pfseg.ops.function import Function
+from pfseg.runtime import Var
 
 SCRATCH = ((12488,), "int32")  # `Scratch` of `cuda/losses.cu`
 
 
-class _Pixels(jt.Function):
+class _Pixels(Function):
     def __init__(self, ignore_index: int) -> None:
         self.ignore_index = ignore_index
 
@@ -27,7 +28,7 @@ class _Pixels(jt.Function):
         return kernels.run("losses_pixels_gradient", outputs, inputs, ignore_index=self.ignore_index)[0], None
 
 
-class _Mean(jt.Function):
+class _Mean(Function):
     def __init__(self, threshold: float, min_kept: int, ignore_index: int) -> None:
         self.options = {"threshold": threshold, "min_kept": min_kept, "ignore_index": ignore_index}
 
@@ -43,7 +44,7 @@ class _Mean(jt.Function):
         return kernels.run("losses_mean_gradient", outputs, inputs, ignore_index=self.options["ignore_index"])[0], None
 
 
-class _Edge(jt.Function):
+class _Edge(Function):
     def __init__(self, all_ranks: bool) -> None:
         self.all_ranks = all_ranks
 

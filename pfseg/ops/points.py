@@ -13,6 +13,7 @@ import numpy as np
 
 from pfseg.ops import kernels, maps
 from pfseg.ops.convolution import batched_matmul
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
@@ -22,7 +23,7 @@ def gather_points(x: Var, indices: Var) -> Var:
     return x.reindex([n, c, indices.shape[1]], ["i0", "i1", "@e0(i0,i2)"], extras=[indices])
 
 
-class _ScatterPoints(jt.Function):
+class _ScatterPoints(Function):
     def execute(self, base: Var, source: Var, indices: Var) -> Var:
         n, c, length = base.shape
         order = jt.array(np.arange(1, indices.shape[1] + 1, dtype=np.int32)).broadcast(indices, [0])
@@ -127,7 +128,7 @@ def _fine_cells(indices: Var, coarse: tuple[int, int], fine: tuple[int, int]) ->
     return row * fine[0] // coarse[0] * fine[1] + column * fine[1] // coarse[1]
 
 
-class _Flow(jt.Function):
+class _Flow(Function):
     """`flow_points` on the GPU kernels (`cuda/points.cu`)."""
 
     def __init__(self, boundary: Var | None, salient: tuple[Var, Var] | None) -> None:

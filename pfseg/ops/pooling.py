@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
-class _Pooled(jt.Function):
+class _Pooled(Function):
     """Pooling of maps (N, H, W, C) on the GPU kernels."""
 
     def __init__(self, kernel: str, size: int, stride: int, padding: int) -> None:

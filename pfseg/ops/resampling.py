@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from pfseg.ops import kernels, maps
+from pfseg.ops.function import Function
 from pfseg.ops.points import gather_points
 from pfseg.runtime import Var, jt
 
@@ -80,7 +81,7 @@ def _band(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(matrix, starts[:, None] + np.arange(width), 1), starts.astype(np.int32)
 
 
-class _Separable(jt.Function):
+class _Separable(Function):
     """`rows` and `columns` applied on a CPU, to (N, C, H, W) if `planar`; the gradient applies their transposes."""
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray, planar: bool) -> None:
@@ -101,7 +102,7 @@ class _Separable(jt.Function):
         return kernels.run_on_cpu("last_resampling_separable", [(shape, x.dtype)], inputs)[0]
 
 
-class _Resampled(jt.Function):
+class _Resampled(Function):
     """Resizing or average pooling to `size` on the GPU kernels, of maps, or of (N, C, H, W) if `planar`."""
 
     def __init__(self, kernel: str, size: Sequence[int], planar: bool, **options: float) -> None:
@@ -118,7 +119,7 @@ class _Resampled(jt.Function):
         return kernels.run(f"{self.kernel}_gradient", outputs, [upstream], **self.options)[0]
 
 
-class _ResizedToImages(jt.Function):
+class _ResizedToImages(Function):
     """Maps (N, h, w, C) to images (N, C, H, W) float32 on the GPU kernels."""
 
     def __init__(self, size: Sequence[int], align_corners: bool) -> None:
@@ -135,7 +136,7 @@ class _ResizedToImages(jt.Function):
         return kernels.run("resample_to_images_gradient", outputs, [upstream], **options)[0]
 
 
-class _Maxima(jt.Function):
+class _Maxima(Function):
     """Maxima of adaptive pooling and their positions on the GPU kernels; see `adaptive_max_pool`."""
 
     def __init__(self, out: int, rule: str) -> None:

@@ -7,10 +7,11 @@ Shapes: x (N, C, H, W) float32, places (N, P, 2) float32: column and row in pixe
 from __future__ import annotations
 
 from pfseg.ops import kernels
+from pfseg.ops.function import Function
 from pfseg.runtime import Var, jt
 
 
-class _Sample(jt.Function):
+class _Sample(Function):
     def execute(self, x: Var, places: Var) -> Var:
         self.x, self.places = x, places
         shape = (*x.shape[:2], places.shape[1])

@@ -75,7 +75,7 @@ def settings(**changes: Any) -> run_settings.TrainerSettings:
     plain: dict[str, Any] = {"max_epochs": 2, "max_steps": None, "log_every": 1, "val_every": 1, "accumulate": 1}
     plain |= {"clip_grad": None, "freeze_bn": False, "sync_bn": True, "ema": None, "bn_batches": 0, "early_stop": None}
     plain |= {"num_samples": 0, "workers": 0, "save_every": None, "max_time": None, "log_grad_norm": False}
-    plain |= {"deterministic": False, "freeze_backbone": 0, "overfit": False}
+    plain |= {"checkpointing": False, "deterministic": False, "freeze_backbone": 0, "overfit": False}
     return run_settings.TrainerSettings(**plain | changes)
 
 

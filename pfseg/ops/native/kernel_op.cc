@@ -1,9 +1,12 @@
 #include "kernel_op.h"
 
 #include "kernels.h"
+#include "misc/cuda_flags.h"
 #include "var.h"
 
 namespace jittor {
+
+void free_var_mem(Var* var);  // in Jittor's var.cc, but no header
 
 KernelOp::KernelOp(int64 function, bool cuda, vector<NanoVector>&& shapes, vector<NanoString>&& dtypes, vector<Var*>&& inputs, DataMap&& options)
     : arrays(inputs), function(function), options(options) {
@@ -32,6 +35,11 @@ void KernelOp::run() {
     for (Var* var : arrays) in.push_back(array(var));
     for (Var* var : results) out.push_back(array(var));
     reinterpret_cast<pfseg::Kernel>(function)(in.data(), out.data(), options);
+    // Jittor would keep results that nobody uses, such as scratch memory, until the others are given up. On a GPU it still
+    // copies those of an operator for the processor.
+    if (use_cuda && !flags.get(NodeFlags::_cuda)) return;
+    for (Var* var : results)
+        if (var->need_free()) free_var_mem(var);
 }
 
 }  // namespace jittor
