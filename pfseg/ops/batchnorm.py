@@ -24,8 +24,7 @@ class _Normalise(Function):
             # Every rank has equally many values: batches are whole.
             own, mean = mean, mean.mpi_all_reduce("mean")
             var = (var + (own - mean) * (own - mean)).mpi_all_reduce("mean")
-        # Fused with what follows, it would be rounded otherwise where the gradient doesn't need it, too.
-        self.inverse = (1.0 / jt.sqrt(var + self.eps)).stop_fuse()
+        self.inverse = 1.0 / jt.sqrt(var + self.eps)
         self.x, self.mean, self.scale, self.bias = x, mean, weight * self.inverse, bias
         inputs = [x, mean, self.scale, bias]
         (y,) = kernels.run_on_cpu("batchnorm_normalise", [(x.shape, "float32")], inputs, relu=self.relu)
