@@ -51,6 +51,10 @@ def run(command: str, arguments: list[str], words: str | None) -> int:
     overrides = expand_resume(_expand(command, rest, words), multirun=args.multirun)
     name = args.config_name or command
     folder = Path(args.config_dir) if args.config_dir else None
+    if folder and not folder.is_dir():
+        raise ConfigError(
+            f"--config-dir {folder} is not a folder (looked in {folder.absolute()}): give one of YAML files"
+        )
     config_path = Path(args.config_path).absolute() if args.config_path else None
     if args.help:
         import_module("pfseg.commands.help").show(command, name, folder, config_path)

@@ -7,6 +7,7 @@ YAML files are looked for in pfseg's own conf/, in a folder `conf` of the workin
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +147,9 @@ def compose(
             parsed = [override for override in parsed if not override.is_sweep_override()]
         texts = [str(override.input_line) for override in parsed]
         try:
-            return hydra_compose(config_name, overrides=texts, return_hydra_config=with_hydra)
+            with warnings.catch_warnings():  # of a stored run's folder that is gone; what it lacks then is told
+                warnings.filterwarnings("ignore", message="provider=hydra.searchpath", category=UserWarning)
+                return hydra_compose(config_name, overrides=texts, return_hydra_config=with_hydra)
         except FAULTS as error:
             raise _explain(error, config_name, parsed, loader, sweep=False) from error
 

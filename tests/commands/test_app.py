@@ -76,8 +76,9 @@ def test_each_command_has_a_module_and_settings_of_its_own(name: str):
         (["train", "--epochs", "3"], "settings are given as key=value, without dashes; --help lists them all"),
         (["convert", "a.pth", "b.pth"], "file takes one value, got 2: a.pth b.pth"),
         (["train", "--experimental-rerun", "gone.pickle"], "--experimental-rerun gone.pickle does not exist: "),
+        (["train", "--config-dir", "gone"], "--config-dir gone is not a folder (looked in /"),
     ],
-    ids=["near", "far", "dashes", "two files", "rerun"],
+    ids=["near", "far", "dashes", "two files", "rerun", "folder"],
 )
 def test_what_cannot_be_understood_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert ended(*arguments) == 2

@@ -126,7 +126,7 @@ def test_a_run_explains_itself(undisturbed: Path):
     names = {path.name for path in undisturbed.iterdir()}
     assert names == {
         *(".hydra", "resolved.yaml", "command.txt", "environment.json", "metrics.jsonl", "result.json"),
-        *("checkpoints", "samples", "worker.log", "input.json"),
+        *("checkpoints", "samples", "worker.log", "input.json", ".run.lock"),
     }
     assert (undisturbed / "command.txt").read_text().count("train.py") == 1
     assert {"python", "packages"} <= stored(undisturbed / "environment.json").keys()

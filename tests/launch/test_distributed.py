@@ -108,7 +108,7 @@ def test_two_ranks_have_the_losses_of_one(twins: tuple[Path, Path]):
 def test_only_rank_0_writes(twins: tuple[Path, Path]):
     one, two = ({path.name for path in folder.rglob("*")} for folder in twins)
     assert two - one == {"command.txt", "environment.json", "resolved.yaml", "result.json", "worker.log"} | {
-        *(".hydra", "config.yaml", "config.pickle", "hydra.yaml", "overrides.yaml")
+        *(".hydra", "config.yaml", "config.pickle", "hydra.yaml", "overrides.yaml", ".run.lock")
     }, "of the driver"
     (begin,) = rows(twins[1], "start")
     assert (begin["ranks"], begin["batch_size"]) == (2, 2)
