@@ -738,10 +738,10 @@ def test_the_first_rank_waits_for_the_others(checkpoint, tmp_path):
 def test_ranks_share_the_images(checkpoint, tmp_path):
     """Killed in the middle, the same command does the rest; every map is that of one process, and written once."""
     for number in range(9):
-        save_tif(tmp_path / "in" / f"{number}.tif", planes(picture(260, 300, number)), **UTM)
+        save_tif(tmp_path / "in" / f"{number}.tif", planes(picture(520, 600, number)), **UTM)
     (tmp_path / "in" / "damaged.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    given = ["window=64", "flips=h"]
+    given = ["window=64", "flips=d4"]  # enough to do for a kill to come in time
     kill_a_rank(in_ranks(checkpoint, tmp_path, *given), lambda: len(list(out.glob("?.tif"))) > 2)
     before = {path: path.stat().st_mtime_ns for path in out.glob("?.tif")}
     assert 3 <= len(before) < 9
@@ -751,7 +751,7 @@ def test_ranks_share_the_images(checkpoint, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     for number in range(9):
         with rasterio.open(out / f"{number}.tif") as file:
-            np.testing.assert_array_equal(file.read(1), picture(260, 300, number).argmax(2))
+            np.testing.assert_array_equal(file.read(1), picture(520, 600, number).argmax(2))
     assert sorted(path.name for path in out.iterdir()) == [".pfseg.json", *(f"{number}.tif" for number in range(9))]
 
 
