@@ -24,7 +24,8 @@ from pfseg.weights.transfer import Module
 def checkpoint_segments(model: Module) -> None:
     """Let training keep nothing of the backbone's segments but their inputs (see `Backbone.segments`).
 
-    Losses, gradients and running statistics stay the same. Raises ConfigError if the network has no segments.
+    On a CPU the backbone's maps, gradients and running statistics stay the same. Raises ConfigError if the network has
+    no segments.
     """
     backbone = getattr(model, "backbone", None)
     segments: list[Module] = getattr(backbone, "segments", None) or layers_of(backbone)
